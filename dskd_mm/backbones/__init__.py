@@ -9,11 +9,11 @@ from dskd_mm.backbones.cifar_vgg import CIFARVGG
 from dskd_mm.backbones.cifar_wide_resnet import CIFARWideResNet
 
 __all__ = [
+    'CIFARVGG',
     'CIFARBottleneckResNet',
     'CIFARMobileNetV2',
     'CIFARResNet',
     'CIFARShuffleNetV1',
     'CIFARShuffleNetV2',
-    'CIFARVGG',
     'CIFARWideResNet',
 ]

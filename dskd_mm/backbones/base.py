@@ -11,7 +11,7 @@ KAIMING_INIT = (
 )
 """Normal weights with variance 2 / (k * k * out_channels), as in ResNet, WRN, VGG and MobileNetV2.
 
-The biases of convolutions and norms start at zero. ``Constant`` with ``val=1`` sets the norms' weights.
+The norms' weights start at 1; the biases of convolutions and norms at 0.
 """
 
 

@@ -22,7 +22,7 @@ class InvertedResidual(nn.Module):
         super().__init__()
         mid_channels = in_channels * expand_ratio
         self.conv = nn.Sequential(
-            # Present at a ratio of 1 too, where the paper leaves it out: the tables' network has it.
+            # The paper leaves the first one out at a ratio of 1; the tables' network has it.
             *conv_bn(in_channels, mid_channels, 1),
             *conv_bn(mid_channels, mid_channels, 3, stride=stride, groups=mid_channels),
             *conv_bn(mid_channels, out_channels, 1, act=False),
@@ -39,11 +39,12 @@ class InvertedResidual(nn.Module):
 class CIFARMobileNetV2(CIFARBackbone):
     """MobileNetV2 as in the CIFAR-100 tables, where it has half width and no dropout.
 
-    From `MobileNetV2: Inverted Residuals and Linear Bottlenecks <https://arxiv.org/abs/1801.04381>`_
-    with the differences of the network of `CRD <https://arxiv.org/abs/1910.10699>`_ (``mobile_half``,
-    which has it from Route Constrained Optimization): ReLU in place of ReLU6, stride 1 in the
-    second group of blocks, an expanding convolution in the first block as well, and widths cut to
-    whole numbers rather than rounded to multiples of 8.
+    From `MobileNetV2: Inverted Residuals and Linear Bottlenecks
+    <https://arxiv.org/abs/1801.04381>`_ with the differences of the network of `CRD
+    <https://arxiv.org/abs/1910.10699>`_ (its ``mobile_half``, taken from Route Constrained
+    Optimization): ReLU in place of ReLU6, stride 1 in the second group of blocks, an expanding
+    convolution in the first block as well, and widths cut to whole numbers rather than rounded to
+    multiples of 8.
 
     Args:
         widen_factor (float): Width multiplier. Defaults to 0.5.

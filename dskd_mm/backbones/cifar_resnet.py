@@ -43,9 +43,10 @@ class CIFARResNet(CIFARBackbone):
     """ResNet-8/14/20/32/44/56/110 and their four times wider kin for 32x32 images.
 
     The network of section 4.2 of `Deep Residual Learning for Image Recognition
-    <https://arxiv.org/abs/1512.03385>`_: a 3x3 stem without pooling, three stages of (depth - 2) / 6
-    basic blocks. The shortcuts that change shape are 1x1 convolutions (option B of the paper), as
-    in the CIFAR-100 tables of `CRD <https://arxiv.org/abs/1910.10699>`_ and its followers.
+    <https://arxiv.org/abs/1512.03385>`_: a 3x3 stem without pooling and three stages of
+    (depth - 2) / 6 basic blocks. The shortcuts that change shape are 1x1 convolutions (option B of
+    the paper), as in the CIFAR-100 tables of `CRD <https://arxiv.org/abs/1910.10699>`_ and its
+    followers.
 
     The tables' names are written as follows: ``resnet20`` is ``depth=20``; ``resnet8x4`` is
     ``depth=8, stem_channels=32, base_channels=64``; ``resnet32x4`` the same with ``depth=32``.

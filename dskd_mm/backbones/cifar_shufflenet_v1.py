@@ -59,9 +59,9 @@ class ShuffleUnit(nn.Module):
 class CIFARShuffleNetV1(CIFARBackbone):
     """ShuffleNetV1 with three groups, as in the CIFAR-100 tables.
 
-    From `ShuffleNet <https://arxiv.org/abs/1707.01083>`_ with the differences of the network of `CRD
-    <https://arxiv.org/abs/1910.10699>`_: a 1x1 stem without stride or pooling, and a ReLU after the
-    depthwise convolutions, which the paper leaves out.
+    From `ShuffleNet <https://arxiv.org/abs/1707.01083>`_ with the differences of the network of
+    `CRD <https://arxiv.org/abs/1910.10699>`_: a 1x1 stem without stride or pooling, and a ReLU
+    after the depthwise convolutions, which the paper leaves out.
 
     Args:
         groups (int): Groups of the 1x1 convolutions. Defaults to 3.

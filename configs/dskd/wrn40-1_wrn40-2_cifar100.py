@@ -1,0 +1,12 @@
+_base_ = '../plain/wrn40-1_cifar100.py'
+
+model = dict(
+    _delete_=True,
+    type='dskd_mm.DSKDDistiller',
+    student=_base_.model,
+    teacher=dict(
+        config='{{ fileDirname }}/../plain/wrn40-2_cifar100.py',
+        # Trained with that config; its last epoch.
+        checkpoint='work_dirs/wrn40-2_cifar100/epoch_240.pth',
+    ),
+)

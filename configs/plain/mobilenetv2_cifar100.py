@@ -1,0 +1,8 @@
+_base_ = [
+    '../_base_/models/mobilenetv2_cifar.py',
+    '../_base_/datasets/cifar100_bs64.py',
+    '../_base_/schedules/cifar_240e_bs64.py',
+    '../_base_/default_runtime.py',
+]
+
+optim_wrapper = dict(optimizer=dict(lr=0.01))

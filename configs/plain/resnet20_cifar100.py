@@ -1,0 +1,6 @@
+_base_ = [
+    '../_base_/models/resnet20_cifar.py',
+    '../_base_/datasets/cifar100_bs64.py',
+    '../_base_/schedules/cifar_240e_bs64.py',
+    '../_base_/default_runtime.py',
+]

@@ -1,0 +1,6 @@
+_base_ = [
+    '../_base_/models/wrn40-1_cifar.py',
+    '../_base_/datasets/cifar100_bs64.py',
+    '../_base_/schedules/cifar_240e_bs64.py',
+    '../_base_/default_runtime.py',
+]

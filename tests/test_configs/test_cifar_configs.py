@@ -1,0 +1,196 @@
+"""Every config loads; those for classification build, and their pairs fit together."""
+
+import copy
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = sorted((ROOT / 'configs').rglob('*.py'))
+PLAIN = sorted((ROOT / 'configs/plain').glob('*.py'))
+PAIRS = sorted((ROOT / 'configs/dskd').glob('*.py'))
+CIFAR_PAIRS = [path for path in PAIRS if path.stem.endswith('_cifar100')]
+
+needs_mmpretrain = pytest.mark.skipif(
+    importlib.util.find_spec('mmpretrain') is None, reason='mmpretrain is not installed'
+)
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT / 'configs'))
+
+
+def load(path: str | Path, tmp_path: Path) -> Config:
+    """Load a config of the repository or, through a file that inherits it, ``package::path``."""
+    if '::' in str(path):
+        heir = tmp_path / 'heir.py'
+        heir.write_text(f"_base_ = '{path}'\n", encoding='utf-8')
+        path = heir
+    return Config.fromfile(path)
+
+
+def load_classification(path: Path) -> Config:
+    for package in ('mmdet', 'mmseg'):
+        if f'{package}::' in path.read_text(encoding='utf-8'):
+            pytest.skip('not about classification')
+    cfg = Config.fromfile(path)
+    if cfg.get('default_scope') != 'mmpretrain':
+        pytest.skip('not about classification')
+    return cfg
+
+
+def images_for(model: dict, size: int = 32) -> torch.Tensor:
+    return torch.randn(2, model['backbone'].get('in_channels', 3), size, size)
+
+
+def build_classifier(cfg: Config, model: dict) -> torch.nn.Module:
+    """Build a classifier as the runner does, without downloads."""
+    model = copy.deepcopy(model)
+    model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        return MODELS.build(model)
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=name_of)
+def test_config_loads(path):
+    for package in ('mmpretrain', 'mmdet', 'mmseg'):
+        inherited = f'{package}::' in path.read_text(encoding='utf-8')
+        if inherited and importlib.util.find_spec(package) is None:
+            pytest.skip(f'{package} is not installed')
+    cfg = Config.fromfile(path)
+    # What the runner writes beside the checkpoints must load again.
+    assert Config.fromstring(cfg.pretty_text, '.py').to_dict() == cfg.to_dict()
+
+
+def test_configs_are_there():
+    assert len(PLAIN) >= 10
+    assert len(PAIRS) >= 8
+    assert len(CIFAR_PAIRS) >= 6
+
+
+@needs_mmpretrain
+@pytest.mark.parametrize('path', PLAIN, ids=name_of)
+def test_plain_model_builds_and_runs(path):
+    cfg = load_classification(path)
+    model = build_classifier(cfg, cfg.model)
+    assert model.head.num_classes == cfg.data_preprocessor.num_classes
+    assert model.head.in_channels == model.backbone.out_channels
+    model.eval()
+    images = images_for(cfg.model)
+    with torch.no_grad():
+        scores = model(images, mode='tensor')
+        # What everything rests on: the classifier's input is the mean of the returned map.
+        expected = model.head.fc(model.backbone(images)[-1].mean(dim=(2, 3)))
+    assert scores.shape == (2, model.head.num_classes)
+    torch.testing.assert_close(scores, expected)
+
+
+@needs_mmpretrain
+def test_plain_model_learns_from_uint8_images():
+    cfg = Config.fromfile(ROOT / 'configs/plain/resnet20_cifar100.py')
+    model = build_classifier(cfg, cfg.model)
+    model.init_weights()
+    from mmpretrain.structures import DataSample
+
+    batch = dict(
+        inputs=torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8),
+        data_samples=[DataSample().set_gt_label(label) for label in (0, 1, 50, 99)],
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    losses = []
+    for _ in range(8):
+        data = model.data_preprocessor(batch, training=True)
+        loss = model(**data, mode='loss')['loss']
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+
+
+@needs_mmpretrain
+@pytest.mark.parametrize('path', PAIRS, ids=name_of)
+def test_pair_fits(path, tmp_path):
+    cfg = load_classification(path)
+    assert cfg.model.type == 'dskd_mm.DSKDDistiller'
+    assert 'dskd_mm' in cfg.custom_imports.imports
+    # `_delete_` must have taken the base's keys away.
+    assert not {'backbone', 'neck', 'head'} & cfg.model.keys()
+    student = build_classifier(cfg, cfg.model.student)
+
+    teacher_cfg = load(cfg.model.teacher.config, tmp_path)
+    teacher = build_classifier(teacher_cfg, teacher_cfg.model)
+    for key in ('mean', 'std', 'num_classes'):
+        assert cfg.data_preprocessor[key] == teacher_cfg.data_preprocessor[key]
+    assert student.head.num_classes == teacher.head.num_classes == cfg.data_preprocessor.num_classes
+
+    images = images_for(cfg.model.student, size=64 if 'in1k' in path.stem else 32)
+    for model in (student, teacher):
+        assert model.head.fc.out_features == model.head.num_classes
+        model.eval()
+        with torch.no_grad():
+            (features,) = model.backbone(images)
+        assert features.dim() == 4
+        assert features.shape[1] == model.head.fc.in_features
+
+
+@pytest.mark.parametrize('path', CIFAR_PAIRS, ids=name_of)
+def test_teacher_is_trained_by_a_config_of_this_repository(path):
+    """The checkpoint named is the one that training the teacher's config leaves."""
+    teacher = Config.fromfile(path).model.teacher
+    teacher_cfg = Config.fromfile(teacher.config)
+    assert Path(teacher.config).resolve().parent == ROOT / 'configs/plain'
+    last = teacher_cfg.train_cfg.max_epochs
+    assert teacher.checkpoint == f'work_dirs/{Path(teacher.config).stem}/epoch_{last}.pth'
+    assert last % teacher_cfg.default_hooks.checkpoint.interval == 0
+
+
+@pytest.mark.parametrize(
+    ('name', 'lr'),
+    [('resnet20_r56', 0.05), ('mobilenetv2_r50', 0.01), ('shufflenetv1_r32x4', 0.01)],
+)
+def test_cifar_recipe(name, lr):
+    cfg = Config.fromfile(ROOT / f'configs/dskd/{name}_cifar100.py')
+    optimizer = dict(type='SGD', lr=lr, momentum=0.9, weight_decay=5e-4)
+    assert cfg.optim_wrapper.optimizer == optimizer
+    assert cfg.param_scheduler.milestones == [150, 180, 210]
+    assert cfg.train_cfg.max_epochs == 240
+    assert cfg.train_dataloader.batch_size == cfg.auto_scale_lr.base_batch_size == 64
+
+
+@needs_mmpretrain
+@pytest.mark.parametrize('name', ['resnet18_r34', 'mobilenetv2_r50'])
+def test_imagenet_recipe(name):
+    cfg = Config.fromfile(ROOT / f'configs/dskd/{name}_in1k.py')
+    optimizer = dict(cfg.optim_wrapper.optimizer)
+    # Inherited through `mmpretrain::`, types carry their scope.
+    assert optimizer.pop('_scope_', 'mmpretrain') == 'mmpretrain'
+    assert optimizer == dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=1e-4)
+    assert cfg.param_scheduler.milestones == [30, 60, 90]
+    assert 'step_size' not in cfg.param_scheduler
+    assert cfg.train_cfg.max_epochs == 100
+    assert cfg.auto_scale_lr.base_batch_size == 256
+
+
+def test_data_root_from_the_environment(monkeypatch):
+    monkeypatch.setenv('DSKD_DATA_ROOT', '/somewhere')
+    cfg = Config.fromfile(ROOT / 'configs/plain/resnet20_cifar100.py')
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        assert loader.dataset.data_root == '/somewhere/cifar100/'
+
+
+def test_metafile_matches_the_configs():
+    metafile = Config.fromfile(ROOT / 'configs/dskd/metafile.yml')
+    collections = [collection.Name for collection in metafile.Collections]
+    names = [model.Name for model in metafile.Models]
+    assert len(names) == len(set(names))
+    for model in metafile.Models:
+        assert (ROOT / model.Config).is_file()
+        assert model.Name == f'dskd_{Path(model.Config).stem}'
+        assert model['In Collection'] in collections
+    for collection in metafile.Collections:
+        assert (ROOT / collection.README).is_file()
