@@ -1,0 +1,27 @@
+# `make demo` and `make test` work on a fresh clone: both first bring .venv up to date.
+PYTHON ?= python3
+VENV_PYTHON := .venv/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint env clean
+
+help:  ## show this list
+	@grep -E '^[a-z]+: .*##|^[a-z]+:  ##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */make \1\t/' | expand -t 14
+
+demo: env  ## distil a small student and show what it gained; TASK=... chooses the task
+	@$(VENV_PYTHON) tools/demo.py $(if $(TASK),--task $(TASK))
+
+# Two workers of one thread each: on few cores they beat one process of two threads.
+test: lint  ## lint, then run the whole test suite
+	@OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n 2
+
+lint: env  ## ruff and mypy
+	@$(VENV_PYTHON) -m ruff check .
+	@$(VENV_PYTHON) -m mypy
+
+env:  ## build .venv or bring it up to date (PYTHON=... chooses the interpreter)
+	@$(PYTHON) tools/misc/install.py
+
+clean:  ## remove builds and caches; .venv stays, as it takes long to build
+	rm -rf build dist *.egg-info dskd_mm/.mim .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
