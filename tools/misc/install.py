@@ -475,7 +475,7 @@ def finished(process: subprocess.Popen) -> bool:
 
 def progress(log: str) -> str:
     """Where pip is: the compiled files so far, or its last line."""
-    compiled = re.findall(r'^\[(\d+)/(\d+)\]', log, re.MULTILINE)
+    compiled = re.findall(r'^\s*\[(\d+)/(\d+)\]', log, re.MULTILINE)
     if compiled:
         return '{} of {} files compiled'.format(*compiled[-1])
     return last_line(log)[:80]
