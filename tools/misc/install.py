@@ -222,12 +222,9 @@ PIP_PROBLEMS = (
         "the package index could not be reached. Check the network and pip's proxy settings",
     ),
     (
-        r'No matching distribution found',
-        "pip's package index lacks what constraints.txt asks for. Check pip's index settings",
-    ),
-    (
-        r'ResolutionImpossible|conflicting dependencies',
-        'constraints.txt contradicts what a package asks for. Change the pin that the log names',
+        r'No matching distribution found|ResolutionImpossible',
+        "pip found no release that constraints.txt allows. Check the network and pip's index "
+        'settings, and the pins if you changed them',
     ),
 )
 
