@@ -1,0 +1,6 @@
+_base_ = [
+    '../_base_/models/resnet8-w8_28px.py',
+    '../_base_/datasets/fashion-mnist_bs128.py',
+    '../_base_/schedules/cosine_20e_bs128.py',
+    '../_base_/default_runtime.py',
+]

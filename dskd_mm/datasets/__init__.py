@@ -1,0 +1,6 @@
+"""Data sets that no host reads."""
+
+from dskd_mm.datasets.cifar100_subset import CIFAR100Subset
+from dskd_mm.datasets.digits import Digits
+
+__all__ = ['CIFAR100Subset', 'Digits']

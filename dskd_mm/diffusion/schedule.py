@@ -1,0 +1,116 @@
+"""The noise schedule of DDPM and the deterministic sampling steps of DDIM."""
+
+import torch
+from torch import Tensor, nn
+
+from dskd_mm.registry import MODELS
+
+
+@MODELS.register_module()
+class DDIMSchedule(nn.Module):
+    r"""Linear noise schedule with DDIM steps (Ho et al. 2020; Song et al. 2021).
+
+    Symbols and names:
+
+    ===================== ===================================================================
+    :math:`\beta_t`       ``torch.linspace(beta_start, beta_end, num_train_steps)``
+    :math:`\bar\alpha_t`  ``alphas_cumprod[t]``, the cumulative product of :math:`1-\beta`
+    :math:`x_0`           ``sample`` of :meth:`add_noise`, a clean feature
+    :math:`x_t`           ``noisy`` of :meth:`step`, its noised version
+    :math:`\epsilon_\theta` ``noise`` of :meth:`step`, the predicted noise
+    ===================== ===================================================================
+
+    The tables are float32 whatever the precision of the features: under half precision :math:`1-\bar\alpha_0` is zero.
+    They are not part of the state dict, for they follow from the arguments.
+
+    Args:
+        num_train_steps (int): Length of the schedule. Defaults to 1000.
+        beta_start (float): First :math:`\beta`. Defaults to 1e-4.
+        beta_end (float): Last :math:`\beta`. Defaults to 0.02.
+
+    Raises:
+        ValueError: If the betas are not ``0 < beta_start <= beta_end < 1`` or there is no step.
+    """
+
+    alphas_cumprod: Tensor
+
+    def __init__(self, num_train_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> None:
+        super().__init__()
+        if num_train_steps < 1 or not 0 < beta_start <= beta_end < 1:
+            raise ValueError(
+                'DDIMSchedule expects num_train_steps >= 1 and 0 < beta_start <= beta_end < 1, '
+                f'but got num_train_steps={num_train_steps}, beta_start={beta_start}, beta_end={beta_end}.'
+            )
+        self.num_train_steps = num_train_steps
+        betas = torch.linspace(beta_start, beta_end, num_train_steps, dtype=torch.float32)
+        self.register_buffer('alphas_cumprod', torch.cumprod(1 - betas, dim=0), persistent=False)
+
+    def timesteps(self, steps: int, start: float = 0.5) -> list[int]:
+        """Timesteps of a sampling run, noisiest first.
+
+        The schedule is cut evenly (the "leading" spacing of diffusers) and only its part below ``start`` is used, as DiffKD
+        does: a student's feature is noisy already, so sampling begins in the middle.
+
+        Args:
+            steps (int): Number of sampling steps.
+            start (float): Where to begin, as a share of the schedule: 1 is pure noise. Defaults to 0.5.
+
+        Returns:
+            list[int]: For instance ``[400, 300, 200, 100, 0]`` with 5 steps from 0.5 on 1000.
+        """
+        if steps < 1 or not 0 < start <= 1:
+            raise ValueError(f'Expected steps >= 1 and 0 < start <= 1, but got steps={steps}, start={start}.')
+        stride = int(self.num_train_steps * start) // steps
+        if stride < 1:
+            raise ValueError(
+                f'{steps} sampling steps do not fit into the first {start:.0%} of {self.num_train_steps} training '
+                'steps: use fewer steps or a later start.'
+            )
+        return [i * stride for i in reversed(range(steps))]
+
+    def _signal_and_noise(self, timestep: int | Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        alpha = self.alphas_cumprod[timestep].reshape(-1, *[1] * (like.ndim - 1))
+        return alpha.sqrt(), (1 - alpha).sqrt()
+
+    def add_noise(self, sample: Tensor, noise: Tensor, timestep: int | Tensor) -> Tensor:
+        r"""Draw :math:`x_t = \sqrt{\bar\alpha_t}\,x_0 + \sqrt{1-\bar\alpha_t}\,\epsilon` (DDPM eq. 4).
+
+        Args:
+            sample (Tensor): Clean features of shape (B, C, ...).
+            noise (Tensor): Standard normal noise of the same shape.
+            timestep (int | Tensor): One timestep, or one per sample of shape (B, ).
+
+        Returns:
+            Tensor: The noised features, of the shape of ``sample``.
+        """
+        signal, sigma = self._signal_and_noise(timestep, sample)
+        return signal * sample + sigma * noise
+
+    def predict_clean(self, noisy: Tensor, noise: Tensor, timestep: int | Tensor) -> Tensor:
+        r"""The clean feature :math:`\hat x_0` that a noise prediction implies (DDIM eq. 9).
+
+        Args:
+            noisy (Tensor): Noised features :math:`x_t` of shape (B, C, ...).
+            noise (Tensor): Predicted noise of the same shape.
+            timestep (int | Tensor): One timestep, or one per sample of shape (B, ).
+
+        Returns:
+            Tensor: Clean features of the same shape.
+        """
+        signal, sigma = self._signal_and_noise(timestep, noisy)
+        return (noisy - sigma * noise) / signal
+
+    def step(self, noisy: Tensor, noise: Tensor, timestep: int, previous: int | None) -> Tensor:
+        r"""One deterministic DDIM step (:math:`\eta=0`, DDIM eq. 12).
+
+        Args:
+            noisy (Tensor): :math:`x_t` of shape (B, C, ...).
+            noise (Tensor): Predicted noise of the same shape.
+            timestep (int): :math:`t`.
+            previous (int, optional): The less noisy timestep to go to; None for the end, where :math:`\bar\alpha=1`.
+
+        Returns:
+            Tensor: The feature at ``previous``, of the same shape.
+        """
+        clean = self.predict_clean(noisy, noise, timestep)
+        return clean if previous is None else self.add_noise(clean, noise, previous)

@@ -1,0 +1,6 @@
+"""Distillers: start reading here."""
+
+from dskd_mm.distillers.base import Distiller
+from dskd_mm.distillers.dskd import DSKDDistiller
+
+__all__ = ['DSKDDistiller', 'Distiller']

@@ -1,0 +1,306 @@
+"""DSKD: teacher-guided student diffusion self-distillation."""
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dskd_mm.diffusion import (
+    DDIMSchedule,
+    DiffusionDenoiser,
+    FeatureAutoEncoder,
+    NoiseAdapter,
+    TeacherGuidedSampler,
+    noise_prediction_loss,
+)
+from dskd_mm.distillers.base import Distiller
+from dskd_mm.features import ChannelAlign, match_space
+from dskd_mm.guidance import ClassifierGuidance, Target, TeacherClassifier, target_cross_entropy
+from dskd_mm.losses import LSHDistillLoss
+from dskd_mm.registry import MODELS
+
+LOSSES = dict(diff=1.0, lsh=1.0, anchor=1.0, virtual=1.0, logit=0.0)
+
+
+@MODELS.register_module()
+class DSKDDistiller(Distiller):
+    r"""Teacher-Guided Student Self-Knowledge Distillation Using Diffusion Model (arXiv 2602.02107).
+
+    A light diffusion model is trained on features and denoises the student's; the *teacher's classifier* guides its sampling,
+    so that the denoised feature carries the teacher's knowledge; a locality-sensitive hashing loss pulls the student's feature
+    towards its own denoised version. In a training step:
+
+    1. z = φ(F_s), the student's feature in the teacher's channels;
+    2. ``loss_dskd_anchor``: the frozen teacher's classifier on z should name the target. It ties φ to the teacher's space (ours,
+       not in the paper: without it φ is held by its own self-target alone and can drift);
+    3. ``loss_dskd_diff``: the denoiser learns to predict the noise in the prior's features;
+    4. ẑ: z is noised and denoised again in a few guided DDIM steps, outside of the graph;
+    5. ``loss_dskd_lsh``: the hash of z should be that of ẑ;
+    6. ``loss_dskd_virtual``: the student's own logits should follow the teacher classifier's opinion of ẑ (ours).
+
+    Health figures are logged beside: ``dskd_acc_start`` and ``dskd_acc_denoised`` (how often the teacher's classifier names
+    the target's class on z and on ẑ), ``dskd_bits`` (share of hash bits that agree), ``dskd_std`` (spread of the prior's
+    features) and ``dskd_gamma`` (with a noise adapter).
+
+    The paper's text leaves several choices open; each is an argument here, and docs/en/ablations.md shows what they gave.
+    With ``prior='student'``, ``target='label'`` and no ``logit`` loss the teacher never runs: only its classification layer is
+    loaded.
+
+    Args:
+        student (dict | nn.Module): The student: a host's model.
+        teacher (dict): ``dict(config=..., checkpoint=...)``, see :class:`~dskd_mm.teacher.FrozenTeacher`.
+        site (dict, optional): Arguments of the task's site. Chosen by the student's type by default.
+        prior (str): What the denoiser is trained on: 'student' for z itself (detached), 'teacher' for the teacher's feature.
+            Defaults to 'student'.
+        target (str): What guidance and anchor aim at: 'label' for the ground truth, 'soft' for the teacher's own prediction on
+            the image. Defaults to 'soft'.
+        temperature (float): Softens predictions in the anchor with 'soft' targets, the virtual teacher and the logit loss.
+            Defaults to 4.
+        detach (bool): Whether ẑ is a fixed target, sampled without a graph; otherwise gradients flow through the sampler.
+            Defaults to True.
+        guidance_unit (str): What the sampler's strength means, see :class:`~dskd_mm.guidance.ClassifierGuidance`. Defaults to
+            'logit'.
+        normalize (bool): Whether features enter the diffusion divided by the running standard deviation of the prior's, for
+            the noise has unit variance. Defaults to True.
+        warmup (int): Iterations over which the losses that rest on ẑ grow from 0 to their weight, while the denoiser learns.
+            Defaults to 0.
+        align (dict, optional): Arguments of :class:`~dskd_mm.features.ChannelAlign`, φ. Defaults to None.
+        denoiser (dict, optional): Arguments of :class:`~dskd_mm.diffusion.DiffusionDenoiser`. Its kernel size is 3 for maps and
+            1 for vectors unless given. Defaults to None.
+        schedule (dict, optional): Arguments of :class:`~dskd_mm.diffusion.DDIMSchedule`. Defaults to None.
+        sampler (dict, optional): Arguments of :class:`~dskd_mm.diffusion.TeacherGuidedSampler`; ``scale=0`` turns guidance off.
+            With ``noise='adapter'`` a :class:`~dskd_mm.diffusion.NoiseAdapter` is built. Defaults to None.
+        autoencoder (dict, optional): ``dict(latent_channels=...)`` to diffuse wide features in a narrow latent; the guidance is
+            pulled back through its decoder. Defaults to None.
+        lsh (dict, optional): Arguments of :class:`~dskd_mm.losses.LSHDistillLoss`. Defaults to None.
+        loss_weights (dict, optional): Weights of 'diff', 'lsh', 'anchor', 'virtual' and 'logit' (plain logit distillation from
+            the teacher, Hinton et al. 2015); a weight of 0 skips the work, too. Those not named keep their defaults of 1, 1, 1,
+            1 and 0.
+        noise_seed (int, optional): Seed of all noise. None takes that of the run. Defaults to None.
+        data_preprocessor (dict, optional): Given to the student if it has none of its own. Defaults to None.
+
+    Raises:
+        ValueError: If a switch has an unknown value, or a combination cannot train.
+    """
+
+    feature_std: Tensor
+
+    def __init__(
+        self,
+        student: dict | nn.Module,
+        teacher: dict,
+        site: dict | None = None,
+        prior: str = 'student',
+        target: str = 'soft',
+        temperature: float = 4.0,
+        detach: bool = True,
+        guidance_unit: str = 'logit',
+        normalize: bool = True,
+        warmup: int = 0,
+        align: dict | None = None,
+        denoiser: dict | None = None,
+        schedule: dict | None = None,
+        sampler: dict | None = None,
+        autoencoder: dict | None = None,
+        lsh: dict | None = None,
+        loss_weights: dict | None = None,
+        noise_seed: int | None = None,
+        data_preprocessor: dict | nn.Module | None = None,
+    ) -> None:
+        super().__init__(student, teacher, site, noise_seed, data_preprocessor)
+        for name, value, known in (
+            ('prior', prior, ('student', 'teacher')),
+            ('target', target, ('label', 'soft')),
+            ('guidance_unit', guidance_unit, ('logit', 'gradient')),
+        ):
+            if value not in known:
+                raise ValueError(f'{name} of DSKDDistiller must be one of {known}, but got {value!r}.')
+        unknown = set(loss_weights or {}) - set(LOSSES)
+        if unknown:
+            raise ValueError(f'loss_weights of DSKDDistiller knows {sorted(LOSSES)}, but got {sorted(unknown)}.')
+        self.loss_weights = {**LOSSES, **(loss_weights or {})}
+        self.prior = prior
+        self.target = target
+        self.temperature = temperature
+        self.detach = detach
+        self.guidance_unit = guidance_unit
+        self.normalize = normalize
+        self.warmup = warmup
+
+        channels = self.teacher_port.channels
+        self.align = build(ChannelAlign, align, in_channels=self.student_port.channels, out_channels=channels)
+        self.lsh = build(LSHDistillLoss, lsh, in_channels=channels) if self.loss_weights['lsh'] else None
+        self.register_buffer('feature_std', torch.zeros(()))
+        if not self.samples:
+            return
+        width = channels
+        self.autoencoder = None
+        if autoencoder is not None:
+            self.autoencoder = build(FeatureAutoEncoder, autoencoder, channels=channels)
+            width = self.autoencoder.decoder.in_channels
+        kernel = dict(kernel_size=3 if self.student_port.is_map else 1)
+        self.schedule = build(DDIMSchedule, schedule)
+        self.sampler = build(TeacherGuidedSampler, sampler)
+        self.denoiser = build(DiffusionDenoiser, {**kernel, **(denoiser or {})}, channels=width)
+        self.noise_adapter = None
+        if self.sampler.noise == 'adapter':
+            if detach:
+                raise ValueError(
+                    "noise='adapter' has to be trained through the sampler, but detach=True samples without a graph: set "
+                    "detach=False, or noise='schedule'."
+                )
+            self.noise_adapter = build(NoiseAdapter, kernel, channels=width)
+
+    @property
+    def samples(self) -> bool:
+        """Whether any loss rests on a denoised feature."""
+        return bool(self.loss_weights['lsh'] or self.loss_weights['virtual'])
+
+    @property
+    def uses_teacher_forward(self) -> bool:
+        """See :class:`Distiller`."""
+        prior_needs_it = self.samples and self.prior == 'teacher'
+        target_is_used = self.samples or self.loss_weights['anchor']
+        return bool(prior_needs_it or (self.target == 'soft' and target_is_used) or self.loss_weights['logit'])
+
+    @property
+    def classifier(self) -> TeacherClassifier:
+        """The teacher's classifier, which lives with the teacher."""
+        if self.teacher.classifier is None:
+            raise RuntimeError('The teacher is not loaded yet: it is at the first training step, or by load_teacher().')
+        return self.teacher.classifier
+
+    def load_teacher(self) -> None:
+        """See :meth:`Distiller.load_teacher`."""
+        super().load_teacher()
+        if self.lsh is not None:
+            self.lsh.set_std(self.classifier.weight)
+
+    def distill(
+        self,
+        feature: Tensor,
+        logits: Tensor,
+        data_samples: list,
+        teacher_feature: Tensor | None,
+        teacher_logits: Tensor | None,
+    ) -> dict[str, Tensor]:
+        """See :meth:`Distiller.distill`."""
+        weights, classifier = self.loss_weights, self.classifier
+        label = self.site.target(data_samples, self.num_classes, classifier.sigmoid, feature.device)
+        soften = self.temperature if self.target == 'soft' else 1.0
+        aligned = self.align(feature).float()
+        losses: dict[str, Tensor] = {}
+
+        if weights['anchor']:
+            target = self.target_at(soften, label, teacher_logits)
+            losses['loss_dskd_anchor'] = weights['anchor'] * classifier.divergence(aligned, target, soften)
+        if weights['logit']:
+            assert teacher_logits is not None
+            softened = Target(classifier.predict(teacher_logits, self.temperature), label.weight)
+            losses['loss_dskd_logit'] = weights['logit'] * target_cross_entropy(
+                logits, softened, classifier.sigmoid, self.temperature
+            )
+        if self.samples:
+            guide = self.target_at(1.0, label, teacher_logits)
+            losses.update(self._self_distill(aligned, logits, guide, teacher_feature))
+        # Parameters of a part whose losses are off must still be in the graph: DDP waits for every one.
+        touched = sum((p.sum() * 0 for p in self.align.parameters()), aligned.sum() * 0)
+        losses['loss_dskd_anchor'] = losses.get('loss_dskd_anchor', 0) + touched
+        return losses
+
+    def target_at(self, temperature: float, label: Target, teacher_logits: Tensor | None) -> Target:
+        """What guidance and anchor aim at: the labels, or the teacher's prediction softened by a temperature."""
+        if self.target == 'label' or teacher_logits is None:
+            return label
+        return Target(self.classifier.predict(teacher_logits, temperature), label.weight)
+
+    def _self_distill(
+        self, aligned: Tensor, logits: Tensor, guide: Target, teacher_feature: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Train the denoiser, denoise, and pull the student to the result. Everything in float32 (autocast aside)."""
+        weights, classifier = self.loss_weights, self.classifier
+        losses: dict[str, Tensor] = {}
+        prior = aligned.detach()
+        if self.prior == 'teacher':
+            assert teacher_feature is not None
+            prior = match_space(teacher_feature.float(), aligned.shape[2:])
+        start = aligned.detach() if self.detach else aligned
+        if self.autoencoder is not None:
+            prior, losses['loss_dskd_autoencoder'] = self.autoencoder(prior)
+            prior, start = prior.float(), self.autoencoder.encode(start).float()
+        scale = self._update_scale(prior)
+        generator = self.noise_generator(aligned.device)
+
+        def draw() -> Tensor:
+            return torch.randn(prior.shape, generator=generator, device=prior.device)
+
+        steps = torch.randint(
+            self.schedule.num_train_steps, (len(prior),), generator=generator, device=prior.device
+        )
+        losses['loss_dskd_diff'] = weights['diff'] * noise_prediction_loss(
+            self.denoiser, self.schedule, prior / scale, draw(), steps
+        )
+        with torch.no_grad() if self.detach else nullcontext():
+            start = start / scale
+            gamma = None if self.noise_adapter is None else self.noise_adapter(start)
+            guidance = self.guidance(guide, scale)
+            denoised = self.sampler(self.denoiser, self.schedule, start, draw(), guidance, gamma) * scale
+            if self.autoencoder is not None:
+                denoised = self.autoencoder.decode(denoised).float()
+            opinion = classifier(denoised)
+
+        ramp = self._ramp()
+        if self.lsh is not None:
+            lsh, agreement = self.lsh(self.site.vectors(aligned, guide), self.site.vectors(denoised, guide))
+            losses['loss_dskd_lsh'] = weights['lsh'] * ramp * lsh
+            losses['dskd_bits'] = agreement
+        if weights['virtual']:
+            virtual = Target(classifier.predict(opinion, self.temperature), guide.weight)
+            losses['loss_dskd_virtual'] = (
+                weights['virtual'] * ramp * target_cross_entropy(logits, virtual, classifier.sigmoid, self.temperature)
+            )
+        with torch.no_grad():
+            wanted = guide.probability.argmax(dim=1)
+            losses['dskd_acc_start'] = (classifier(aligned).argmax(dim=1) == wanted).float().mean()
+            losses['dskd_acc_denoised'] = (opinion.argmax(dim=1) == wanted).float().mean()
+        losses['dskd_std'] = scale
+        if gamma is not None:
+            losses['dskd_gamma'] = gamma.detach().mean()
+        return losses
+
+    def guidance(self, target: Target, scale: Tensor) -> Any:
+        """The guidance in the space that is diffused: that of the features, or of the autoencoder's latent."""
+        if self.autoencoder is None:
+            return ClassifierGuidance(self.classifier, target, self.guidance_unit, scale)
+        outer = ClassifierGuidance(self.classifier, target, self.guidance_unit)
+        decoder = self.autoencoder.decoder
+
+        def pulled_back(latent: Tensor) -> Tensor:
+            gradient = outer(decoder(latent * scale).float())
+            return F.conv_transpose2d(gradient, decoder.weight.detach().float()) * scale
+
+        return pulled_back
+
+    def _update_scale(self, prior: Tensor) -> Tensor:
+        """Running standard deviation of the prior's features, a scalar."""
+        if not self.normalize:
+            return torch.ones_like(self.feature_std)
+        with torch.no_grad():
+            batch = prior.std().clamp(min=1e-6)
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                torch.distributed.all_reduce(batch)
+                batch /= torch.distributed.get_world_size()
+            first = (self.feature_std == 0).to(batch.dtype)
+            self.feature_std.lerp_(batch, torch.clamp(first, min=0.01))
+        return self.feature_std.clone()
+
+    def _ramp(self) -> Tensor | float:
+        return 1.0 if not self.warmup else torch.clamp((self.iteration + 1) / self.warmup, max=1.0)
+
+
+def build(cls: type[nn.Module], config: dict | None, **kwargs: Any) -> Any:
+    """Build a part from its arguments; a ``type`` in them replaces the class."""
+    config = {**kwargs, **(config or {})}
+    return MODELS.build(config) if 'type' in config else cls(**config)

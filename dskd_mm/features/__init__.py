@@ -1,0 +1,7 @@
+"""Getting features out of models and into one shape."""
+
+from dskd_mm.features.align import ChannelAlign, match_space
+from dskd_mm.features.norm import build_norm
+from dskd_mm.features.tap import FeatureTap, find_module
+
+__all__ = ['ChannelAlign', 'FeatureTap', 'build_norm', 'find_module', 'match_space']

@@ -1,0 +1,65 @@
+"""Aligning a student's features with a teacher's: channels and space."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dskd_mm.features.norm import build_norm
+from dskd_mm.registry import MODELS
+
+
+@MODELS.register_module()
+class ChannelAlign(nn.Module):
+    r""":math:`\phi`: maps the student's channels to the teacher's.
+
+    Args:
+        in_channels (int): Channels of the student.
+        out_channels (int): Channels of the teacher.
+        kind (str): 'conv' for a 1x1 convolution and a norm, 'mlp' for two of them with a ReLU between, 'identity' for
+            nothing, which needs equal channels. Defaults to 'conv'.
+        norm (str, optional): 'BN', 'SyncBN', 'GN' or None. Defaults to 'BN'.
+
+    Raises:
+        ValueError: If the kind is unknown, or is 'identity' with unequal channels.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kind: str = 'conv', norm: str | None = 'BN') -> None:
+        super().__init__()
+
+        def layer(fan_in: int) -> list[nn.Module]:
+            return [nn.Conv2d(fan_in, out_channels, 1, bias=norm is None), build_norm(norm, out_channels)]
+
+        if kind == 'conv':
+            self.layers = nn.Sequential(*layer(in_channels))
+        elif kind == 'mlp':
+            self.layers = nn.Sequential(*layer(in_channels), nn.ReLU(inplace=True), *layer(out_channels))
+        elif kind == 'identity':
+            if in_channels != out_channels:
+                raise ValueError(
+                    f"kind='identity' needs equal channels, but the student has {in_channels} and the teacher "
+                    f"{out_channels}: use kind='conv' or 'mlp'."
+                )
+            self.layers = nn.Sequential()
+        else:
+            raise ValueError(f"kind of ChannelAlign must be 'conv', 'mlp' or 'identity', but got {kind!r}.")
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """Map (B, in_channels, H, W) to (B, out_channels, H, W)."""
+        return self.layers(feature)
+
+
+def match_space(feature: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize a map to a height and width: averaged where it shrinks, bilinear where it grows.
+
+    Args:
+        feature (Tensor): Of shape (B, C, H, W).
+        size (tuple[int, int]): Wanted height and width.
+
+    Returns:
+        Tensor: Of shape (B, C, *size).
+    """
+    height, width = feature.shape[2:]
+    if (height, width) == tuple(size):
+        return feature
+    if size[0] <= height and size[1] <= width:
+        return F.adaptive_avg_pool2d(feature, size)
+    return F.interpolate(feature, size=size, mode='bilinear', align_corners=False)

@@ -1,0 +1,288 @@
+r"""The teacher's last linear layer: :math:`\log p(y|x)` and its gradient in closed form.
+
+Every recogniser ends in a linear classifier over features. For such a layer the guidance term of classifier guidance
+(Dhariwal & Nichol 2021), :math:`\nabla_x \log p(y|x)`, needs no autograd: with the target distribution q and the
+prediction p it is :math:`W^\top (q - p)`.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@dataclass
+class Target:
+    """What the classifier should say, at the resolution of its logits.
+
+    Attributes:
+        probability (Tensor): The target distribution q over classes, of the shape of the logits: (B, K) for images,
+            (B, K, H, W) for maps. One-hot, soft (mixup, a teacher's posterior) or multi-hot (sigmoid classifiers).
+        weight (Tensor, optional): Weight of each sample or location, (B, 1) or (B, 1, H, W); 0 ignores it. Defaults to None,
+            which means 1 everywhere.
+    """
+
+    probability: Tensor
+    weight: Tensor | None = None
+
+    def normalizer(self) -> Tensor:
+        """Number of locations (or samples) that count, at least 1; a scalar tensor on the target's device."""
+        if self.weight is None:
+            count = self.probability.numel() // self.probability.shape[1]
+            return self.probability.new_tensor(float(max(count, 1)))
+        return self.weight.sum().clamp(min=1)
+
+    def apply_weight(self, value: Tensor) -> Tensor:
+        """Weight a tensor of shape (B, 1 or K, ...)."""
+        return value if self.weight is None else value * self.weight
+
+
+class TeacherClassifier(nn.Module):
+    """A frozen linear classifier with the closed-form gradient of its log-likelihood.
+
+    Two kinds, told apart by the weight's rank:
+
+    - ``(K, C)``, a linear layer on vectors. Maps (B, C, H, W) are averaged over their locations first, as global average
+      pooling does.
+    - ``(K, C, k, k)``, a convolution, dense over the map, with its stride, padding and dilation.
+
+    Its tensors are buffers outside the state dict: the teacher belongs to no checkpoint.
+
+    Args:
+        weight (Tensor): Weight of the layer, (K, C) or (K, C, k, k).
+        bias (Tensor, optional): Bias of shape (K, ). Defaults to None.
+        sigmoid (bool): Whether classes are independent (multi-label, focal and BCE heads) instead of exclusive. Defaults to
+            False.
+        stride (int | tuple): Stride of a convolution. Defaults to 1.
+        padding (int | tuple): Padding of a convolution. Defaults to 0.
+        dilation (int | tuple): Dilation of a convolution. Defaults to 1.
+
+    Raises:
+        ValueError: If the weight is neither a matrix nor a 2-d convolution kernel.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        sigmoid: bool = False,
+        stride: int | tuple[int, ...] = 1,
+        padding: int | tuple[int, ...] = 0,
+        dilation: int | tuple[int, ...] = 1,
+    ) -> None:
+        super().__init__()
+        if weight.ndim not in (2, 4):
+            raise ValueError(
+                'TeacherClassifier expects the weight of a linear layer (K, C) or of a 2-d convolution (K, C, k, k), '
+                f'but got one of shape {tuple(weight.shape)}.'
+            )
+        self.register_buffer('weight', weight.detach().float(), persistent=False)
+        self.register_buffer('bias', None if bias is None else bias.detach().float(), persistent=False)
+        self.sigmoid = sigmoid
+        self.conv_args = dict(stride=stride, padding=padding, dilation=dilation)
+
+    @classmethod
+    def from_layer(cls, layer: nn.Module, sigmoid: bool = False) -> 'TeacherClassifier':
+        """Freeze a copy of a host's classification layer.
+
+        Args:
+            layer (nn.Module): ``nn.Linear`` or an ungrouped ``nn.Conv2d``.
+            sigmoid (bool): Whether classes are independent. Defaults to False.
+
+        Returns:
+            TeacherClassifier: The frozen classifier.
+
+        Raises:
+            TypeError: If the layer is of another kind.
+        """
+        if isinstance(layer, nn.Linear):
+            return cls(layer.weight, layer.bias, sigmoid)
+        if isinstance(layer, nn.Conv2d) and layer.groups == 1 and not isinstance(layer.padding, str):
+            return cls(layer.weight, layer.bias, sigmoid, layer.stride, layer.padding, layer.dilation)
+        raise TypeError(
+            'The closed-form guidance needs a linear classifier (nn.Linear, or nn.Conv2d with groups=1 and numeric padding), '
+            f'but got {layer}. Guide through the whole head instead: dskd_mm.guidance.HeadLossGuidance.'
+        )
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes K (times anchors, for the heads that have them)."""
+        return self.weight.shape[0]
+
+    @property
+    def in_channels(self) -> int:
+        """Number of feature channels C."""
+        return self.weight.shape[1]
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether there is one prediction per location instead of one per image."""
+        return self.weight.ndim == 4
+
+    def logit_gain(self) -> Tensor:
+        r"""Mean squared norm of a class's weights, :math:`\frac1K\sum_k\|W_k\|^2`: logits moved per unit of gradient."""
+        return self.weight.flatten(1).square().sum(dim=1).mean()
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """Class logits in the feature's own precision when it is float64, else in float32.
+
+        Args:
+            feature (Tensor): Features of shape (B, C, H, W), or vectors (B, C) for a linear layer.
+
+        Returns:
+            Tensor: Logits (B, K), or (B, K, H', W') for a convolution.
+        """
+        with torch.autocast(device_type=feature.device.type, enabled=False):
+            feature = feature if feature.dtype == torch.float64 else feature.float()
+            weight, bias = self._parameters_like(feature)
+            if self.is_dense:
+                return F.conv2d(feature, weight, bias, **self.conv_args)
+            if feature.ndim == 4:
+                feature = feature.mean(dim=(2, 3))
+            return F.linear(feature, weight, bias)
+
+    def predict(self, logits: Tensor, temperature: float = 1.0) -> Tensor:
+        """Class probabilities of logits (B, K, ...), softened by a temperature."""
+        logits = logits / temperature
+        return logits.sigmoid() if self.sigmoid else logits.softmax(dim=1)
+
+    def log_prob(self, feature: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+        r""":math:`\sum_k q_k \log p_k` (plus :math:`(1-q_k)\log(1-p_k)` for sigmoid classifiers), summed over locations.
+
+        Args:
+            feature (Tensor): Features of shape (B, C, H, W) or (B, C).
+            target (Tensor): Target distribution q of the shape of the logits.
+            weight (Tensor, optional): Weight of each sample or location, broadcastable to the logits with one channel.
+
+        Returns:
+            Tensor: Log-likelihood of shape (B, ).
+        """
+        logits = self(feature)
+        if self.sigmoid:
+            likelihood = target * F.logsigmoid(logits) + (1 - target) * F.logsigmoid(-logits)
+        else:
+            likelihood = target * logits.log_softmax(dim=1)
+        if weight is not None:
+            likelihood = likelihood * weight
+        return likelihood.flatten(1).sum(dim=1)
+
+    def gradient(self, feature: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Gradient of :meth:`log_prob` by the feature, without autograd.
+
+        For a linear layer behind average pooling it is constant over the H*W locations and holds the factor 1/(H*W) of the
+        pooling; for a convolution it is the transposed convolution of ``q - p``.
+
+        Args:
+            feature (Tensor): Features of shape (B, C, H, W) or (B, C).
+            target (Tensor): Target distribution q of the shape of the logits; need not sum to 1 for sigmoid classifiers.
+            weight (Tensor, optional): Weight of each sample or location, broadcastable to the logits with one channel.
+
+        Returns:
+            Tensor: Gradient of the shape of ``feature``.
+        """
+        logits = self(feature)
+        if self.sigmoid:
+            residual = target - logits.sigmoid()
+        else:
+            # A soft target that sums to m instead of 1 has the gradient q - m p.
+            residual = target - target.sum(dim=1, keepdim=True) * logits.softmax(dim=1)
+        if weight is not None:
+            residual = residual * weight
+        kernel, _ = self._parameters_like(residual)
+        with torch.autocast(device_type=feature.device.type, enabled=False):
+            if self.is_dense:
+                return torch.nn.grad.conv2d_input(feature.shape, kernel, residual, **self.conv_args)
+            gradient = residual @ kernel
+        if feature.ndim == 4:
+            height, width = feature.shape[2:]
+            gradient = (gradient / (height * width))[:, :, None, None].expand_as(feature)
+        return gradient
+
+    def divergence(self, feature: Tensor, target: Target, temperature: float = 1.0) -> Tensor:
+        r"""Cross-entropy between a target and the prediction on a feature; trains whoever made the feature.
+
+        Args:
+            feature (Tensor): Features of shape (B, C, H, W) or (B, C), in the graph.
+            target (Target): Distribution q and weights at the resolution of the logits; for a temperature above 1, q must be
+                softened by it already.
+            temperature (float): Softens the prediction; the loss is multiplied by its square to keep the gradient's scale
+                (Hinton et al. 2015). Defaults to 1.
+
+        Returns:
+            Tensor: A scalar, averaged over the samples (locations) that count; for sigmoid classifiers summed over classes.
+                At q's own entropy it is at its minimum, the same gradient as KL's.
+        """
+        return target_cross_entropy(self(feature), target, self.sigmoid, temperature)
+
+    def _parameters_like(self, like: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self.weight.to(like.dtype), None if self.bias is None else self.bias.to(like.dtype)
+
+
+class ClassifierGuidance:
+    r"""The guidance term of a sampler: :math:`G(x)` at a feature in the denoiser's own scale.
+
+    Args:
+        classifier (TeacherClassifier): The frozen classifier.
+        target (Target): What it should say.
+        unit (str): What a strength of 1 means. 'gradient': the plain :math:`\nabla_x \log p(y|x)`, in which the strength has
+            to absorb the H*W of pooling, the width and the size of the weights. 'logit': the gradient by the logit, i.e.
+            without the pooling's 1/(H*W) and divided by the mean squared norm of a class's weights, so that a shift by G moves
+            logits by about q - p whatever the teacher and resolution. Defaults to 'logit'.
+        scale (Tensor, optional): The classifier sees ``scale * x`` (a scalar). Defaults to None: 1.
+
+    Raises:
+        ValueError: If ``unit`` is unknown.
+    """
+
+    def __init__(
+        self, classifier: TeacherClassifier, target: Target, unit: str = 'logit', scale: Tensor | None = None
+    ) -> None:
+        if unit not in ('logit', 'gradient'):
+            raise ValueError(f"The unit of guidance must be 'logit' or 'gradient', but got {unit!r}.")
+        self.classifier = classifier
+        self.target = target
+        self.unit = unit
+        self.scale = scale
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Gradient at features x of shape (B, C, H, W), of the same shape."""
+        feature = x if self.scale is None else x * self.scale
+        gradient = self.classifier.gradient(feature, self.target.probability, self.target.weight)
+        if self.scale is not None:
+            gradient = gradient * self.scale
+        if self.unit == 'gradient':
+            return gradient
+        gain = self.classifier.logit_gain()
+        if self.scale is not None:
+            gain = gain * self.scale**2
+        if not self.classifier.is_dense:
+            gain = gain / (x.shape[2] * x.shape[3])
+        return gradient / gain.clamp(min=1e-12)
+
+
+def target_cross_entropy(logits: Tensor, target: Target, sigmoid: bool = False, temperature: float = 1.0) -> Tensor:
+    r"""KL divergence of the target q from the prediction of ``logits``, in float32.
+
+    Args:
+        logits (Tensor): (B, K, ...).
+        target (Target): Distribution q (softened by the temperature already) and weights.
+        sigmoid (bool): Whether classes are independent: the divergence is summed over them. Defaults to False.
+        temperature (float): Softens the prediction; the result is multiplied by its square. Defaults to 1.
+
+    Returns:
+        Tensor: A scalar, averaged over the samples (locations) that count; 0, and still in the graph, if none counts.
+    """
+    logits = logits.float() / temperature
+    q = target.probability.float()
+    if sigmoid:
+        cross = -(q * F.logsigmoid(logits) + (1 - q) * F.logsigmoid(-logits))
+        entropy = -(torch.xlogy(q, q) + torch.xlogy(1 - q, 1 - q))
+    else:
+        cross = -q * logits.log_softmax(dim=1)
+        entropy = -torch.xlogy(q, q)
+    loss = target.apply_weight(cross - entropy).sum() / target.normalizer()
+    return loss * temperature**2

@@ -1,0 +1,108 @@
+"""Feature distillation by locality-sensitive hashing."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dskd_mm.registry import MODELS
+
+
+@MODELS.register_module()
+class LSHDistillLoss(nn.Module):
+    r"""Pulls a feature's hash to that of a target feature (LSHFM: Wang, Ge & Wu, TPAMI 2021, section 3.2).
+
+    With a frozen Gaussian W of shape (N, D) and a bias b: :math:`a = W f + b`, :math:`h = 1[W f^* + b > 0]`, and the loss is
+    the binary cross-entropy of a against h, averaged over samples and bits. The hash mimics the target's *direction*;
+    ``magnitude`` adds the mean squared error of LSHFM's full loss for its length. Everything is computed in float32, in which
+    half-precision overflows of the original cannot occur.
+
+    W comes from ``seed`` alone, so it is equal on all ranks and in every run; it is part of the state dict.
+
+    Args:
+        in_channels (int): Length D of the vectors.
+        bits (int): Number of hash functions N. Defaults to 2048.
+        std (float, optional): Standard deviation of W: how sharply a sign is asked for. None takes that of the teacher's
+            classification weights, as LSHFM does, set through :meth:`set_std`. Defaults to None.
+        bias (str): 'zero'; or 'mean' or 'median', minus that statistic of :math:`W f^*`, so that every bit splits the data in
+            halves. LSHFM takes it over the training set; the target here moves with training, so it is a running average over
+            batches. Defaults to 'mean'.
+        momentum (float): Weight of a new batch in the running average. Defaults to 0.01.
+        magnitude (float): Weight of the mean squared error. Defaults to 0.
+        seed (int): Seed of W. Defaults to 0.
+
+    Raises:
+        ValueError: If ``bias`` is unknown.
+    """
+
+    projection: Tensor
+    center: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        in_channels: int,
+        bits: int = 2048,
+        std: float | None = None,
+        bias: str = 'mean',
+        momentum: float = 0.01,
+        magnitude: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if bias not in ('zero', 'mean', 'median'):
+            raise ValueError(f"bias of LSHDistillLoss must be 'zero', 'mean' or 'median', but got {bias!r}.")
+        self.bias = bias
+        self.momentum = momentum
+        self.magnitude = magnitude
+        self.std_from_teacher = std is None
+        generator = torch.Generator().manual_seed(seed)
+        self.register_buffer('projection', torch.randn(bits, in_channels, generator=generator))
+        self.register_buffer('std', torch.tensor(1.0 if std is None else float(std)))
+        self.register_buffer('center', torch.zeros(bits))
+        self.register_buffer('num_batches', torch.zeros((), dtype=torch.long))
+
+    def set_std(self, classifier_weight: Tensor) -> None:
+        """Take the standard deviation of the teacher's classification weights, unless ``std`` was given."""
+        if self.std_from_teacher:
+            self.std.copy_(classifier_weight.std())
+
+    def forward(self, feature: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Compare two sets of vectors.
+
+        Args:
+            feature (Tensor): Vectors to train, of shape (M, D). M may be 0: the loss is then a zero in the graph.
+            target (Tensor): Vectors to mimic, of the same shape; without gradient through their signs.
+
+        Returns:
+            tuple[Tensor, Tensor]: The loss and the share of bits that agree already, both scalars.
+        """
+        with torch.autocast(device_type=feature.device.type, enabled=False):
+            feature, target = feature.float(), target.float()
+            if feature.shape[0] == 0:
+                return feature.sum() * 0, feature.new_zeros(())
+            # One product for both sides: W is the expensive operand.
+            projected = F.linear(torch.cat([feature, target]), self.projection) * self.std
+            ours, theirs = projected.chunk(2)
+            if self.bias != 'zero':
+                self._update_center(theirs.detach())
+                ours, theirs = ours - self.center, theirs - self.center
+            code = (theirs > 0).float()
+            loss = F.binary_cross_entropy_with_logits(ours, code)
+            if self.magnitude:
+                loss = loss + self.magnitude * F.mse_loss(feature, target)
+            agreement = ((ours.detach() > 0) == (code > 0)).float().mean()
+        return loss, agreement
+
+    @torch.no_grad()
+    def _update_center(self, projected: Tensor) -> None:
+        if not self.training:
+            return
+        center = projected.mean(dim=0) if self.bias == 'mean' else projected.median(dim=0).values
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            # Ranks must hash alike, so they share one centre.
+            torch.distributed.all_reduce(center)
+            center /= torch.distributed.get_world_size()
+        self.num_batches += 1
+        # A plain average of the first batches, an exponential one later: no start-up bias.
+        rate = torch.clamp(1 / self.num_batches.float(), min=self.momentum)
+        self.center.lerp_(center, rate)

@@ -1,0 +1,39 @@
+"""Registries of dskd_mm: children of mmengine's roots under the scope ``dskd_mm``.
+
+With ``locations`` a type written ``dskd_mm.X`` is found without any import of the package by the user: the prefix makes
+mmengine import this file, and the registry then imports its locations.
+"""
+
+from mmengine.registry import DATASETS as MMENGINE_DATASETS
+from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
+from mmengine.registry import Registry
+
+SCOPE = 'dskd_mm'
+
+MODELS = Registry(
+    'model',
+    parent=MMENGINE_MODELS,
+    scope=SCOPE,
+    locations=[
+        'dskd_mm.distillers',
+        'dskd_mm.diffusion',
+        'dskd_mm.losses',
+        'dskd_mm.features',
+        'dskd_mm.sites',
+        'dskd_mm.backbones',
+    ],
+)
+"""Distillers and their parts: denoisers, schedules, losses, alignments, sites and CIFAR backbones."""
+
+HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope=SCOPE, locations=['dskd_mm.hooks'])
+"""Training hooks."""
+
+DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope=SCOPE, locations=['dskd_mm.datasets'])
+"""Data sets that no host reads."""
+
+OPTIM_WRAPPERS = Registry(
+    'optim_wrapper', parent=MMENGINE_OPTIM_WRAPPERS, scope=SCOPE, locations=['dskd_mm.optim']
+)
+"""Optimizer wrappers."""

@@ -1,0 +1,165 @@
+"""Image classification: the input of the last linear layer, before pooling where there is pooling."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dskd_mm.features import find_module
+from dskd_mm.guidance import Target
+from dskd_mm.registry import MODELS
+from dskd_mm.sites.base import Port, Site
+
+
+@MODELS.register_module()
+class ClassificationSite(Site):
+    """The site of mmpretrain's ``ImageClassifier``.
+
+    The classifier is the head's only plain linear layer with one output per class (the last linear of a stacked head). The
+    feature is the map that global average pooling reduces, if the pooled map is what enters the classifier; otherwise (hidden
+    layers between, class token or averaged tokens of a transformer) the classifier's own input, a vector.
+
+    Args:
+        classifier (str, optional): Path of the student's classification layer. None finds it. Defaults to None.
+        teacher_classifier (str, optional): The same of the teacher. Defaults to None.
+        feature (dict, optional): Another tap of the student: ``dict(path=..., io='input' or 'output', index=..., channels=...)``;
+            it should yield maps (B, C, H, W). Defaults to None.
+        teacher_feature (dict, optional): Another tap of the teacher, of as many channels as its classifier takes; it is used
+            when the teacher runs. Defaults to None.
+        dense (bool): Whether every location of a map is hashed instead of its average. Defaults to False.
+    """
+
+    part = 'head'
+
+    def __init__(
+        self,
+        classifier: str | None = None,
+        teacher_classifier: str | None = None,
+        feature: dict | None = None,
+        teacher_feature: dict | None = None,
+        dense: bool = False,
+    ) -> None:
+        self.classifier = classifier
+        self.teacher_classifier = teacher_classifier
+        self.feature = feature
+        self.teacher_feature = teacher_feature
+        self.dense = dense
+
+    def student_port(self, model: nn.Module) -> Port:
+        """See :meth:`Site.student_port`."""
+        head = getattr(model, 'head', None)
+        if not isinstance(head, nn.Module):
+            raise ValueError(f'The student ({type(model).__name__}) has no head, so there is no classifier to distil for.')
+        return self._port(model, head, self.classifier, self.feature, 'student')
+
+    def teacher_port(self, model: nn.Module | None, head: nn.Module) -> Port:
+        """See :meth:`Site.teacher_port`."""
+        return self._port(model, head, self.teacher_classifier, self.teacher_feature, 'teacher')
+
+    def _port(
+        self, model: nn.Module | None, head: nn.Module, classifier: str | None, feature: dict | None, owner: str
+    ) -> Port:
+        if classifier is None:
+            classifier = f'{self.part}.{find_classifier(head, owner)}'
+        layer = find_module(head, classifier.removeprefix(f'{self.part}.'), f"{owner}'s head")
+        port = Port(
+            part=self.part,
+            classifier=classifier,
+            sigmoid=is_multi_label(head),
+            feature=classifier,
+            io='input',
+            index=None,
+            channels=layer.in_features,
+            is_map=False,
+            is_pooled=False,
+        )
+        if feature is not None:
+            unknown = set(feature) - {'path', 'io', 'index', 'channels'}
+            if unknown or 'path' not in feature or 'channels' not in feature:
+                raise ValueError(
+                    f'A feature of the {owner} expects dict(path=..., channels=..., io=..., index=...), but got {feature!r}.'
+                )
+            port.feature, port.channels, port.is_map = feature['path'], feature['channels'], True
+            port.io, port.index = feature.get('io', 'output'), feature.get('index')
+        elif model is not None and pools_into(model, layer):
+            port.feature, port.is_map, port.is_pooled = 'neck', True, True
+        return port
+
+    def check(self, data_samples: Sequence[Any], num_classes: int) -> None:
+        """Check labels on the CPU; those on an accelerator are not read back, which would make it wait.
+
+        Raises:
+            ValueError: If a label lies outside the classes, or a score has another length.
+        """
+        for i, sample in enumerate(data_samples):
+            if 'gt_score' in sample:
+                if sample.gt_score.shape[-1] != num_classes:
+                    raise ValueError(
+                        f'Sample {i} has a gt_score over {sample.gt_score.shape[-1]} classes, but the teacher knows '
+                        f'{num_classes}: set num_classes of the data preprocessor to the number of classes.'
+                    )
+                continue
+            label = sample.gt_label
+            if label.device.type == 'cpu' and bool(((label < 0) | (label >= num_classes)).any()):
+                raise ValueError(
+                    f'Sample {i} ({sample.get("img_path", "image in memory")}) has the label {label.tolist()}, but the '
+                    f'teacher knows the classes 0 to {num_classes - 1}: correct the annotations or num_classes.'
+                )
+
+    def target(self, data_samples: Sequence[Any], num_classes: int, sigmoid: bool, device: torch.device) -> Target:
+        """Labels as (B, K): one-hot, the soft labels of Mixup and CutMix, or multi-hot for independent classes."""
+        if 'gt_score' in data_samples[0]:
+            return Target(torch.stack([sample.gt_score for sample in data_samples]).float().to(device))
+        classes = torch.arange(num_classes, device=device)
+        # Comparison instead of one_hot: that reads the labels back from the device. A sample may have several labels.
+        rows = [(sample.gt_label.to(device)[:, None] == classes).any(dim=0) for sample in data_samples]
+        return Target(torch.stack(rows).float())
+
+    def vectors(self, feature: Tensor, target: Target) -> Tensor:
+        """One vector per image, the average of the map; with ``dense`` one per location. Shape (M, C)."""
+        if self.dense:
+            return feature.permute(0, 2, 3, 1).flatten(0, 2)
+        return feature.mean(dim=(2, 3))
+
+
+def find_classifier(head: nn.Module, owner: str) -> str:
+    """Path, in a head, of its only plain linear layer with one output per class.
+
+    Raises:
+        ValueError: If there is none, or several.
+    """
+    num_classes = getattr(head, 'num_classes', None)
+    linears = {
+        name: layer
+        for name, layer in head.named_modules()
+        # A subclass with a forward of its own (normalised, margin) is no linear classifier.
+        if isinstance(layer, nn.Linear) and type(layer).forward is nn.Linear.forward
+    }
+    found = [name for name, layer in linears.items() if num_classes in (None, layer.out_features)]
+    if len(found) == 1:
+        return found[0]
+    argument = 'teacher_classifier' if owner == 'teacher' else 'classifier'
+    problem = f'{len(found)} of them: {found}' if found else f'only the linear layers {list(linears)}'
+    raise ValueError(
+        f"The {owner}'s head ({type(head).__name__}) is expected to hold one plain linear layer with {num_classes} outputs, "
+        f"but it has {problem}. Name the classification layer with site=dict({argument}='head....')."
+    )
+
+
+def is_multi_label(head: nn.Module) -> bool:
+    """Whether a head's classes are independent, by its loss or its family."""
+    uses_sigmoid = bool(getattr(getattr(head, 'loss_module', None), 'use_sigmoid', False))
+    return uses_sigmoid or any(cls.__name__ == 'MultiLabelClsHead' for cls in type(head).__mro__)
+
+
+def pools_into(model: nn.Module, classifier: nn.Module) -> bool:
+    """Whether the model's neck is global average pooling and its result enters the classifier with nothing between."""
+    neck, head = getattr(model, 'neck', None), model.head
+    is_pooling = any(cls.__name__ == 'GlobalAveragePooling' for cls in type(neck).__mro__)
+    return is_pooling and all(module in (head, classifier) or not has_own_parameters(module) for module in head.modules())
+
+
+def has_own_parameters(module: nn.Module) -> bool:
+    """Whether a module itself, not a child, holds parameters."""
+    return any(True for _ in module.parameters(recurse=False))

@@ -1,0 +1,189 @@
+"""The frozen teacher: built late, loaded with care, and owned by no module tree."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from mmengine.config import ConfigDict
+from mmengine.logging import print_log
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from torch import Tensor, nn
+
+from dskd_mm.features.tap import find_module
+from dskd_mm.guidance import TeacherClassifier
+from dskd_mm.utils.checkpoint import load_checkpoint_file, load_report, model_state
+from dskd_mm.utils.config import load_config, model_config
+
+
+class FrozenTeacher:
+    """A teacher that trains never see: a plain object that holds a model, or only its classifier.
+
+    It is no ``nn.Module``, so it is absent from ``parameters()``, ``state_dict()``, the optimizer, EMA, DDP, SyncBN conversion
+    and ``init_weights`` of the distiller that holds it. Copies of the distiller share it. It is built at the first training
+    step and never for testing.
+
+    Args:
+        config (str | dict): Config of the teacher: a path, ``package::path`` or a dict, with a ``model``.
+        checkpoint (str): Its weights: a path or an address. Both an mmengine checkpoint and that of a distiller (a teacher
+            that was a student once) are read.
+        strict (bool): Whether every tensor of the teacher must be in the checkpoint with its shape. With False, missing ones
+            stay random, which is reported. Defaults to True.
+
+    Raises:
+        ValueError: If the config has no model.
+    """
+
+    def __init__(self, config: str | dict, checkpoint: str, strict: bool = True) -> None:
+        if not isinstance(checkpoint, str):
+            raise TypeError(
+                "teacher=dict(config=..., checkpoint=...) expects the path or address of the teacher's weights as checkpoint, "
+                f'but got {checkpoint!r}.'
+            )
+        self.config = model_config(load_config(config))
+        self.checkpoint = checkpoint
+        self.strict = strict
+        self.model: nn.Module | None = None
+        self.classifier: TeacherClassifier | None = None
+        self.input_adapter: InputAdapter | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> 'FrozenTeacher':
+        return self
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the weights are there."""
+        return self.classifier is not None
+
+    def build_part(self, path: str) -> nn.Module:
+        """Build one part of the teacher with random weights, to read shapes off it.
+
+        Args:
+            path (str): Dotted path of a part with a config of its own, such as ``head`` or ``roi_head.bbox_head``.
+
+        Returns:
+            nn.Module: The part, on the CPU.
+        """
+        config: Any = self.config
+        for name in filter(None, path.split('.')):
+            if name not in config:
+                raise ValueError(
+                    f'The teacher ({self.config.type}) has no {path!r} in its config, only {sorted(config)}: is it a model '
+                    'for another task than the student?'
+                )
+            config = config[name]
+        return build_in_scope(config, self.config.get('_scope_'))
+
+    def load(
+        self, classifier: str, sigmoid: bool, device: torch.device, full: bool, student_preprocessor: nn.Module
+    ) -> None:
+        """Build what is needed and load its weights.
+
+        Args:
+            classifier (str): Dotted path of the classification layer in the teacher.
+            sigmoid (bool): Whether its classes are independent.
+            device (torch.device): Where to put it.
+            full (bool): Whether the teacher will run; otherwise only its classification layer is kept and no backbone is
+                ever built.
+            student_preprocessor (nn.Module): The preprocessor whose inputs the teacher will get.
+
+        Raises:
+            FileNotFoundError: If the checkpoint is missing.
+            ValueError: If it is damaged or does not fit.
+        """
+        state = model_state(load_checkpoint_file(self.checkpoint))
+        prefix = ''
+        if full:
+            module = build_in_scope(self.config, None)
+        else:
+            prefix = classifier.split('.')[0] + '.'
+            module = self.build_part(prefix[:-1])
+            state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        report = load_report(module, state)
+        print_log(f'Teacher {self.checkpoint}: {report}.', logger='current')
+        if not report.matched or (self.strict and (report.missing or report.mismatched)):
+            raise ValueError(
+                f'The checkpoint {self.checkpoint!r} does not fit the teacher ({self.config.type}): {report}. Expected every '
+                'tensor of the model with its shape. Check that config and checkpoint belong together (architecture, number '
+                'of classes), or accept random weights for the rest with teacher=dict(..., strict=False).'
+            )
+        layer = find_module(module, classifier.removeprefix(prefix), 'teacher')
+        self.classifier = TeacherClassifier.from_layer(layer, sigmoid).to(device)
+        if full:
+            self.model = module.to(device).eval().requires_grad_(False)
+            self.input_adapter = InputAdapter(student_preprocessor, module.data_preprocessor).to(device)
+
+    @torch.no_grad()
+    def __call__(self, inputs: Tensor, data_samples: Any = None) -> Any:
+        """Run the teacher on the student's preprocessed inputs, in mode 'tensor'.
+
+        Not under ``inference_mode``: its tensors must be able to enter a trainable denoiser. Never in mode 'loss', which would
+        assign targets for nothing and draw random numbers.
+
+        Args:
+            inputs (Tensor): Images of shape (B, C, H, W), normalised for the student.
+            data_samples (list, optional): Passed on. Defaults to None.
+
+        Returns:
+            Any: The host's raw output.
+        """
+        if self.model is None or self.input_adapter is None:
+            raise RuntimeError('The teacher was loaded without its backbone (full=False): it cannot run.')
+        return self.model(self.input_adapter(inputs), data_samples, mode='tensor')
+
+    def apply_to_tensors(self, fn: Callable[[Tensor], Tensor]) -> None:
+        """Follow a distiller that is moved or cast (``nn.Module._apply``)."""
+        for module in (self.model, self.classifier, self.input_adapter):
+            if module is not None:
+                module._apply(fn)
+
+
+class InputAdapter(nn.Module):
+    """Undoes the student's input normalisation and applies the teacher's.
+
+    Args:
+        student (nn.Module): The student's data preprocessor.
+        teacher (nn.Module): The teacher's data preprocessor.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
+        super().__init__()
+        source_mean, source_std = _normalisation(student)
+        mean, std = _normalisation(teacher)
+        self.flip_channels = _converts_channels(student) != _converts_channels(teacher)
+        if self.flip_channels:
+            source_mean, source_std = source_mean.flip(0), source_std.flip(0)
+        # ((x * s_std + s_mean) - t_mean) / t_std in one multiplication and one addition
+        self.register_buffer('scale', source_std / std, persistent=False)
+        self.register_buffer('shift', (source_mean - mean) / std, persistent=False)
+        self.is_identity = not self.flip_channels and bool((self.scale == 1).all() and (self.shift == 0).all())
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Renormalise images of shape (B, C, H, W)."""
+        if self.is_identity:
+            return inputs
+        if self.flip_channels:
+            inputs = inputs.flip(1)
+        return inputs * self.scale + self.shift
+
+
+def _normalisation(preprocessor: nn.Module) -> tuple[Tensor, Tensor]:
+    mean, std = getattr(preprocessor, 'mean', None), getattr(preprocessor, 'std', None)
+    if mean is None or std is None:
+        return torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
+    return mean.detach().cpu(), std.detach().cpu()
+
+
+def _converts_channels(preprocessor: nn.Module) -> bool:
+    # mmpretrain calls it to_rgb, mmengine's own preprocessor (mmdet, mmseg) _channel_conversion.
+    return bool(getattr(preprocessor, 'to_rgb', getattr(preprocessor, '_channel_conversion', False)))
+
+
+def build_in_scope(config: ConfigDict, scope: str | None) -> nn.Module:
+    """Build a model, or a part of one, under the scope of its own library."""
+    config = ConfigDict(config)
+    if scope is not None:
+        config.setdefault('_scope_', scope)
+    return MMENGINE_MODELS.build(config)

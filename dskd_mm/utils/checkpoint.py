@@ -1,0 +1,159 @@
+"""Reading checkpoints safely and taking the plain student out of a distiller's."""
+
+import os
+import os.path as osp
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from mmengine.dist import get_rank, is_distributed, barrier
+from mmengine.runner.checkpoint import get_torch_safe_globals
+from torch import Tensor, nn
+
+STUDENT_PREFIX = 'student.'
+
+
+def load_checkpoint_file(path: str) -> dict[str, Any]:
+    """Read a checkpoint to the CPU without running any code in it.
+
+    Args:
+        path (str): A file, or an http(s) address, which is downloaded once (by the first process).
+
+    Returns:
+        dict: The checkpoint.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is truncated, or holds objects other than tensors and plain values.
+    """
+    options: dict[str, Any] = dict(map_location='cpu', weights_only=True)
+    with torch.serialization.safe_globals(get_torch_safe_globals()):
+        if path.startswith(('http://', 'https://')):
+            if is_distributed() and get_rank() > 0:
+                barrier()
+                return torch.hub.load_state_dict_from_url(path, **options)
+            checkpoint = torch.hub.load_state_dict_from_url(path, **options)
+            if is_distributed():
+                barrier()
+            return checkpoint
+        if not osp.isfile(path):
+            raise FileNotFoundError(
+                f'Expected a checkpoint at {osp.abspath(path)!r}, but there is none. Train the model first or correct the path.'
+            )
+        try:
+            return torch.load(path, **options)
+        except pickle.UnpicklingError as error:
+            raise ValueError(
+                f'Expected tensors and plain values in the checkpoint {path!r}, but it is damaged or holds other objects, '
+                f'which are not loaded because they can run code: {error}'
+            ) from error
+        except (RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
+            raise ValueError(
+                f'The checkpoint {path!r} ({osp.getsize(path)} bytes) is truncated or damaged: {error} '
+                'Copy it again, or use an older one.'
+            ) from error
+
+
+def model_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The model's tensors in a checkpoint of mmengine or a bare state dict; of a distiller's, those of its student.
+
+    Args:
+        checkpoint (Mapping): What :func:`load_checkpoint_file` returned.
+
+    Returns:
+        dict[str, Tensor]: The state dict of a plain model.
+
+    Raises:
+        ValueError: If it holds no tensors.
+    """
+    state = checkpoint.get('state_dict', checkpoint)
+    state = {key.removeprefix('module.'): value for key, value in state.items() if isinstance(value, Tensor)}
+    if not state:
+        raise ValueError(f'Expected the weights of a model in the checkpoint, but it holds only {sorted(checkpoint)}.')
+    student = {key.removeprefix(STUDENT_PREFIX): value for key, value in state.items() if key.startswith(STUDENT_PREFIX)}
+    return student or state
+
+
+def save_atomically(checkpoint: dict[str, Any], path: str) -> None:
+    """Write a checkpoint beside its place and move it there, so that an interruption leaves the older one intact."""
+    partial = f'{path}.partial'
+    torch.save(checkpoint, partial)
+    os.replace(partial, path)
+
+
+def export_student(source: str, target: str) -> dict[str, Any]:
+    """Write the plain student of a distiller's checkpoint, as the host itself would have saved it.
+
+    Args:
+        source (str): Checkpoint of a distiller.
+        target (str): File to write: ``meta`` (without the distiller's config) and ``state_dict``.
+
+    Returns:
+        dict: What was written.
+
+    Raises:
+        ValueError: If ``source`` is not the checkpoint of a distiller.
+    """
+    checkpoint = load_checkpoint_file(source)
+    state = checkpoint.get('state_dict', checkpoint)
+    if not any(key.startswith(STUDENT_PREFIX) for key in state):
+        raise ValueError(
+            f"Expected the checkpoint of a distiller, with keys that begin with {STUDENT_PREFIX!r}, in {source!r}, but its "
+            f'keys begin with {sorted({key.split(".")[0] for key in state})}: is it a plain student already?'
+        )
+    meta = {key: value for key, value in checkpoint.get('meta', {}).items() if key != 'cfg'}
+    student = dict(meta=meta, state_dict=model_state(checkpoint))
+    save_atomically(student, target)
+    return student
+
+
+@dataclass
+class LoadReport:
+    """How a state dict fits a model.
+
+    Attributes:
+        matched (list[str]): Keys that were loaded.
+        missing (list[str]): Keys of the model that the state dict lacks (counters of batch norms aside).
+        unexpected (list[str]): Keys of the state dict that the model lacks.
+        mismatched (list[str]): Keys of both with other shapes, written with them.
+    """
+
+    matched: list[str]
+    missing: list[str]
+    unexpected: list[str]
+    mismatched: list[str]
+
+    def __str__(self) -> str:
+        def listing(name: str, keys: list[str]) -> str:
+            shown = ', '.join(keys[:5]) + (', ...' if len(keys) > 5 else '')
+            return f'{len(keys)} {name}' + (f' ({shown})' if keys else '')
+
+        return ', '.join(
+            [
+                f'{len(self.matched)} keys match',
+                listing('missing', self.missing),
+                listing('unexpected', self.unexpected),
+                listing('of another shape', self.mismatched),
+            ]
+        )
+
+
+def load_report(model: nn.Module, state: Mapping[str, Tensor]) -> LoadReport:
+    """Load what fits of a state dict into a model and report the rest."""
+    own = model.state_dict()
+    matched = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
+    mismatched = [
+        f'{key}: {tuple(state[key].shape)} in the checkpoint, {tuple(own[key].shape)} in the model'
+        for key in own
+        if key in state and key not in matched
+    ]
+    model.load_state_dict(matched, strict=False)
+    return LoadReport(
+        matched=sorted(matched),
+        missing=sorted(key for key in own if key not in state and 'num_batches_tracked' not in key),
+        unexpected=sorted(key for key in state if key not in own),
+        mismatched=mismatched,
+    )
