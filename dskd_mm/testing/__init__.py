@@ -1,0 +1,5 @@
+"""Toy models and data for tests; nothing here is needed for training."""
+
+from dskd_mm.testing.toy import TOY_CLASSES, classifier_config, random_batch, random_teacher
+
+__all__ = ['TOY_CLASSES', 'classifier_config', 'random_batch', 'random_teacher']
