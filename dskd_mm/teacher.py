@@ -73,9 +73,7 @@ class FrozenTeacher:
             config = config[name]
         return build_in_scope(config, self.config.get('_scope_'))
 
-    def load(
-        self, classifier: str, sigmoid: bool, device: torch.device, full: bool, student_preprocessor: nn.Module
-    ) -> None:
+    def load(self, classifier: str, sigmoid: bool, device: torch.device, full: bool, student_preprocessor: nn.Module) -> None:
         """Build what is needed and load its weights.
 
         Args:
@@ -110,7 +108,7 @@ class FrozenTeacher:
         self.classifier = TeacherClassifier.from_layer(layer, sigmoid).to(device)
         if full:
             self.model = module.to(device).eval().requires_grad_(False)
-            self.input_adapter = InputAdapter(student_preprocessor, module.data_preprocessor).to(device)
+            self.input_adapter = InputAdapter(student_preprocessor, module.get_submodule('data_preprocessor')).to(device)
 
     @torch.no_grad()
     def __call__(self, inputs: Tensor, data_samples: Any = None) -> Any:

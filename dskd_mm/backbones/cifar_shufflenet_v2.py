@@ -102,7 +102,7 @@ class CIFARShuffleNetV2(CIFARBackbone):
         previous = self.stem_channels
         for index in range(min(self.num_stages, len(self.num_units))):
             width = self.stage_channels[index]
-            units = [DownUnit(previous, width)]
+            units: list[nn.Module] = [DownUnit(previous, width)]
             units += [BasicUnit(width) for _ in range(self.num_units[index] - 1)]
             self.add_stage(f'layer{index + 1}', nn.Sequential(*units))
             previous = width

@@ -33,9 +33,7 @@ class CIFAR100Subset(BaseDataset):
         FileNotFoundError: If a mosaic is missing.
     """
 
-    def __init__(
-        self, data_root: str, split: str = 'train', blocks: Sequence[int] = (0, 1, 2, 3), **kwargs: Any
-    ) -> None:
+    def __init__(self, data_root: str, split: str = 'train', blocks: Sequence[int] = (0, 1, 2, 3), **kwargs: Any) -> None:
         if split not in ('train', 'test'):
             raise ValueError(f"split of CIFAR100Subset must be 'train' or 'test', but got {split!r}.")
         self.split = split

@@ -27,7 +27,7 @@ class Digits(BaseDataset):
         ValueError: If ``split`` is unknown.
     """
 
-    METAINFO = dict(classes=tuple('0123456789'))  # noqa: RUF012 - mmengine's own protocol
+    METAINFO = dict(classes=tuple('0123456789'))
 
     def __init__(
         self, split: str = 'train', test_share: float = 0.5, num_train: int | None = None, size: int = 16, **kwargs: Any

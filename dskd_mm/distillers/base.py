@@ -16,7 +16,7 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dskd_mm.features import FeatureTap
+from dskd_mm.features import FeatureTap, find_module
 from dskd_mm.sites import Port, Site, build_site
 from dskd_mm.teacher import FrozenTeacher
 from dskd_mm.utils.checkpoint import STUDENT_PREFIX
@@ -55,18 +55,17 @@ class Distiller(BaseModel):
         noise_seed: int | None = None,
         data_preprocessor: dict | nn.Module | None = None,
     ) -> None:
-        student = build_student(student, data_preprocessor)
-        super().__init__(data_preprocessor=student.data_preprocessor)
-        self.student = student
+        model = build_student(student, data_preprocessor)
+        super().__init__(data_preprocessor=model.data_preprocessor)
+        self.student = model
         self.teacher = build_teacher(teacher)
-        self.site = build_site(site, student)
-        self.student_port = self.site.student_port(student)
+        self.site = build_site(site, model)
+        self.student_port = self.site.student_port(model)
         # The head alone tells the shapes: nothing of the teacher is loaded before the first training step.
         head = self.teacher.build_part(self.site.part)
         self.teacher_port = self.site.teacher_port(None, head)
-        layer = head.get_submodule(self.teacher_port.classifier.removeprefix(f'{self.site.part}.'))
-        self.num_classes = layer.weight.shape[0]
-        own_classes = student.get_submodule(self.student_port.classifier).weight.shape[0]
+        self.num_classes: int = classes_of(head, self.teacher_port.classifier.removeprefix(f'{self.site.part}.'))
+        own_classes = classes_of(model, self.student_port.classifier)
         if own_classes != self.num_classes:
             raise ValueError(
                 f'The student classifies {own_classes} classes ({self.student_port.classifier}), the teacher '
@@ -220,29 +219,34 @@ class Distiller(BaseModel):
         if not plain:
             keys = [key.removeprefix(prefix) for key in state_dict]
             raise ValueError(
-                f'The checkpoint is expected to hold a {type(self.student).__name__} student or a distiller of one, but none of '
-                f'its {len(keys)} keys ({", ".join(keys[:3])}, ...) belongs to it: is it of another architecture?'
+                f'The checkpoint is expected to hold a {type(self.student).__name__} student or a distiller of one, but none '
+                f'of its {len(keys)} keys ({", ".join(keys[:3])}, ...) belongs to it: is it of another architecture?'
             )
         for key in plain:
             state_dict[prefix + STUDENT_PREFIX + key.removeprefix(prefix)] = state_dict.pop(key)
 
 
-def build_student(config: dict | nn.Module, data_preprocessor: dict | nn.Module | None) -> nn.Module:
+def build_student(config: dict | nn.Module, data_preprocessor: dict | nn.Module | None) -> BaseModel:
     """Build the student under the host's scope.
 
     Raises:
         TypeError: If it is no model of mmengine, or itself a distiller.
     """
-    if not isinstance(config, nn.Module):
+    student: Any = config
+    if isinstance(config, dict):
         config = ConfigDict(config)
         if config.get('data_preprocessor') is None:
             config.data_preprocessor = data_preprocessor
-        config = MMENGINE_MODELS.build(config)
-    if isinstance(config, Distiller) or not isinstance(config, BaseModel):
-        raise TypeError(
-            f'The student is expected to be a plain model of a host library, but got a {type(config).__name__}.'
-        )
-    return config
+        student = MMENGINE_MODELS.build(config)
+    if isinstance(student, Distiller) or not isinstance(student, BaseModel):
+        raise TypeError(f'The student is expected to be a plain model of a host library, but got a {type(student).__name__}.')
+    return student
+
+
+def classes_of(model: nn.Module, path: str) -> int:
+    """Number of classes of the classification layer at a path."""
+    layer: Any = find_module(model, path)
+    return int(layer.weight.shape[0])
 
 
 def build_teacher(config: dict) -> FrozenTeacher:
@@ -258,7 +262,7 @@ def build_teacher(config: dict) -> FrozenTeacher:
     return FrozenTeacher(**config)
 
 
-def check_pooling(feature: Tensor, logits: Tensor, classifier: nn.Module) -> None:
+def check_pooling(feature: Tensor, logits: Tensor, classifier: Any) -> None:
     """Verify that a classifier's logits follow from the average of a tapped map.
 
     Raises:
@@ -269,7 +273,7 @@ def check_pooling(feature: Tensor, logits: Tensor, classifier: nn.Module) -> Non
         expected = F.linear(feature.mean(dim=(2, 3)).float(), classifier.weight.float(), classifier.bias)
         if not torch.allclose(expected.float(), logits.float(), rtol=0.05, atol=0.05 * float(logits.abs().max()) + 1e-3):
             raise ValueError(
-                "The input of the student's pooling does not lead to its logits: a layer between pooling and classifier changes "
-                "it. Tap the classifier's own input with site=dict(feature=dict(path='head.<classifier>', io='input', "
+                "The input of the student's pooling does not lead to its logits: a layer between pooling and classifier "
+                "changes it. Tap the classifier's own input with site=dict(feature=dict(path='head.<classifier>', io='input', "
                 'channels=...)).'
             )

@@ -33,8 +33,8 @@ class DSKDDistiller(Distiller):
     towards its own denoised version. In a training step:
 
     1. z = φ(F_s), the student's feature in the teacher's channels;
-    2. ``loss_dskd_anchor``: the frozen teacher's classifier on z should name the target. It ties φ to the teacher's space (ours,
-       not in the paper: without it φ is held by its own self-target alone and can drift);
+    2. ``loss_dskd_anchor``: the frozen teacher's classifier on z should name the target. It ties φ to the teacher's space
+       (ours, not in the paper: without it φ is held by its own self-target alone and can drift);
     3. ``loss_dskd_diff``: the denoiser learns to predict the noise in the prior's features;
     4. ẑ: z is noised and denoised again in a few guided DDIM steps, outside of the graph;
     5. ``loss_dskd_lsh``: the hash of z should be that of ẑ;
@@ -236,9 +236,7 @@ class DSKDDistiller(Distiller):
         def draw() -> Tensor:
             return torch.randn(prior.shape, generator=generator, device=prior.device)
 
-        steps = torch.randint(
-            self.schedule.num_train_steps, (len(prior),), generator=generator, device=prior.device
-        )
+        steps = torch.randint(self.schedule.num_train_steps, (len(prior),), generator=generator, device=prior.device)
         losses['loss_dskd_diff'] = weights['diff'] * noise_prediction_loss(
             self.denoiser, self.schedule, prior / scale, draw(), steps
         )

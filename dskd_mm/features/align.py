@@ -1,5 +1,6 @@
 """Aligning a student's features with a teacher's: channels and space."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -47,7 +48,7 @@ class ChannelAlign(nn.Module):
         return self.layers(feature)
 
 
-def match_space(feature: Tensor, size: tuple[int, int]) -> Tensor:
+def match_space(feature: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
     """Resize a map to a height and width: averaged where it shrinks, bilinear where it grows.
 
     Args:
@@ -57,9 +58,9 @@ def match_space(feature: Tensor, size: tuple[int, int]) -> Tensor:
     Returns:
         Tensor: Of shape (B, C, *size).
     """
-    height, width = feature.shape[2:]
-    if (height, width) == tuple(size):
+    height, width = size
+    if feature.shape[2:] == (height, width):
         return feature
-    if size[0] <= height and size[1] <= width:
-        return F.adaptive_avg_pool2d(feature, size)
-    return F.interpolate(feature, size=size, mode='bilinear', align_corners=False)
+    if height <= feature.shape[2] and width <= feature.shape[3]:
+        return F.adaptive_avg_pool2d(feature, (height, width))
+    return F.interpolate(feature, size=(height, width), mode='bilinear', align_corners=False)

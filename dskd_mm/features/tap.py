@@ -56,9 +56,7 @@ class FeatureTap:
         ValueError: If the path or ``io`` is unknown.
     """
 
-    def __init__(
-        self, model: nn.Module, path: str, io: str = 'output', index: int | None = None, owner: str = 'model'
-    ) -> None:
+    def __init__(self, model: nn.Module, path: str, io: str = 'output', index: int | None = None, owner: str = 'model') -> None:
         if io not in ('input', 'output'):
             raise ValueError(f"io of a tap must be 'input' or 'output', but got {io!r} for {path!r}.")
         self.module = find_module(model, path, owner)
@@ -81,9 +79,7 @@ class FeatureTap:
             self._handle = self.module.register_forward_hook(self._on_output)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._handle is not None:
             self._handle.remove()
             self._handle = None

@@ -6,10 +6,12 @@ prediction p it is :math:`W^\top (q - p)`.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_input
 
 
 @dataclass
@@ -83,7 +85,7 @@ class TeacherClassifier(nn.Module):
         self.register_buffer('weight', weight.detach().float(), persistent=False)
         self.register_buffer('bias', None if bias is None else bias.detach().float(), persistent=False)
         self.sigmoid = sigmoid
-        self.conv_args = dict(stride=stride, padding=padding, dilation=dilation)
+        self.conv_args: dict[str, Any] = dict(stride=stride, padding=padding, dilation=dilation)
 
     @classmethod
     def from_layer(cls, layer: nn.Module, sigmoid: bool = False) -> 'TeacherClassifier':
@@ -195,7 +197,7 @@ class TeacherClassifier(nn.Module):
         kernel, _ = self._parameters_like(residual)
         with torch.autocast(device_type=feature.device.type, enabled=False):
             if self.is_dense:
-                return torch.nn.grad.conv2d_input(feature.shape, kernel, residual, **self.conv_args)
+                return conv2d_input(feature.shape, kernel, residual, **self.conv_args)
             gradient = residual @ kernel
         if feature.ndim == 4:
             height, width = feature.shape[2:]
@@ -238,9 +240,7 @@ class ClassifierGuidance:
         ValueError: If ``unit`` is unknown.
     """
 
-    def __init__(
-        self, classifier: TeacherClassifier, target: Target, unit: str = 'logit', scale: Tensor | None = None
-    ) -> None:
+    def __init__(self, classifier: TeacherClassifier, target: Target, unit: str = 'logit', scale: Tensor | None = None) -> None:
         if unit not in ('logit', 'gradient'):
             raise ValueError(f"The unit of guidance must be 'logit' or 'gradient', but got {unit!r}.")
         self.classifier = classifier

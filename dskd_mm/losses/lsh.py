@@ -37,6 +37,7 @@ class LSHDistillLoss(nn.Module):
     projection: Tensor
     center: Tensor
     std: Tensor
+    num_batches: Tensor
 
     def __init__(
         self,

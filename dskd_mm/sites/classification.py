@@ -23,8 +23,8 @@ class ClassificationSite(Site):
     Args:
         classifier (str, optional): Path of the student's classification layer. None finds it. Defaults to None.
         teacher_classifier (str, optional): The same of the teacher. Defaults to None.
-        feature (dict, optional): Another tap of the student: ``dict(path=..., io='input' or 'output', index=..., channels=...)``;
-            it should yield maps (B, C, H, W). Defaults to None.
+        feature (dict, optional): Another tap of the student: ``dict(path=..., channels=..., io=..., index=...)`` as in
+            :class:`~dskd_mm.features.FeatureTap`; it should yield maps (B, C, H, W). Defaults to None.
         teacher_feature (dict, optional): Another tap of the teacher, of as many channels as its classifier takes; it is used
             when the teacher runs. Defaults to None.
         dense (bool): Whether every location of a map is hashed instead of its average. Defaults to False.
@@ -57,12 +57,10 @@ class ClassificationSite(Site):
         """See :meth:`Site.teacher_port`."""
         return self._port(model, head, self.teacher_classifier, self.teacher_feature, 'teacher')
 
-    def _port(
-        self, model: nn.Module | None, head: nn.Module, classifier: str | None, feature: dict | None, owner: str
-    ) -> Port:
+    def _port(self, model: nn.Module | None, head: nn.Module, classifier: str | None, feature: dict | None, owner: str) -> Port:
         if classifier is None:
             classifier = f'{self.part}.{find_classifier(head, owner)}'
-        layer = find_module(head, classifier.removeprefix(f'{self.part}.'), f"{owner}'s head")
+        layer: Any = find_module(head, classifier.removeprefix(f'{self.part}.'), f"{owner}'s head")
         port = Port(
             part=self.part,
             classifier=classifier,
@@ -70,7 +68,7 @@ class ClassificationSite(Site):
             feature=classifier,
             io='input',
             index=None,
-            channels=layer.in_features,
+            channels=int(layer.weight.shape[1]),
             is_map=False,
             is_pooled=False,
         )
@@ -155,7 +153,7 @@ def is_multi_label(head: nn.Module) -> bool:
 
 def pools_into(model: nn.Module, classifier: nn.Module) -> bool:
     """Whether the model's neck is global average pooling and its result enters the classifier with nothing between."""
-    neck, head = getattr(model, 'neck', None), model.head
+    neck, head = getattr(model, 'neck', None), model.get_submodule('head')
     is_pooling = any(cls.__name__ == 'GlobalAveragePooling' for cls in type(neck).__mro__)
     return is_pooling and all(module in (head, classifier) or not has_own_parameters(module) for module in head.modules())
 

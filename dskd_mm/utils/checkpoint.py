@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from mmengine.dist import get_rank, is_distributed, barrier
+from mmengine.dist import barrier, get_rank, is_distributed
 from mmengine.runner.checkpoint import get_torch_safe_globals
 from torch import Tensor, nn
 
@@ -84,12 +84,16 @@ def save_atomically(checkpoint: dict[str, Any], path: str) -> None:
     os.replace(partial, path)
 
 
-def export_student(source: str, target: str) -> dict[str, Any]:
+def export_student(source: str, target: str, config: str | None = None) -> dict[str, Any]:
     """Write the plain student of a distiller's checkpoint, as the host itself would have saved it.
+
+    With :class:`mmengine.hooks.EMAHook` these are the averaged weights: it swaps them into what is saved.
 
     Args:
         source (str): Checkpoint of a distiller.
-        target (str): File to write: ``meta`` (without the distiller's config) and ``state_dict``.
+        target (str): File to write: ``meta`` and ``state_dict``.
+        config (str, optional): Text of the plain student's config, which takes the place of the distiller's in ``meta``: some
+            hosts' inferencers build their model from it. None leaves it out. Defaults to None.
 
     Returns:
         dict: What was written.
@@ -101,13 +105,38 @@ def export_student(source: str, target: str) -> dict[str, Any]:
     state = checkpoint.get('state_dict', checkpoint)
     if not any(key.startswith(STUDENT_PREFIX) for key in state):
         raise ValueError(
-            f"Expected the checkpoint of a distiller, with keys that begin with {STUDENT_PREFIX!r}, in {source!r}, but its "
+            f'Expected the checkpoint of a distiller, with keys that begin with {STUDENT_PREFIX!r}, in {source!r}, but its '
             f'keys begin with {sorted({key.split(".")[0] for key in state})}: is it a plain student already?'
         )
     meta = {key: value for key, value in checkpoint.get('meta', {}).items() if key != 'cfg'}
+    if config is not None:
+        meta['cfg'] = config
     student = dict(meta=meta, state_dict=model_state(checkpoint))
     save_atomically(student, target)
     return student
+
+
+def load_plain_model(model: nn.Module, path: str) -> None:
+    """Load a plain model's checkpoint, or the student of a distiller's, and accept no difference.
+
+    Args:
+        model (nn.Module): The model, built from the plain config.
+        path (str): The checkpoint.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged, or not of this model.
+    """
+    state = model_state(load_checkpoint_file(path))
+    try:
+        # torch's own loading instead of a comparison of keys: layers may translate keys of their older versions.
+        model.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise ValueError(
+            f'The checkpoint {path!r} does not fit the {type(model).__name__} of the config: {load_report(model, state)}. '
+            'Expected every tensor of the model with its shape, and no other. Check that config and checkpoint belong together '
+            '(architecture, number of classes).'
+        ) from error
 
 
 @dataclass

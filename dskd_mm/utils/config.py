@@ -1,5 +1,6 @@
 """Reading configs, the installed hosts' ones included."""
 
+import copy
 import importlib.util
 import os.path as osp
 
@@ -74,3 +75,51 @@ def model_config(cfg: Config) -> ConfigDict:
     if cfg.get('default_scope') and '_scope_' not in model:
         model._scope_ = cfg.default_scope
     return model
+
+
+def type_module(config: dict) -> str:
+    """The package of a config's ``type``, '' if it has none: types are names ('package.Name') or, in lazy configs, classes."""
+    kind = config.get('type', '')
+    name = kind if isinstance(kind, str) else kind.__module__ + '.'
+    return name.split('.')[0] if '.' in name else ''
+
+
+def type_name(config: dict) -> str:
+    """The name of a config's ``type`` without its package, '' if it has none."""
+    kind = config.get('type', '')
+    return (kind if isinstance(kind, str) else kind.__name__).split('.')[-1]
+
+
+def is_distiller_config(cfg: Config) -> bool:
+    """Whether a config's model is a distiller: it takes a student and a teacher, as all of them do."""
+    return {'student', 'teacher'} <= set(cfg.get('model') or {})
+
+
+def student_config(cfg: Config) -> Config:
+    """The config of the plain student that a distiller's config trains; a plain config stays as it is.
+
+    The student keeps its scope and its data preprocessor. What only distillation needs is dropped: the teacher, the hooks of
+    dskd_mm, and the import of dskd_mm (its backbones and data sets are found by their prefix), so that the result runs where
+    dskd_mm is not installed, unless the student is built from its backbones.
+
+    Args:
+        cfg (Config): A whole config. It is not changed.
+
+    Returns:
+        Config: A copy whose ``model`` is the student.
+    """
+    cfg = copy.deepcopy(cfg)
+    if not is_distiller_config(cfg):
+        return cfg
+    model, student = cfg.model, cfg.model.student
+    for key in ('data_preprocessor', '_scope_'):
+        if student.get(key) is None and model.get(key) is not None:
+            student[key] = model[key]
+    cfg.model = student
+    if cfg.get('custom_hooks'):
+        cfg.custom_hooks = [hook for hook in cfg.custom_hooks if type_module(hook) != 'dskd_mm']
+    imports = cfg.get('custom_imports')
+    if imports is not None:
+        names = [imports.imports] if isinstance(imports.imports, str) else imports.imports
+        cfg.custom_imports.imports = [name for name in names if name != 'dskd_mm']
+    return cfg

@@ -1,0 +1,227 @@
+"""Train methods x seeds at one budget from one teacher and record their accuracy.
+
+Every run is one ``tools/train.py`` process. What is recorded already is skipped, an interrupted run resumes from its last
+checkpoint, and every result is appended to benchmarks/results/accuracy.jsonl as soon as it is there:
+
+    python benchmarks/accuracy.py --dataset cifar100-subset --variants plain,dskd --seeds 0,1,2
+    python benchmarks/accuracy.py --dataset cifar100-subset --holdout --epochs 20 --variants all --seeds 0
+"""
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from threading import Lock
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / 'benchmarks' / 'results' / 'accuracy.jsonl'
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One data set with a teacher and a student.
+
+    Attributes:
+        task (str): 'cls', 'det' or 'seg'.
+        pair (str): '<student> <teacher>', the field's order.
+        student (str): Config of the plain student.
+        teacher (str): Config of the teacher.
+        distilled (str): Config of the student under DSKD.
+        metric (str): Key of the metric in the logs.
+        epochs (int): Default budget of a student.
+        train_images (int): Size of the training part.
+        holdout (dict): Settings that train on a part of the training images and validate on another.
+        holdout_images (int): Size of the training part under ``holdout``.
+    """
+
+    task: str
+    pair: str
+    student: str
+    teacher: str
+    distilled: str
+    metric: str
+    epochs: int
+    train_images: int
+    holdout: dict[str, str] = field(default_factory=dict)
+    holdout_images: int = 0
+
+
+SETTINGS = {
+    'cifar100-subset': Setting(
+        task='cls',
+        pair='resnet8-w16 resnet14-w32',
+        student='configs/plain/resnet8-w16_cifar100-subset.py',
+        teacher='configs/plain/resnet14-w32_cifar100-subset.py',
+        distilled='configs/dskd/resnet8-w16_r14-w32_cifar100-subset.py',
+        metric='accuracy/top1',
+        epochs=20,
+        train_images=20000,
+        holdout={
+            'train_dataloader.dataset.blocks': '[0,1]',
+            'val_dataloader.dataset.split': 'train',
+            'val_dataloader.dataset.blocks': '[3]',
+        },
+        holdout_images=10000,
+    ),
+    'fashion-mnist': Setting(
+        task='cls',
+        pair='resnet8-w8 resnet14-w16',
+        student='configs/plain/resnet8-w8_fashion-mnist.py',
+        teacher='configs/plain/resnet14-w16_fashion-mnist.py',
+        distilled='configs/dskd/resnet8-w8_r14-w16_fashion-mnist.py',
+        metric='accuracy/top1',
+        epochs=5,
+        train_images=60000,
+    ),
+}
+
+NO_DIFFUSION = {'model.loss_weights.lsh': '0', 'model.loss_weights.virtual': '0'}
+VARIANTS: dict[str, dict[str, str]] = {
+    # The names without options are a method's default.
+    'plain': {},
+    'teacher': {},
+    'dskd': {},
+    'label': {'model.target': 'label', 'model.loss_weights.logit': '0'},
+    'no-guidance': {'model.sampler.scale': '0'},
+    'no-lsh': {'model.loss_weights.lsh': '0'},
+    'no-virtual': {'model.loss_weights.virtual': '0'},
+    'no-anchor': {'model.loss_weights.anchor': '0'},
+    'no-logit': {'model.loss_weights.logit': '0'},
+    'prior-teacher': {'model.prior': 'teacher'},
+    'strong-guidance': {'model.sampler.scale': '5'},
+    # The controls: everything but the diffusion.
+    'anchor-only': {**NO_DIFFUSION, 'model.loss_weights.logit': '0'},
+    'anchor-only-label': {**NO_DIFFUSION, 'model.loss_weights.logit': '0', 'model.target': 'label'},
+    'anchor-and-logit': NO_DIFFUSION,
+    'logit-only': {**NO_DIFFUSION, 'model.loss_weights.anchor': '0'},
+}
+LOCK = Lock()
+
+
+def method_of(variant: str) -> str:
+    """The method that a variant belongs to."""
+    return variant if variant in ('plain', 'teacher') else 'dskd'
+
+
+def run(args: argparse.Namespace, dataset: str, variant: str, seed: int) -> None:
+    """Train once and record the result."""
+    setting = SETTINGS[dataset]
+    config = {'plain': setting.student, 'teacher': setting.teacher}.get(variant, setting.distilled)
+    epochs = args.epochs or setting.epochs
+    split = 'holdout' if args.holdout else 'test'
+    options = dict(VARIANTS[variant])
+    if variant != 'teacher':
+        options |= {'train_cfg.max_epochs': epochs, 'param_scheduler.T_max': epochs, 'param_scheduler.end': epochs}
+    if args.holdout:
+        options |= setting.holdout
+    options |= {
+        'randomness.seed': seed,
+        'train_cfg.val_interval': 5,
+        'default_hooks.checkpoint.interval': 5,
+        'default_hooks.checkpoint.max_keep_ckpts': 1,
+    }
+    name = f'{dataset}/{split}-{epochs}e/{variant}-s{seed}'
+    work_dir = Path(args.work_dir) / name
+    command = [sys.executable, 'tools/train.py', config, '--work-dir', str(work_dir), '--amp', '--resume']
+    command += ['--cfg-options', *(f'{key}={value}' for key, value in options.items())]
+    key = dict(dataset=dataset, variant=variant, seed=seed, split=split, epochs=epochs)
+    if variant != 'teacher' and any(all(record.get(k) == v for k, v in key.items()) for record in records()):
+        return
+    print(f'start {name}', flush=True)
+    work_dir.mkdir(parents=True, exist_ok=True)
+    start = time.time()
+    with open(work_dir / 'train.log', 'a') as log:
+        code = subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, env={**os.environ, 'OMP_NUM_THREADS': '1'}).returncode
+    if code:
+        print(f'FAILED {name}, exit status {code}: see {work_dir / "train.log"}', flush=True)
+        return
+    value, last = final_metric(work_dir, setting.metric)
+    record = dict(
+        task=setting.task,
+        dataset=dataset,
+        pair=setting.pair,
+        method=method_of(variant),
+        variant=variant,
+        seed=seed,
+        split=split,
+        metric=setting.metric,
+        value=value,
+        epochs=last if variant == 'teacher' else epochs,
+        train_images=setting.holdout_images if args.holdout else setting.train_images,
+        seconds=round(time.time() - start, 1),
+        command=shlex.join(['python', *command[1:]]),
+        commit=commit(),
+        versions=versions(),
+    )
+    with LOCK, open(RESULTS, 'a') as file:
+        file.write(json.dumps(record) + '\n')
+    print(f'done  {name}: {value:.2f} in {record["seconds"]} s', flush=True)
+
+
+def records() -> list[dict]:
+    """All recorded results."""
+    if not RESULTS.exists():
+        return []
+    return [json.loads(line) for line in RESULTS.read_text().splitlines() if line.strip()]
+
+
+def final_metric(work_dir: Path, metric: str) -> tuple[float, int]:
+    """The metric after the last epoch, not the best one: choosing an epoch on the test part would flatter."""
+    values = []
+    for path in sorted(work_dir.glob('*/vis_data/scalars.json')):
+        values += [json.loads(line) for line in path.read_text().splitlines()]
+    last = [value for value in values if metric in value][-1]
+    return last[metric], last['step']
+
+
+def commit() -> str:
+    """The commit that is checked out, marked if the tree differs from it."""
+    git = ['git', '-C', str(ROOT)]
+    head = subprocess.run([*git, 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True).stdout.strip()
+    changed = subprocess.run([*git, 'status', '--porcelain', 'dskd_mm', 'configs'], capture_output=True, text=True).stdout
+    return head + ('+changes' if changed.strip() else '')
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the result depends on."""
+    found = dict(python=platform.python_version())
+    for name in ('torch', 'onedl-mmengine', 'mmengine', 'onedl-mmpretrain', 'mmpretrain'):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--dataset', choices=list(SETTINGS), required=True)
+    parser.add_argument('--variants', default='plain,dskd', help=f'of {", ".join(VARIANTS)}; or all')
+    parser.add_argument('--seeds', default='0', help='comma separated')
+    parser.add_argument('--epochs', type=int, help='budget of every student; default: that of the data set')
+    parser.add_argument('--holdout', action='store_true', help='train on a part and judge on held-out training images')
+    parser.add_argument('--jobs', type=int, default=1, help='runs at once')
+    parser.add_argument('--work-dir', default='work_dirs/benchmarks')
+    args = parser.parse_args()
+    names = list(VARIANTS) if args.variants == 'all' else args.variants.split(',')
+    for name in names:
+        if name not in VARIANTS:
+            parser.error(f'--variants knows {", ".join(VARIANTS)} or all, but got {name!r}')
+    if args.holdout and not SETTINGS[args.dataset].holdout:
+        parser.error(f'--holdout is not defined for {args.dataset}')
+    with ThreadPoolExecutor(args.jobs) as pool:
+        jobs = [pool.submit(run, args, args.dataset, name, seed) for seed in map(int, args.seeds.split(',')) for name in names]
+        for job in jobs:
+            job.result()
+
+
+if __name__ == '__main__':
+    main()
