@@ -234,10 +234,10 @@ def build_student(config: dict | nn.Module, data_preprocessor: dict | nn.Module 
     """
     student: Any = config
     if isinstance(config, dict):
-        config = ConfigDict(config)
-        if config.get('data_preprocessor') is None:
-            config.data_preprocessor = data_preprocessor
-        student = MMENGINE_MODELS.build(config)
+        cfg = ConfigDict(config)
+        if cfg.get('data_preprocessor') is None:
+            cfg.data_preprocessor = data_preprocessor
+        student = MMENGINE_MODELS.build(cfg)
     if isinstance(student, Distiller) or not isinstance(student, BaseModel):
         raise TypeError(f'The student is expected to be a plain model of a host library, but got a {type(student).__name__}.')
     return student

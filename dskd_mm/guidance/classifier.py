@@ -82,8 +82,9 @@ class TeacherClassifier(nn.Module):
                 'TeacherClassifier expects the weight of a linear layer (K, C) or of a 2-d convolution (K, C, k, k), '
                 f'but got one of shape {tuple(weight.shape)}.'
             )
-        self.register_buffer('weight', weight.detach().float(), persistent=False)
-        self.register_buffer('bias', None if bias is None else bias.detach().float(), persistent=False)
+        # Copies: whatever becomes of the layer, the classifier stays.
+        self.register_buffer('weight', weight.detach().clone().float(), persistent=False)
+        self.register_buffer('bias', None if bias is None else bias.detach().clone().float(), persistent=False)
         self.sigmoid = sigmoid
         self.conv_args: dict[str, Any] = dict(stride=stride, padding=padding, dilation=dilation)
 
@@ -101,13 +102,15 @@ class TeacherClassifier(nn.Module):
         Raises:
             TypeError: If the layer is of another kind.
         """
-        if isinstance(layer, nn.Linear):
+        if computes_as(layer, nn.Linear):
             return cls(layer.weight, layer.bias, sigmoid)
-        if isinstance(layer, nn.Conv2d) and layer.groups == 1 and not isinstance(layer.padding, str):
-            return cls(layer.weight, layer.bias, sigmoid, layer.stride, layer.padding, layer.dilation)
+        if computes_as(layer, nn.Conv2d) and (layer.groups, layer.padding_mode) == (1, 'zeros'):
+            if not isinstance(layer.padding, str):
+                return cls(layer.weight, layer.bias, sigmoid, layer.stride, layer.padding, layer.dilation)
         raise TypeError(
-            'The closed-form guidance needs a linear classifier (nn.Linear, or nn.Conv2d with groups=1 and numeric padding), '
-            f'but got {layer}. Guide through the whole head instead: dskd_mm.guidance.HeadLossGuidance.'
+            'The closed-form guidance needs a linear classifier (nn.Linear, or nn.Conv2d with groups=1 and numeric padding '
+            f'by zeros) without a forward of its own, but got {layer} ({type(layer).__module__}). Guide through the whole '
+            'head instead: dskd_mm.guidance.HeadLossGuidance.'
         )
 
     @property
