@@ -1,0 +1,64 @@
+"""What the tools for training and testing share: arguments, processes and the runner."""
+
+import argparse
+import os
+import os.path as osp
+
+import torch
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.device import get_device
+from mmengine.dist import is_distributed
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that training and testing have in common."""
+    parser.add_argument('--work-dir', help='folder for logs and results; default: work_dirs/<name of the config>')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help="override settings of the config: key=value pairs, lists as key=a,b or key='[a,b]' without spaces",
+    )
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
+    # torch.distributed.launch passes --local_rank, newer versions --local-rank; torchrun sets the variable itself.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+
+
+def apply_common_arguments(cfg: Config, args: argparse.Namespace) -> None:
+    """Write the common choices into the config; the work dir is the command line's, else the config's, else named after it."""
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    cfg.launcher = args.launcher
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = osp.join('work_dirs', osp.splitext(osp.basename(args.config))[0])
+
+
+def build_runner(cfg: Config) -> Runner:
+    """Build the runner, on CPUs with several processes, too.
+
+    Raises:
+        ValueError: If several processes are started on CPUs by another launcher than torchrun.
+    """
+    if cfg.get('launcher', 'none') != 'none' and get_device() == 'cpu':
+        _prepare_cpu_processes(cfg)
+    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+def _prepare_cpu_processes(cfg: Config) -> None:
+    # mmengine selects a CUDA device whatever the backend is and passes it on to DDP; without an accelerator both fail.
+    if cfg.launcher != 'pytorch':
+        raise ValueError(
+            f"Without an accelerator several processes need launcher='pytorch' (torchrun, tools/dist_train.sh), but got "
+            f'{cfg.launcher!r}.'
+        )
+    if not is_distributed():
+        torch.distributed.init_process_group('gloo')
+    wrapper = dict(
+        type='MMDistributedDataParallel',
+        broadcast_buffers=False,
+        find_unused_parameters=cfg.get('find_unused_parameters', False),
+    )
+    cfg.model_wrapper_cfg = ConfigDict({**wrapper, **(cfg.get('model_wrapper_cfg') or {}), 'device_ids': None})
