@@ -83,8 +83,9 @@ class TeacherClassifier(nn.Module):
                 f'but got one of shape {tuple(weight.shape)}.'
             )
         # Copies: whatever becomes of the layer, the classifier stays.
-        self.register_buffer('weight', weight.detach().clone().float(), persistent=False)
-        self.register_buffer('bias', None if bias is None else bias.detach().clone().float(), persistent=False)
+        self.register_buffer('weight', weight.detach().to(torch.float32, copy=True), persistent=False)
+        bias = None if bias is None else bias.detach().to(torch.float32, copy=True)
+        self.register_buffer('bias', bias, persistent=False)
         self.sigmoid = sigmoid
         self.conv_args: dict[str, Any] = dict(stride=stride, padding=padding, dilation=dilation)
 
@@ -104,9 +105,9 @@ class TeacherClassifier(nn.Module):
         """
         if computes_as(layer, nn.Linear):
             return cls(layer.weight, layer.bias, sigmoid)
-        if computes_as(layer, nn.Conv2d) and (layer.groups, layer.padding_mode) == (1, 'zeros'):
-            if not isinstance(layer.padding, str):
-                return cls(layer.weight, layer.bias, sigmoid, layer.stride, layer.padding, layer.dilation)
+        is_conv = computes_as(layer, nn.Conv2d) and layer.groups == 1 and layer.padding_mode == 'zeros'
+        if is_conv and not isinstance(layer.padding, str):
+            return cls(layer.weight, layer.bias, sigmoid, layer.stride, layer.padding, layer.dilation)
         raise TypeError(
             'The closed-form guidance needs a linear classifier (nn.Linear, or nn.Conv2d with groups=1 and numeric padding '
             f'by zeros) without a forward of its own, but got {layer} ({type(layer).__module__}). Guide through the whole '
@@ -289,3 +290,13 @@ def target_cross_entropy(logits: Tensor, target: Target, sigmoid: bool = False, 
         entropy = -torch.xlogy(q, q)
     loss = target.apply_weight(cross - entropy).sum() / target.normalizer()
     return loss * temperature**2
+
+
+def computes_as(layer: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a layer computes what its PyTorch base does.
+
+    A subclass with a forward of its own (normalised, margin) has a weight, but is no linear classifier. mmcv's wrappers, whose
+    forward only differs for empty inputs, are.
+    """
+    own_forward = type(layer).forward is not kind.forward
+    return isinstance(layer, kind) and (not own_forward or type(layer).__module__ == 'mmcv.cnn.bricks.wrappers')
