@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from dskd_mm.features import find_module
 from dskd_mm.guidance import Target
+from dskd_mm.guidance.classifier import computes_as
 from dskd_mm.registry import MODELS
 from dskd_mm.sites.base import Port, Site
 
@@ -61,6 +62,12 @@ class ClassificationSite(Site):
         if classifier is None:
             classifier = f'{self.part}.{find_classifier(head, owner)}'
         layer: Any = find_module(head, classifier.removeprefix(f'{self.part}.'), f"{owner}'s head")
+        weight = getattr(layer, 'weight', None)
+        if not isinstance(weight, Tensor) or weight.ndim != 2:
+            raise ValueError(
+                f"The {owner}'s classification layer {classifier!r} is expected to be a linear layer, but it is {layer}. "
+                'Name another one in the site.'
+            )
         port = Port(
             part=self.part,
             classifier=classifier,
@@ -68,7 +75,7 @@ class ClassificationSite(Site):
             feature=classifier,
             io='input',
             index=None,
-            channels=int(layer.weight.shape[1]),
+            channels=int(weight.shape[1]),
             is_map=False,
             is_pooled=False,
         )
@@ -77,6 +84,11 @@ class ClassificationSite(Site):
             if unknown or 'path' not in feature or 'channels' not in feature:
                 raise ValueError(
                     f'A feature of the {owner} expects dict(path=..., channels=..., io=..., index=...), but got {feature!r}.'
+                )
+            if owner == 'teacher' and feature['channels'] != port.channels:
+                raise ValueError(
+                    f"The teacher's feature {feature['path']!r} has {feature['channels']} channels, but its classifier "
+                    f'{classifier!r}, which guides in the space of that feature, takes {port.channels}.'
                 )
             port.feature, port.channels, port.is_map = feature['path'], feature['channels'], True
             port.io, port.index = feature.get('io', 'output'), feature.get('index')
@@ -131,8 +143,7 @@ def find_classifier(head: nn.Module, owner: str) -> str:
     linears = {
         name: layer
         for name, layer in head.named_modules()
-        # A subclass with a forward of its own (normalised, margin) is no linear classifier.
-        if isinstance(layer, nn.Linear) and type(layer).forward is nn.Linear.forward
+        if computes_as(layer, nn.Linear)
     }
     found = [name for name, layer in linears.items() if num_classes in (None, layer.out_features)]
     if len(found) == 1:
