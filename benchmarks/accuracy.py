@@ -97,6 +97,9 @@ VARIANTS: dict[str, dict[str, str]] = {
     'no-logit': {'model.loss_weights.logit': '0'},
     'prior-teacher': {'model.prior': 'teacher'},
     'strong-guidance': {'model.sampler.scale': '5'},
+    'clean-guidance': {'model.sampler.guidance_point': 'clean'},
+    'dense-prior-teacher': {'model.prior': 'teacher', 'model.site.dense': 'True'},
+    'strong-lsh': {'model.loss_weights.lsh': '5'},
     # The controls: everything but the diffusion.
     'anchor-only': {**NO_DIFFUSION, 'model.loss_weights.logit': '0'},
     'anchor-only-label': {**NO_DIFFUSION, 'model.loss_weights.logit': '0', 'model.target': 'label'},

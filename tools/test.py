@@ -76,8 +76,8 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
 
 def enable_drawing(cfg: Config, args: argparse.Namespace) -> None:
     """Switch on the host's hook that draws predictions."""
-    hook = (cfg.get('default_hooks') or {}).get('visualization')
-    name = '' if hook is None else type_name(hook)
+    hook = (cfg.get('default_hooks') or {}).get('visualization') or {}
+    name = type_name(hook)
     if name not in DRAWING_HOOKS:
         raise ValueError(
             f'--show and --show-dir expect one of the hooks {list(DRAWING_HOOKS)} as default_hooks.visualization in '
@@ -121,7 +121,7 @@ def enable_tta(cfg: Config) -> None:
 def plain_model(model: nn.Module) -> nn.Module:
     """The model within the wrappers of distributed testing and test-time augmentation."""
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-        model = model.module
+        model = model.get_submodule('module')
     return model
 
 

@@ -21,7 +21,7 @@ from dskd_mm.guidance import ClassifierGuidance, Target, TeacherClassifier, targ
 from dskd_mm.losses import LSHDistillLoss
 from dskd_mm.registry import MODELS
 
-LOSSES = dict(diff=1.0, lsh=1.0, anchor=1.0, virtual=1.0, logit=0.0)
+LOSSES = dict(diff=1.0, lsh=1.0, anchor=1.0, virtual=1.0, logit=1.0)
 
 
 @MODELS.register_module()
@@ -38,15 +38,16 @@ class DSKDDistiller(Distiller):
     3. ``loss_dskd_diff``: the denoiser learns to predict the noise in the prior's features;
     4. ẑ: z is noised and denoised again in a few guided DDIM steps, outside of the graph;
     5. ``loss_dskd_lsh``: the hash of z should be that of ẑ;
-    6. ``loss_dskd_virtual``: the student's own logits should follow the teacher classifier's opinion of ẑ (ours).
+    6. ``loss_dskd_virtual``: the student's own logits should follow the teacher classifier's opinion of ẑ (ours);
+    7. ``loss_dskd_logit``: and the teacher's own logits (Hinton et al. 2015).
 
     Health figures are logged beside: ``dskd_acc_start`` and ``dskd_acc_denoised`` (how often the teacher's classifier names
     the target's class on z and on ẑ), ``dskd_bits`` (share of hash bits that agree), ``dskd_std`` (spread of the prior's
     features) and ``dskd_gamma`` (with a noise adapter).
 
     The paper's text leaves several choices open; each is an argument here, and docs/en/ablations.md shows what they gave.
-    With ``prior='student'``, ``target='label'`` and no ``logit`` loss the teacher never runs: only its classification layer is
-    loaded.
+    With ``prior='student'``, ``target='label'`` and ``loss_weights=dict(logit=0)`` the teacher never runs: only its
+    classification layer is loaded.
 
     Args:
         student (dict | nn.Module): The student: a host's model.
@@ -75,9 +76,8 @@ class DSKDDistiller(Distiller):
         autoencoder (dict, optional): ``dict(latent_channels=...)`` to diffuse wide features in a narrow latent; the guidance is
             pulled back through its decoder. Defaults to None.
         lsh (dict, optional): Arguments of :class:`~dskd_mm.losses.LSHDistillLoss`. Defaults to None.
-        loss_weights (dict, optional): Weights of 'diff', 'lsh', 'anchor', 'virtual' and 'logit' (plain logit distillation from
-            the teacher, Hinton et al. 2015); a weight of 0 skips the work, too. Those not named keep their defaults of 1, 1, 1,
-            1 and 0.
+        loss_weights (dict, optional): Weights of 'diff', 'lsh', 'anchor', 'virtual' and 'logit'; a weight of 0 skips the work,
+            too. Those not named keep their default of 1.
         noise_seed (int, optional): Seed of all noise. None takes that of the run. Defaults to None.
         data_preprocessor (dict, optional): Given to the student if it has none of its own. Defaults to None.
 

@@ -1,6 +1,5 @@
 """Whole runs in small: a data set in memory and the config of a training that takes a second."""
 
-import os.path as osp
 from typing import Any
 
 import numpy as np
@@ -47,9 +46,7 @@ class RandomPatterns(BaseDataset):
         shape = (self.size, self.size, 3)
         patterns = np.random.RandomState(0).uniform(60, 190, (self.num_classes, *shape))
         noise = np.random.RandomState(1 + self.seed)
-        images = [
-            patterns[i % self.num_classes] + self.noise * noise.standard_normal(shape) for i in range(self.num_images)
-        ]
+        images = [patterns[i % self.num_classes] + self.noise * noise.standard_normal(shape) for i in range(self.num_images)]
         return [
             dict(img=image.clip(0, 255).astype(np.uint8), gt_label=i % self.num_classes, sample_idx=i)
             for i, image in enumerate(images)
@@ -108,7 +105,6 @@ def plain_run_config(work_dir: str, **kwargs: Any) -> Config:
             ),
             visualizer=dict(type='UniversalVisualizer', vis_backends=[dict(type='LocalVisBackend')]),
             randomness=dict(seed=0),
-            # The Config's own text has to import what it names.
             log_level='WARNING',
         )
     )
@@ -119,7 +115,7 @@ def distiller_run_config(work_dir: str, teacher: dict | None = None, student: di
 
     Args:
         work_dir (str): Folder of the run.
-        teacher (dict, optional): The distiller's teacher. None writes one with random weights to ``work_dir``. Defaults to None.
+        teacher (dict, optional): The distiller's teacher. None writes one of random weights to ``work_dir``. Defaults to None.
         student (dict, optional): Arguments of :func:`~dskd_mm.testing.toy.classifier_config`. Defaults to None.
         **kwargs: Other arguments of :class:`~dskd_mm.distillers.DSKDDistiller`.
 
@@ -128,6 +124,6 @@ def distiller_run_config(work_dir: str, teacher: dict | None = None, student: di
     """
     cfg = plain_run_config(work_dir, **(student or {}))
     if teacher is None:
-        teacher = random_teacher(osp.join(work_dir))
+        teacher = random_teacher(work_dir)
     cfg.model = dict(type='dskd_mm.DSKDDistiller', student=cfg.model, teacher=teacher, **kwargs)
     return cfg
