@@ -80,6 +80,8 @@ class LSHDistillLoss(nn.Module):
         with torch.autocast(device_type=feature.device.type, enabled=False):
             feature, target = feature.float(), target.float()
             if feature.shape[0] == 0:
+                if self.bias != 'zero':
+                    self._update_center(feature.new_zeros(0, len(self.projection)))
                 return feature.sum() * 0, feature.new_zeros(())
             # One product for both sides: W is the expensive operand.
             projected = F.linear(torch.cat([feature, target]), self.projection) * self.std
@@ -98,12 +100,19 @@ class LSHDistillLoss(nn.Module):
     def _update_center(self, projected: Tensor) -> None:
         if not self.training:
             return
-        center = projected.mean(dim=0) if self.bias == 'mean' else projected.median(dim=0).values
+        has_vectors = projected.new_full((1,), float(len(projected) > 0))
+        if len(projected) == 0:
+            center = torch.zeros_like(self.center)
+        elif self.bias == 'mean':
+            center = projected.mean(dim=0)
+        else:
+            center = projected.median(dim=0).values
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            # Ranks must hash alike, so they share one centre.
-            torch.distributed.all_reduce(center)
-            center /= torch.distributed.get_world_size()
-        self.num_batches += 1
+            # Ranks must hash alike, so they share one centre; one without vectors takes part, or the others would wait for it.
+            shared = torch.cat([center, has_vectors])
+            torch.distributed.all_reduce(shared)
+            center, has_vectors = shared[:-1] / shared[-1:].clamp(min=1), shared[-1:].clamp(max=1)
+        self.num_batches += has_vectors[0].long()
         # A plain average of the first batches, an exponential one later: no start-up bias.
-        rate = torch.clamp(1 / self.num_batches.float(), min=self.momentum)
-        self.center.lerp_(center, rate)
+        rate = torch.clamp(1 / self.num_batches.clamp(min=1).float(), min=self.momentum)
+        self.center.lerp_(center, rate * has_vectors)

@@ -1,0 +1,219 @@
+"""The hashing loss against plain loops over vectors and bits."""
+
+import math
+import statistics
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from dskd_mm.losses import LSHDistillLoss
+
+
+def loop(loss: LSHDistillLoss, feature: Tensor, target: Tensor, center: list[float]) -> tuple[float, float]:
+    """Mean cross-entropy of a = Wf + b against h = 1[Wf* + b > 0] with b = -center, and the share of equal bits."""
+    rows = (loss.projection * loss.std).tolist()
+    total, agree, count = 0.0, 0, 0
+    for ours, theirs in zip(feature.tolist(), target.tolist(), strict=True):
+        for row, middle in zip(rows, center, strict=True):
+            a = sum(w * f for w, f in zip(row, ours, strict=True)) - middle
+            h = sum(w * f for w, f in zip(row, theirs, strict=True)) - middle > 0
+            p = 1 / (1 + math.exp(-a))
+            total -= math.log(p if h else 1 - p)
+            agree += (a > 0) == h
+            count += 1
+    return total / count, agree / count
+
+
+def hash_values(loss: LSHDistillLoss, target: Tensor) -> list[list[float]]:
+    """Wf* as one list of values a bit."""
+    rows = (loss.projection * loss.std).tolist()
+    return [[sum(w * f for w, f in zip(row, v, strict=True)) for v in target.tolist()] for row in rows]
+
+
+@settings(derandomize=True, deadline=None, max_examples=40)
+@given(
+    vectors=st.integers(1, 5),
+    channels=st.integers(1, 5),
+    bits=st.integers(1, 7),
+    std=st.sampled_from([0.05, 0.5]),
+    magnitude=st.sampled_from([0.0, 0.7]),
+    seed=st.integers(0, 2**16),
+)
+def test_loss_without_bias_is_the_plain_loop(vectors, channels, bits, std, magnitude, seed):
+    torch.manual_seed(seed)
+    loss = LSHDistillLoss(channels, bits, std, bias='zero', magnitude=magnitude)
+    feature, target = torch.randn(2, vectors, channels)
+    value, agreement = loss(feature, target)
+    expected, share = loop(loss, feature, target, [0.0] * bits)
+    pairs = zip(feature.flatten().tolist(), target.flatten().tolist(), strict=True)
+    squares = [(a - b) ** 2 for a, b in pairs]
+    assert float(value) == pytest.approx(expected + magnitude * sum(squares) / len(squares), rel=1e-4)
+    assert float(agreement) == pytest.approx(share)
+
+
+@pytest.mark.parametrize('bias', ['mean', 'median'])
+def test_running_center_averages_first_batches_then_decays(bias):
+    loss = LSHDistillLoss(3, bits=4, std=0.5, bias=bias, momentum=0.4)
+    statistic = statistics.fmean if bias == 'mean' else statistics.median_low
+    center = [0.0] * 4
+    for batch in range(1, 5):
+        feature, target = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(batch))
+        rate = max(1 / batch, 0.4)
+        new = [statistic(values) for values in hash_values(loss, target)]
+        center = [(1 - rate) * c + rate * n for c, n in zip(center, new, strict=True)]
+        value, agreement = loss(feature, target)
+        expected, share = loop(loss, feature, target, center)
+        assert float(value) == pytest.approx(expected, rel=1e-4)
+        assert float(agreement) == pytest.approx(share)
+    assert loss.center.tolist() == pytest.approx(center, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize('bias', ['mean', 'median'])
+def test_first_batch_splits_every_bit_in_halves(bias):
+    loss = LSHDistillLoss(8, bits=64, std=1.0, bias=bias)
+    target = torch.randn(101, 8) + 3
+    loss(target, target)
+    above = (torch.nn.functional.linear(target, loss.projection) > loss.center).float().mean(dim=0)
+    assert (above - 0.5).abs().max() < (0.25 if bias == 'mean' else 0.01)
+
+
+@pytest.mark.parametrize('bias', ['zero', 'mean', 'median'])
+def test_identical_vectors_agree_in_every_bit(bias):
+    vectors = torch.randn(6, 5)
+    assert LSHDistillLoss(5, bias=bias)(vectors, vectors)[1] == 1
+    assert LSHDistillLoss(5, bias='zero')(vectors, -vectors)[1] == 0
+
+
+def test_gradient_pulls_bits_to_the_target_and_leaves_the_target_alone():
+    loss = LSHDistillLoss(5, std=0.3, bias='zero')
+    feature, target = torch.randn(2, 8, 5).unbind()
+    feature.requires_grad_()
+    target.requires_grad_()
+    value, before = loss(feature, target)
+    value.backward()
+    assert target.grad is None or target.grad.abs().max() == 0
+    moved = feature.detach() - 20 * feature.grad
+    after_value, after = loss(moved, target.detach())
+    assert after_value < value.detach()
+    assert after > before
+
+
+def test_magnitude_tells_length_apart_and_bits_do_not():
+    vectors = torch.randn(8, 5)
+    assert LSHDistillLoss(5, bias='zero')(2 * vectors, vectors)[1] == 1
+    plain = LSHDistillLoss(5, bias='zero')(2 * vectors, vectors)[0]
+    full = LSHDistillLoss(5, bias='zero', magnitude=2.0)(2 * vectors, vectors)[0]
+    torch.testing.assert_close(full - plain, 2 * vectors.square().mean())
+
+
+@pytest.mark.parametrize('bias', ['zero', 'mean', 'median'])
+def test_no_vectors_give_a_zero_in_the_graph(bias):
+    loss = LSHDistillLoss(5, bias=bias)
+    feature = torch.randn(3, 5, requires_grad=True)
+    value, _ = loss(feature[:0], torch.randn(0, 5))
+    assert value == 0
+    value.backward()
+    assert feature.grad.abs().max() == 0
+    assert loss.num_batches == 0
+    assert torch.isfinite(loss.center).all()
+
+
+def test_projection_follows_from_the_seed_alone():
+    torch.manual_seed(1)
+    first = LSHDistillLoss(5, seed=3)
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    second = LSHDistillLoss(5, seed=3)
+    assert torch.equal(first.projection, second.projection)
+    assert not torch.equal(first.projection, LSHDistillLoss(5, seed=4).projection)
+    assert torch.equal(torch.get_rng_state(), state), 'the global generator was used'
+    assert {'projection', 'std', 'center', 'num_batches'} == set(first.state_dict())
+    assert list(first.parameters()) == []
+
+
+@pytest.mark.parametrize('bias', ['zero', 'mean'])
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_half_precision_vectors_are_hashed_in_float32(dtype, bias):
+    """1e4 squared overflows in half precision, as do sums of many products."""
+    feature, target = (torch.randn(2, 4, 512) * 1e4).to(dtype).unbind()
+    settings = dict(std=5.0, bias=bias, magnitude=1.0)
+    expected, _ = LSHDistillLoss(512, 16, **settings)(feature.float(), target.float())
+    with torch.autocast('cpu', torch.bfloat16):
+        value, _ = LSHDistillLoss(512, 16, **settings)(feature, target)
+    assert value.dtype == torch.float32
+    assert torch.isfinite(value)
+    torch.testing.assert_close(value, expected)
+
+
+def test_std_is_the_teachers_unless_given():
+    weight = torch.randn(7, 5) * 0.2
+    own, given_ = LSHDistillLoss(5), LSHDistillLoss(5, std=0.06)
+    own.set_std(weight)
+    given_.set_std(weight)
+    assert float(own.std) == pytest.approx(statistics.stdev(weight.flatten().tolist()), rel=1e-5)
+    assert float(given_.std) == pytest.approx(0.06)
+
+
+def test_eval_mode_uses_the_center_and_does_not_move_it():
+    loss = LSHDistillLoss(5, bits=8, std=0.5)
+    feature, target = torch.randn(2, 6, 5)
+    loss(feature, target + 2)
+    center, count = loss.center.clone(), loss.num_batches.clone()
+    value, _ = loss.eval()(feature, target)
+    assert torch.equal(loss.center, center)
+    assert torch.equal(loss.num_batches, count)
+    assert float(value) == pytest.approx(loop(loss, feature, target, center.tolist())[0], rel=1e-4)
+
+
+def test_center_is_resumed():
+    torch.manual_seed(0)
+    batches = torch.randn(4, 2, 6, 5)
+    whole, first, second = (LSHDistillLoss(5, bits=8) for _ in range(3))
+    expected = [whole(*batch)[0] for batch in batches]
+    for batch in batches[:2]:
+        first(*batch)
+    second.load_state_dict(first.state_dict())
+    assert [second(*batch)[0] for batch in batches[2:]] == expected[2:]
+
+
+def test_unknown_bias_is_refused():
+    with pytest.raises(ValueError, match="'zero', 'mean' or 'median', but got 'max'"):
+        LSHDistillLoss(5, bias='max')
+
+
+def test_ranks_share_one_center_even_if_one_has_no_vectors(monkeypatch):
+    """Two threads play two ranks; one that skipped the exchange would leave the other waiting."""
+    barrier, lock = threading.Barrier(2, timeout=20), threading.Lock()
+    arrived: list[Tensor] = []
+
+    def all_reduce(tensor: Tensor) -> None:
+        with lock:
+            arrived.append(tensor.clone())
+        barrier.wait()
+        tensor.copy_(torch.stack(arrived).sum(dim=0))
+        barrier.wait()
+        with lock:
+            arrived.clear()
+        barrier.wait()
+
+    monkeypatch.setattr(torch.distributed, 'is_initialized', lambda: True)
+    monkeypatch.setattr(torch.distributed, 'all_reduce', all_reduce)
+    vectors = torch.randn(4, 3)
+
+    def run(rank: int) -> Tensor:
+        loss = LSHDistillLoss(3, bits=4, std=1.0)
+        for batch in (vectors[2 * rank : 2 * rank + 2], vectors[: 2 * rank]):  # rank 0 has none in the second
+            loss(batch, batch)
+        return loss.center
+
+    with ThreadPoolExecutor(2) as pool:
+        centers = list(pool.map(run, range(2)))
+    assert torch.equal(centers[0], centers[1])
+    loss = LSHDistillLoss(3, bits=4, std=1.0)
+    means = [[statistics.fmean(values) for values in hash_values(loss, part)] for part in (vectors, vectors[:2])]
+    torch.testing.assert_close(centers[0], torch.tensor(means).mean(dim=0))
