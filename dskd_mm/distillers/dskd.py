@@ -146,10 +146,16 @@ class DSKDDistiller(Distiller):
         self.denoiser = build(DiffusionDenoiser, {**kernel, **(denoiser or {})}, channels=width)
         self.noise_adapter = None
         if self.sampler.noise == 'adapter':
+            weights = self.loss_weights
             if detach:
                 raise ValueError(
                     "noise='adapter' has to be trained through the sampler, but detach=True samples without a graph: set "
                     "detach=False, or noise='schedule'."
+                )
+            if not weights['virtual'] and isinstance(self.lsh, LSHDistillLoss) and not self.lsh.magnitude:
+                raise ValueError(
+                    "noise='adapter' has no loss to be trained by: the bits of a hash have no gradient. Set the loss weight "
+                    "'virtual', or lsh=dict(magnitude=...), or noise='schedule'."
                 )
             self.noise_adapter = build(NoiseAdapter, kernel, channels=width)
 
@@ -276,8 +282,9 @@ class DSKDDistiller(Distiller):
         decoder = self.autoencoder.decoder
 
         def pulled_back(latent: Tensor) -> Tensor:
-            gradient = outer(decoder(latent * scale).float())
-            return F.conv_transpose2d(gradient, decoder.weight.detach().float()) * scale
+            with torch.autocast(latent.device.type, enabled=False):
+                gradient = outer(decoder(latent * scale))
+                return F.conv_transpose2d(gradient, decoder.weight.detach()) * scale
 
         return pulled_back
 
