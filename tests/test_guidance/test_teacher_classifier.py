@@ -67,9 +67,7 @@ weights = st.sampled_from(['none', 'mask', 'real'])
     weight=weights,
     seed=st.integers(0, 2**16),
 )
-def test_gradient_of_pooled_linear_classifier_is_autograds(
-    batch, channels, classes, size, bias, sigmoid, target, weight, seed
-):
+def test_gradient_of_pooled_linear_classifier_is_autograds(batch, channels, classes, size, bias, sigmoid, target, weight, seed):
     generator = torch.Generator().manual_seed(seed)
     matrix = torch.randn(classes, channels, generator=generator)
     offset = torch.randn(classes, generator=generator) if bias else None
