@@ -80,6 +80,12 @@ SETTINGS = {
         metric='accuracy/top1',
         epochs=5,
         train_images=60000,
+        holdout={
+            'train_dataloader.dataset.indices': '10000',
+            'val_dataloader.dataset.split': 'train',
+            'val_dataloader.dataset.indices': '-10000',
+        },
+        holdout_images=10000,
     ),
 }
 
@@ -119,24 +125,23 @@ def run(args: argparse.Namespace, dataset: str, variant: str, seed: int) -> None
     setting = SETTINGS[dataset]
     config = {'plain': setting.student, 'teacher': setting.teacher}.get(variant, setting.distilled)
     epochs = args.epochs or setting.epochs
-    split = 'holdout' if args.holdout else 'test'
-    options = dict(VARIANTS[variant])
-    if variant != 'teacher':
+    split = 'holdout' if args.holdout and variant != 'teacher' else 'test'
+    options = {**VARIANTS[variant], 'randomness.seed': seed}
+    if variant == 'teacher':
+        # Its own schedule, at the place where the students' configs look for it.
+        name, work_dir = Path(config).stem, Path('work_dirs') / Path(config).stem
+    else:
+        name = f'{dataset}/{split}-{epochs}e/{variant}-s{seed}'
+        work_dir = Path(args.work_dir) / name
         options |= {'train_cfg.max_epochs': epochs, 'param_scheduler.T_max': epochs, 'param_scheduler.end': epochs}
-    if args.holdout:
-        options |= setting.holdout
-    options |= {
-        'randomness.seed': seed,
-        'train_cfg.val_interval': 5,
-        'default_hooks.checkpoint.interval': 5,
-        'default_hooks.checkpoint.max_keep_ckpts': 1,
-    }
-    name = f'{dataset}/{split}-{epochs}e/{variant}-s{seed}'
-    work_dir = Path(args.work_dir) / name
+        options |= {'train_cfg.val_interval': 5, 'default_hooks.checkpoint.interval': 5}
+        options |= setting.holdout if args.holdout else {}
     command = [sys.executable, 'tools/train.py', config, '--work-dir', str(work_dir), '--amp', '--resume']
     command += ['--cfg-options', *(f'{key}={value}' for key, value in options.items())]
     key = dict(dataset=dataset, variant=variant, seed=seed, split=split, epochs=epochs)
-    if variant != 'teacher' and any(all(record.get(k) == v for k, v in key.items()) for record in records()):
+    if variant == 'teacher':
+        del key['epochs']
+    if any(all(record.get(k) == v for k, v in key.items()) for record in records()):
         return
     print(f'start {name}', flush=True)
     work_dir.mkdir(parents=True, exist_ok=True)
@@ -158,7 +163,7 @@ def run(args: argparse.Namespace, dataset: str, variant: str, seed: int) -> None
         metric=setting.metric,
         value=value,
         epochs=last if variant == 'teacher' else epochs,
-        train_images=setting.holdout_images if args.holdout else setting.train_images,
+        train_images=setting.holdout_images if split == 'holdout' else setting.train_images,
         seconds=round(time.time() - start, 1),
         command=shlex.join(['python', *command[1:]]),
         commit=commit(),

@@ -2,5 +2,6 @@
 
 from dskd_mm.datasets.cifar100_subset import CIFAR100Subset
 from dskd_mm.datasets.digits import Digits
+from dskd_mm.datasets.fashion_mnist import GzipFashionMNIST
 
-__all__ = ['CIFAR100Subset', 'Digits']
+__all__ = ['CIFAR100Subset', 'Digits', 'GzipFashionMNIST']

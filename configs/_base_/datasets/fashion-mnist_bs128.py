@@ -1,7 +1,7 @@
 """Fashion-MNIST: 60,000 training and 10,000 test images, grey, 28x28."""
 
 data_root = '{{$DSKD_DATA_ROOT:../shared/data}}/fashion_mnist'
-dataset_type = 'FashionMNIST'
+dataset_type = 'dskd_mm.GzipFashionMNIST'
 data_preprocessor = dict(type='ClsDataPreprocessor', num_classes=10, mean=[72.94], std=[90.02], to_rgb=False)
 
 train_pipeline = [
