@@ -1,0 +1,98 @@
+"""The guidance term in both units."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from dskd_mm.guidance import ClassifierGuidance, Target, TeacherClassifier
+
+
+def orthogonal_weight(classes: int, channels: int, norm: float) -> Tensor:
+    """Rows at right angles, all of one length."""
+    return norm * torch.linalg.qr(torch.randn(channels, channels))[0][:classes]
+
+
+@settings(derandomize=True, deadline=None, max_examples=30)
+@given(
+    dense=st.booleans(),
+    sigmoid=st.booleans(),
+    scale=st.none() | st.floats(0.1, 5),
+    masked=st.booleans(),
+    seed=st.integers(0, 2**16),
+)
+def test_gradient_unit_is_autograds_gradient_of_what_the_classifier_sees(dense, sigmoid, scale, masked, seed):
+    """With a scale c the classifier sees c x: the gradient of log p(y | c x) by x."""
+    torch.manual_seed(seed)
+    weight, bias = torch.randn(4, 3), torch.randn(4)
+    x = torch.randn(2, 3, 4, 5, dtype=torch.float64)
+    factor = 1.0 if scale is None else scale
+    shape = (2, 4, 4, 5) if dense else (2, 4)
+    target = torch.rand(shape, dtype=torch.float64)
+    mask = (torch.rand((2, 1, 4, 5) if dense else (2, 1)) > 0.5).double() if masked else None
+
+    leaf = x.clone().requires_grad_()
+    seen = factor * leaf
+    if dense:
+        logits = F.conv2d(seen, weight.double()[:, :, None, None], bias.double())
+    else:
+        logits = F.linear(seen.mean(dim=(2, 3)), weight.double(), bias.double())
+    if sigmoid:
+        log_p = -F.binary_cross_entropy_with_logits(logits, target, reduction='none')
+    else:
+        log_p = target * logits.log_softmax(dim=1)
+    (expected,) = torch.autograd.grad((log_p if mask is None else log_p * mask).sum(), leaf)
+
+    classifier = TeacherClassifier(weight[:, :, None, None] if dense else weight, bias, sigmoid)
+    tensor = None if scale is None else torch.tensor(scale, dtype=torch.float64)
+    guidance = ClassifierGuidance(classifier, Target(target, mask), 'gradient', tensor)
+    torch.testing.assert_close(guidance(x), expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize('size', [(1, 1), (4, 4), (7, 9)])
+@pytest.mark.parametrize(('channels', 'norm', 'scale'), [(8, 1.0, None), (64, 0.05, None), (8, 10.0, 0.3), (32, 1.0, 4.0)])
+def test_logit_unit_moves_pooled_logits_by_q_minus_p(size, channels, norm, scale):
+    """A shift by G moves logits by q - p, whatever the resolution, width, weights and scale of the features."""
+    torch.manual_seed(0)
+    classifier = TeacherClassifier(orthogonal_weight(5, channels, norm))
+    factor = 1.0 if scale is None else scale
+    x = torch.randn(3, channels, *size)
+    target = torch.rand(3, 5).softmax(dim=1)
+    guidance = ClassifierGuidance(classifier, Target(target), 'logit', None if scale is None else torch.tensor(scale))
+    before, after = classifier(factor * x), classifier(factor * (x + guidance(x)))
+    torch.testing.assert_close(after - before, target - before.softmax(dim=1), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(('channels', 'norm', 'scale'), [(8, 1.0, 1.0), (64, 0.05, 1.0), (8, 10.0, 0.3)])
+def test_logit_unit_moves_the_logits_of_every_location_by_q_minus_p(channels, norm, scale):
+    torch.manual_seed(0)
+    classifier = TeacherClassifier(orthogonal_weight(5, channels, norm)[:, :, None, None], sigmoid=True)
+    x = torch.randn(2, channels, 4, 6)
+    target = torch.rand(2, 5, 4, 6)
+    mask = torch.ones(2, 1, 4, 6)
+    mask[:, :, 0] = 0
+    guidance = ClassifierGuidance(classifier, Target(target, mask), 'logit', torch.tensor(scale))
+    before, after = classifier(scale * x), classifier(scale * (x + guidance(x)))
+    torch.testing.assert_close(after - before, mask * (target - before.sigmoid()), rtol=1e-3, atol=1e-4)
+
+
+def test_units_differ_by_one_positive_number():
+    torch.manual_seed(0)
+    classifier = TeacherClassifier(torch.randn(5, 8))
+    x, target = torch.randn(2, 8, 3, 4), Target(torch.eye(5)[[1, 3]])
+    ratio = ClassifierGuidance(classifier, target, 'logit')(x) / ClassifierGuidance(classifier, target, 'gradient')(x)
+    mean_squared_norm = (classifier.weight**2).sum() / 5
+    torch.testing.assert_close(ratio, torch.full_like(ratio, 12.0) / mean_squared_norm)
+
+
+@pytest.mark.parametrize('unit', ['logit', 'gradient'])
+def test_a_classifier_without_weights_does_not_guide(unit):
+    guidance = ClassifierGuidance(TeacherClassifier(torch.zeros(5, 8)), Target(torch.eye(5)[:2]), unit)
+    assert guidance(torch.randn(2, 8, 3, 3)).abs().max() == 0
+
+
+def test_unknown_unit_is_refused():
+    with pytest.raises(ValueError, match="'logit' or 'gradient', but got 'pixel'"):
+        ClassifierGuidance(TeacherClassifier(torch.zeros(5, 8)), Target(torch.eye(5)[:2]), 'pixel')
