@@ -1,0 +1,61 @@
+"""The published tables follow from the recorded results."""
+
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / 'benchmarks'))
+import accuracy  # noqa: E402
+import report  # noqa: E402
+
+KEYS = {
+    *('task', 'dataset', 'pair', 'method', 'variant', 'seed', 'metric', 'value', 'epochs', 'train_images'),
+    *('seconds', 'command', 'commit', 'versions'),
+}
+
+
+def test_every_record_is_complete_and_recorded_once():
+    records = accuracy.records()
+    assert records
+    assert all(set(record) >= KEYS for record in records)
+    assert all(0 <= record['value'] <= 100 and record['seconds'] > 0 for record in records)
+    runs = [tuple(record[k] for k in ('dataset', 'variant', 'seed', 'split', 'epochs')) for record in records]
+    assert len(runs) == len(set(runs))
+
+
+def test_pages_are_up_to_date():
+    result = subprocess.run([sys.executable, 'benchmarks/report.py', '--check'], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, f'{result.stdout}{result.stderr}\nRun: python benchmarks/report.py'
+
+
+def test_table_pairs_seeds_and_marks_noise(tmp_path, monkeypatch):
+    rows = [
+        *(('teacher', 0, 90.0),),
+        *(('plain', seed, value) for seed, value in enumerate((80.0, 82.0, 81.0))),
+        *(('dskd', seed, value) for seed, value in enumerate((84.0, 86.1, 84.9))),
+        *(('no-lsh', seed, value) for seed, value in enumerate((78.0, 85.0, 81.5))),
+    ]
+    path = tmp_path / 'accuracy.jsonl'
+    with open(path, 'w') as file:
+        for variant, seed, value in rows:
+            record = dict(dataset='fashion-mnist', variant=variant, seed=seed, value=value, split='test', epochs=5)
+            file.write(json.dumps({**record, 'train_images': 60000}) + '\n')
+    monkeypatch.setattr(accuracy, 'RESULTS', path)
+    lines = report.table('fashion-mnist', 'test', 5).splitlines()
+    by_label = {line.split('|')[1].strip(): [cell.strip() for cell in line.split('|')[2:-1]] for line in lines[2:]}
+    dskd, no_lsh = by_label[report.LABELS['dskd']], by_label[report.LABELS['no-lsh']]
+    assert dskd == [f'85.00 ± {statistics.stdev((84.0, 86.1, 84.9)):.2f}', '+4.00', '44%', '3']
+    assert no_lsh[1] == '+0.50 (within noise)'
+    assert by_label['plain student'][1:3] == ['', '']
+
+
+@pytest.mark.parametrize('arguments, words', [(['--variants', 'nonsense'], 'nonsense'), (['--dataset', 'x'], 'invalid choice')])
+def test_mistakes_are_named(arguments, words):
+    command = [sys.executable, 'benchmarks/accuracy.py', '--dataset', 'fashion-mnist', *arguments]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 2 and words in result.stderr
