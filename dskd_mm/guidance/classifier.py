@@ -6,12 +6,14 @@ prediction p it is :math:`W^\top (q - p)`.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input
+
+Layer = TypeVar('Layer', bound=nn.Module)
 
 
 @dataclass
@@ -292,7 +294,7 @@ def target_cross_entropy(logits: Tensor, target: Target, sigmoid: bool = False, 
     return loss * temperature**2
 
 
-def computes_as(layer: nn.Module, kind: type[nn.Module]) -> bool:
+def computes_as(layer: nn.Module, kind: type[Layer]) -> TypeGuard[Layer]:
     """Whether a layer computes what its PyTorch base does.
 
     A subclass with a forward of its own (normalised, margin) has a weight, but is no linear classifier. mmcv's wrappers, whose
