@@ -107,9 +107,10 @@ class TeacherClassifier(nn.Module):
         """
         if computes_as(layer, nn.Linear):
             return cls(layer.weight, layer.bias, sigmoid)
-        is_conv = computes_as(layer, nn.Conv2d) and layer.groups == 1 and layer.padding_mode == 'zeros'
-        if is_conv and not isinstance(layer.padding, str):
-            return cls(layer.weight, layer.bias, sigmoid, layer.stride, layer.padding, layer.dilation)
+        if computes_as(layer, nn.Conv2d):
+            is_plain = layer.groups == 1 and layer.padding_mode == 'zeros'
+            if is_plain and not isinstance(layer.padding, str):
+                return cls(layer.weight, layer.bias, sigmoid, layer.stride, layer.padding, layer.dilation)
         raise TypeError(
             'The closed-form guidance needs a linear classifier (nn.Linear, or nn.Conv2d with groups=1 and numeric padding '
             f'by zeros) without a forward of its own, but got {layer} ({type(layer).__module__}). Guide through the whole '
