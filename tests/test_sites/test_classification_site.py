@@ -1,0 +1,217 @@
+"""Where classifiers are found in mmpretrain's models, and what their targets are."""
+
+import pytest
+import torch
+from mmengine.registry import MODELS
+from mmpretrain.models import ClsDataPreprocessor
+from mmpretrain.structures import DataSample
+from torch import nn
+from torch.nn import functional as F
+
+from dskd_mm.features import FeatureTap
+from dskd_mm.guidance import Target
+from dskd_mm.sites import ClassificationSite, build_site
+from dskd_mm.testing import classifier_config, random_batch
+
+# Of models of width 4: classifier, module and side of the feature, its channels, whether it is a map, whether sigmoid.
+PORTS = {
+    'gap': ('head.fc', 'neck', 16, True, False),
+    'stacked': ('head.layers.2.fc', 'head.layers.2.fc', 12, False, False),
+    'vit': ('head.layers.head', 'head.layers.head', 16, False, False),
+    'vit_hidden': ('head.layers.head', 'head.layers.head', 12, False, False),
+    'vit_avg': ('head.fc', 'head.fc', 16, False, False),
+    'swin': ('head.fc', 'neck', 32, True, False),
+    'multi_label': ('head.fc', 'neck', 16, True, True),
+}
+
+
+def build_head(**config) -> nn.Module:
+    return MODELS.build(dict(_scope_='mmpretrain', **config))
+
+
+@pytest.mark.parametrize('kind', PORTS)
+def test_classifier_and_feature_are_found(kind):
+    model = MODELS.build(classifier_config(kind))
+    port = ClassificationSite().student_port(model)
+    found = (port.classifier, port.feature, port.channels, port.is_map, port.sigmoid)
+    assert found == PORTS[kind]
+    assert port.io == 'input'
+    assert port.is_pooled == port.is_map
+
+
+@pytest.mark.parametrize('kind', PORTS)
+def test_the_logits_are_the_classifier_on_the_tapped_feature(kind):
+    model = MODELS.build(classifier_config(kind)).eval()
+    port = ClassificationSite().student_port(model)
+    layer = model.get_submodule(port.classifier)
+    with torch.no_grad(), FeatureTap(model, port.feature, port.io, port.index) as tap:
+        logits = model(random_batch()[0])
+        feature = tap.value
+    assert feature.shape[1] == port.channels
+    assert feature.ndim == (4 if port.is_map else 2)
+    pooled = feature.flatten(2).mean(dim=2) if port.is_map else feature
+    torch.testing.assert_close(F.linear(pooled, layer.weight, layer.bias), logits)
+
+
+@pytest.mark.parametrize('kind', PORTS)
+def test_a_teacher_is_understood_from_its_head_alone(kind):
+    model = MODELS.build(classifier_config(kind))
+    port = ClassificationSite().teacher_port(None, model.head)
+    classifier, _, channels, _, sigmoid = PORTS[kind]
+    assert (port.classifier, port.channels, port.sigmoid) == (classifier, channels, sigmoid)
+
+
+def test_the_last_level_of_several_is_the_feature():
+    config = classifier_config('gap')
+    config.backbone.out_indices = (0, 2)
+    model = MODELS.build(config).eval()
+    port = ClassificationSite().student_port(model)
+    with torch.no_grad(), FeatureTap(model, port.feature, port.io, port.index) as tap:
+        model(random_batch()[0])
+        assert tap.value.shape == (4, 16, 4, 4)
+
+
+def test_other_poolings_leave_the_classifiers_own_input():
+    config = classifier_config('gap')
+    config.neck = dict(type='GeneralizedMeanPooling')
+    port = ClassificationSite().student_port(MODELS.build(config))
+    assert (port.feature, port.is_map) == ('head.fc', False)
+
+
+@pytest.mark.parametrize(
+    ('head', 'message'),
+    [
+        (dict(type='ClsHead'), r'student.s head \(ClsHead\).*only the linear layers \[\]'),
+        (
+            dict(type='DeiTClsHead', num_classes=5, in_channels=8),
+            r"2 of them: \['layers.head', 'layers.head_dist'\]. Name .* site=dict\(classifier='head....'\)",
+        ),
+        (dict(type='StackedLinearClsHead', num_classes=5, in_channels=8, mid_channels=[5]), '2 of them'),
+        (dict(type='ArcFaceClsHead', num_classes=5, in_channels=8), 'ArcFaceClsHead'),
+    ],
+    ids=['none', 'class and distillation token', 'hidden layer as wide', 'normalised'],
+)
+def test_no_classifier_or_several_are_a_clear_error(head, message):
+    config = classifier_config('gap')
+    model = MODELS.build(config)
+    model.head = build_head(**head)
+    with pytest.raises(ValueError, match=message):
+        ClassificationSite().student_port(model)
+
+
+def test_the_error_about_a_teacher_names_its_own_argument():
+    head = build_head(type='DeiTClsHead', num_classes=5, in_channels=8)
+    with pytest.raises(ValueError, match=r"The teacher's head.*site=dict\(teacher_classifier="):
+        ClassificationSite().teacher_port(None, head)
+
+
+def test_a_named_classifier_settles_it():
+    head = build_head(type='DeiTClsHead', num_classes=5, in_channels=8)
+    site = ClassificationSite(teacher_classifier='head.layers.head_dist')
+    assert site.teacher_port(None, head).classifier == 'head.layers.head_dist'
+
+
+@pytest.mark.parametrize(
+    ('path', 'message'),
+    [
+        ('head.fcs', "student's head .*no module 'fcs'.*'fc'"),
+        ('head.loss_module', "'head.loss_module' is expected to be a linear layer"),
+    ],
+)
+def test_a_wrongly_named_classifier_is_refused(path, message):
+    model = MODELS.build(classifier_config('gap'))
+    with pytest.raises(ValueError, match=message):
+        ClassificationSite(classifier=path).student_port(model)
+
+
+def test_a_model_without_head_is_refused():
+    with pytest.raises(ValueError, match='has no head'):
+        ClassificationSite().student_port(nn.Linear(2, 2))
+
+
+def test_a_feature_of_ones_own_is_tapped():
+    model = MODELS.build(classifier_config('gap'))
+    port = ClassificationSite(feature=dict(path='backbone.layer2', channels=8)).student_port(model)
+    assert (port.feature, port.io, port.channels, port.is_map, port.is_pooled) == ('backbone.layer2', 'output', 8, True, False)
+
+
+@pytest.mark.parametrize('feature', [dict(path='neck'), dict(channels=4), dict(path='neck', channels=4, layer=1)])
+def test_an_incomplete_feature_is_refused(feature):
+    model = MODELS.build(classifier_config('gap'))
+    with pytest.raises(ValueError, match=r'student expects dict\(path=..., channels=...'):
+        ClassificationSite(feature=feature).student_port(model)
+
+
+def test_a_teachers_feature_needs_the_width_of_its_classifier():
+    head = MODELS.build(classifier_config('gap')).head
+    with pytest.raises(ValueError, match=r"'backbone.layer2' has 8 channels, but its classifier 'head.fc'.* takes 16"):
+        ClassificationSite(teacher_feature=dict(path='backbone.layer2', channels=8)).teacher_port(None, head)
+
+
+def samples(*labels) -> list[DataSample]:
+    return [DataSample().set_gt_label(label) for label in labels]
+
+
+def test_single_labels_become_one_hot():
+    target = ClassificationSite().target(samples(2, 0), 4, False, torch.device('cpu'))
+    assert target.probability.tolist() == [[0, 0, 1, 0], [1, 0, 0, 0]]
+    assert target.probability.dtype == torch.float32
+    assert target.weight is None
+
+
+def test_several_labels_become_multi_hot_and_none_is_none():
+    labels = samples([1, 3], [0], torch.tensor([], dtype=torch.long))
+    target = ClassificationSite().target(labels, 4, True, torch.device('cpu'))
+    assert target.probability.tolist() == [[0, 1, 0, 1], [1, 0, 0, 0], [0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize('augment', ['Mixup', 'CutMix'])
+def test_mixed_images_have_mixed_targets(augment):
+    """Through mmpretrain's own preprocessor: gt_score is set beside the original label."""
+    torch.manual_seed(0)
+    preprocessor = ClsDataPreprocessor(num_classes=5, batch_augments=dict(augments=dict(type=augment, alpha=0.8)))
+    data = dict(inputs=torch.rand(4, 3, 8, 8), data_samples=samples(0, 1, 2, 3))
+    mixed = preprocessor(data, training=True)['data_samples']
+    site = ClassificationSite()
+    site.check(mixed, 5)
+    target = site.target(mixed, 5, False, torch.device('cpu')).probability
+    torch.testing.assert_close(target, torch.stack([sample.gt_score for sample in mixed]))
+    torch.testing.assert_close(target.sum(dim=1), torch.ones(4))
+    assert ((target > 0).sum(dim=1) == 2).any()
+
+
+@pytest.mark.parametrize('label', [5, -1, [0, 7]])
+def test_a_label_outside_the_classes_is_named(label):
+    bad = DataSample(metainfo=dict(img_path='cat.png')).set_gt_label(label)
+    with pytest.raises(ValueError, match=r'Sample 1 \(cat.png\) has the label .*classes 0 to 4'):
+        ClassificationSite().check([*samples(4), bad], 5)
+
+
+def test_a_score_over_other_classes_is_refused():
+    sample = DataSample().set_gt_label(0).set_gt_score(torch.ones(3) / 3)
+    with pytest.raises(ValueError, match='Sample 0 has a gt_score over 3 classes, but the teacher knows 5'):
+        ClassificationSite().check([sample], 5)
+
+
+def test_vectors_are_averages_or_single_locations():
+    feature = torch.randn(2, 3, 4, 5)
+    target = Target(torch.eye(3)[:2])
+    torch.testing.assert_close(ClassificationSite().vectors(feature, target), feature.flatten(2).mean(dim=2))
+    dense = ClassificationSite(dense=True).vectors(feature, target)
+    assert dense.shape == (40, 3)
+    torch.testing.assert_close(dense[20 + 5 * 2 + 3], feature[1, :, 2, 3])
+
+
+def test_a_classifier_of_mmpretrain_gets_its_site_by_itself():
+    model = MODELS.build(classifier_config('gap'))
+    assert isinstance(build_site(None, model), ClassificationSite)
+    assert build_site(dict(dense=True), model).dense
+    assert build_site(dict(type='dskd_mm.ClassificationSite', dense=True), model).dense
+    site = ClassificationSite()
+    assert build_site(site, model) is site
+
+
+def test_a_student_of_an_unknown_kind_needs_a_named_site():
+    with pytest.raises(TypeError, match=r'No site is known for the student torch.Linear.*site=dict\(type='):
+        build_site(None, nn.Linear(2, 2))
+    assert isinstance(build_site(dict(type='dskd_mm.ClassificationSite'), nn.Linear(2, 2)), ClassificationSite)
