@@ -38,6 +38,7 @@ class StudentExportHook(Hook):
     def __init__(self) -> None:
         self._has_saved = False
         self._exported: dict[str, tuple[str, float]] = {}
+        self._config: str | None = None
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Notice that a checkpoint is about to be saved; its file is read once it is complete."""
@@ -61,6 +62,9 @@ class StudentExportHook(Hook):
         if not (self._has_saved and is_main_process() and isinstance(model, Distiller)):
             return
         self._has_saved = False
+        if self._config is None:
+            # Once: formatting the text of a config takes about a second.
+            self._config = student_config(runner.cfg).pretty_text
         for name, source in self._saved(runner).items():
             # Of DeepSpeed a folder, on remote storage not here: tools/model_converters/export_student.py is for those.
             if not osp.isfile(source):
@@ -68,7 +72,7 @@ class StudentExportHook(Hook):
             version = source, osp.getmtime(source)
             if self._exported.get(name) != version:
                 target = osp.join(osp.dirname(source), name)
-                export_student(source, target, student_config(runner.cfg).pretty_text)
+                export_student(source, target, self._config)
                 self._exported[name] = version
                 runner.logger.info(f'The plain student of {osp.basename(source)} is saved to {target}.')
 

@@ -1,6 +1,6 @@
 """Toy models and data for tests; nothing here is needed for training."""
 
-from dskd_mm.testing.runs import RandomPatterns, distiller_run_config, plain_run_config
+from dskd_mm.testing.runs import RandomPatterns, distiller_run_config, plain_run_config, toy_runner
 from dskd_mm.testing.toy import TOY_CLASSES, classifier_config, random_batch, random_teacher
 
 __all__ = [
@@ -11,4 +11,5 @@ __all__ = [
     'plain_run_config',
     'random_batch',
     'random_teacher',
+    'toy_runner',
 ]

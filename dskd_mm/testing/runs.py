@@ -1,13 +1,18 @@
 """Whole runs in small: a data set in memory and the config of a training that takes a second."""
 
+import copy
+import itertools
 from typing import Any
 
 import numpy as np
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
+from mmengine.runner import Runner
 
 from dskd_mm.registry import DATASETS
 from dskd_mm.testing.toy import TOY_CLASSES, classifier_config, random_teacher
+
+_RUN_NUMBERS = itertools.count()
 
 
 @DATASETS.register_module()
@@ -106,7 +111,9 @@ def plain_run_config(work_dir: str, **kwargs: Any) -> Config:
             visualizer=dict(type='UniversalVisualizer', vis_backends=[dict(type='LocalVisBackend')]),
             randomness=dict(seed=0),
             log_level='WARNING',
-        )
+        ),
+        # The runner prints its config often, and formatting takes longer than the training.
+        format_python_code=False,
     )
 
 
@@ -127,3 +134,21 @@ def distiller_run_config(work_dir: str, teacher: dict | None = None, student: di
         teacher = random_teacher(work_dir)
     cfg.model = dict(type='dskd_mm.DSKDDistiller', student=cfg.model, teacher=teacher, **kwargs)
     return cfg
+
+
+def toy_runner(cfg: Config, **options: Any) -> Runner:
+    """Build the runner of a config.
+
+    mmengine keeps loggers and best scores by the name of a run, which is its second of birth: the runs of a test need names.
+
+    Args:
+        cfg (Config): The config; it is not changed.
+        **options: Settings to override, with '__' for '.'.
+
+    Returns:
+        Runner: The runner.
+    """
+    cfg = copy.deepcopy(cfg)
+    cfg.merge_from_dict({key.replace('__', '.'): value for key, value in options.items()})
+    cfg.experiment_name = f'toy_{next(_RUN_NUMBERS)}'
+    return Runner.from_cfg(cfg)
