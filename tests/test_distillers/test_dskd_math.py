@@ -1,0 +1,466 @@
+"""DSKD's losses against a straight-line computation, and every switch on real models."""
+
+import math
+
+import pytest
+import torch
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dskd_mm.testing import classifier_config, random_batch, random_teacher
+from dskd_mm.testing.toy import TOY_KINDS
+
+CLASSES = 5
+
+
+@pytest.fixture(scope='module')
+def teachers(tmp_path_factory) -> dict[str, dict]:
+    """A random teacher of each kind."""
+    return {kind: random_teacher(str(tmp_path_factory.mktemp(kind)), kind=kind) for kind in TOY_KINDS}
+
+
+def build(student: str, teacher: dict, **switches) -> nn.Module:
+    """A distiller with random weights in training mode."""
+    torch.manual_seed(0)
+    config = dict(student=classifier_config(student), teacher=teacher, noise_seed=7, **switches)
+    return MODELS.build(dict(type='dskd_mm.DSKDDistiller', **config)).train()
+
+
+def step(distiller: nn.Module, multi_label: bool = False, batch: int = 4) -> dict[str, Tensor]:
+    """Losses of a random batch, with gradients."""
+    images, samples = random_batch(batch, multi_label=multi_label)
+    losses = distiller(images, samples, mode='loss')
+    distiller.parse_losses(losses)[0].backward()
+    return losses
+
+
+def assert_trains(distiller: nn.Module, losses: dict[str, Tensor]) -> None:
+    """All losses are finite and every parameter got a gradient, as distributed training demands."""
+    assert all(torch.isfinite(value).all() for value in losses.values()), losses
+    without = [name for name, p in distiller.named_parameters() if p.grad is None]
+    assert not without, f'no gradient: {without}'
+    assert all(torch.isfinite(p.grad).all() for p in distiller.parameters())
+    names = [name for name, p in distiller.student.named_parameters() if p.grad.abs().max() > 0]
+    assert names, 'the student learns nothing'
+
+
+# ----------------------------------------------------------------------------------------- a straight line
+
+
+def softmax(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    return torch.exp(logits / temperature) / torch.exp(logits / temperature).sum(dim=1, keepdim=True)
+
+
+def divergence(q: Tensor, logits: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(q || softmax(logits / T)), averaged over images."""
+    p = softmax(logits, temperature)
+    entropy_part = torch.where(q > 0, q * q.clamp(min=1e-30).log(), torch.zeros_like(q))
+    return (entropy_part - q * p.log()).sum() / len(q) * temperature**2
+
+
+def straight_line(
+    distiller: nn.Module,
+    feature: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    teacher_feature: Tensor,
+    teacher_logits: Tensor,
+    prior: str,
+    target: str,
+    unit: str,
+    point: str,
+    scale: float,
+) -> dict[str, Tensor]:
+    """The terms of DSKD written down once more, from section 1 of the method to its end."""
+    weight, bias = distiller.teacher.classifier.weight, distiller.teacher.classifier.bias
+    temperature = 4.0
+    z = distiller.align(feature)
+    one_hot = torch.eye(CLASSES)[labels]
+    soft = target == 'soft'
+    guide = softmax(teacher_logits) if soft else one_hot
+    anchor_target, anchor_temperature = (softmax(teacher_logits, temperature), temperature) if soft else (one_hot, 1.0)
+    expected = dict(
+        anchor=divergence(anchor_target, z.mean(dim=(2, 3)) @ weight.T + bias, anchor_temperature),
+        logit=divergence(softmax(teacher_logits, temperature), logits, temperature),
+    )
+
+    clean = z.detach()
+    if prior == 'teacher':
+        clean = F.interpolate(teacher_feature, size=z.shape[2:], mode='bilinear')
+    std = clean.std()
+    alpha, product = [], 1.0
+    for i in range(1000):
+        product *= 1 - (1e-4 + (0.02 - 1e-4) * i / 999)
+        alpha.append(product)
+
+    generator = torch.Generator().manual_seed(11)
+    t = torch.randint(1000, (len(z),), generator=generator)
+    noise = torch.randn(z.shape, generator=generator)
+    a = torch.tensor([alpha[i] for i in t.tolist()])[:, None, None, None]
+    predicted = distiller.denoiser(a.sqrt() * clean / std + (1 - a).sqrt() * noise, t)
+    expected['diff'] = ((predicted - noise) ** 2).mean()
+
+    x = z.detach() / std
+    x = math.sqrt(alpha[400]) * x + math.sqrt(1 - alpha[400]) * torch.randn(z.shape, generator=generator)
+    area = z.shape[2] * z.shape[3]
+    for t in (400, 300, 200, 100, 0):
+        with torch.no_grad():
+            epsilon = distiller.denoiser(x, t)
+        root, sigma = math.sqrt(alpha[t]), math.sqrt(1 - alpha[t])
+        seen = x if point == 'noisy' else (x - sigma * epsilon) / root
+        p = softmax((seen * std).mean(dim=(2, 3)) @ weight.T + bias)
+        if unit == 'logit':
+            # Without the pooling's 1 / HW, by the mean squared norm of the classes' weights; the classifier sees std x.
+            g = (guide - p) @ weight / (weight**2).sum(dim=1).mean() / std
+        else:
+            g = (guide - p) @ weight * std / area
+        if point == 'clean':
+            g = g / root
+        epsilon = epsilon - sigma * scale * g[:, :, None, None]
+        x_0 = (x - sigma * epsilon) / root
+        x = x_0 if t == 0 else math.sqrt(alpha[t - 100]) * x_0 + math.sqrt(1 - alpha[t - 100]) * epsilon
+    denoised = x * std
+
+    opinion = denoised.mean(dim=(2, 3)) @ weight.T + bias
+    expected['virtual'] = divergence(softmax(opinion, temperature), logits, temperature)
+    hashed = [v.mean(dim=(2, 3)) @ (distiller.lsh.projection * weight.std()).T for v in (z, denoised)]
+    middle = hashed[1].mean(dim=0)
+    bits = (hashed[1] > middle).float()
+    expected['lsh'] = F.binary_cross_entropy_with_logits(hashed[0] - middle, bits)
+    expected['bits'] = ((hashed[0] > middle) == (bits > 0)).float().mean()
+    wanted = guide.argmax(dim=1)
+    expected['acc_start'] = ((z.mean(dim=(2, 3)) @ weight.T + bias).argmax(dim=1) == wanted).float().mean()
+    expected['acc_denoised'] = (opinion.argmax(dim=1) == wanted).float().mean()
+    expected['std'] = std
+    return expected
+
+
+@pytest.mark.parametrize('prior', ['student', 'teacher'])
+@pytest.mark.parametrize('target', ['label', 'soft'])
+@pytest.mark.parametrize(('unit', 'point', 'scale'), [('logit', 'noisy', 1.0), ('gradient', 'clean', 30.0)])
+def test_every_term_is_the_straight_line(teachers, monkeypatch, prior, target, unit, point, scale):
+    weights = dict(diff=0.5, lsh=2.0, anchor=3.0, virtual=0.7, logit=1.5)
+    distiller = build(
+        'gap',
+        teachers['gap'],
+        prior=prior,
+        target=target,
+        guidance_unit=unit,
+        sampler=dict(guidance_point=point, scale=scale),
+        loss_weights=weights,
+    )
+    distiller.load_teacher()
+    monkeypatch.setattr(distiller, 'noise_generator', lambda device: torch.Generator(device).manual_seed(11))
+    torch.manual_seed(1)
+    feature, teacher_feature = torch.randn(4, 16, 4, 4, requires_grad=True), torch.randn(4, 24, 2, 2)
+    logits, teacher_logits = torch.randn(4, CLASSES, requires_grad=True), 3 * torch.randn(4, CLASSES)
+    samples = random_batch()[1]
+    labels = torch.cat([sample.gt_label for sample in samples])
+    # The norms see the same batches in the same order: all in training mode, by the batch's own statistics.
+    expected = straight_line(
+        distiller, feature, logits, labels, teacher_feature, teacher_logits, prior, target, unit, point, scale
+    )
+    losses = distiller.distill(feature, logits, samples, teacher_feature, teacher_logits)
+
+    assert set(losses) == {f'loss_dskd_{name}' for name in weights} | {
+        f'dskd_{name}' for name in ('bits', 'acc_start', 'acc_denoised', 'std')
+    }
+    for name, value in losses.items():
+        if name.startswith('loss_dskd_'):
+            name = name.removeprefix('loss_dskd_')
+            torch.testing.assert_close(value, weights[name] * expected[name], rtol=1e-3, atol=1e-4, msg=name)
+        else:
+            torch.testing.assert_close(value, expected[name.removeprefix('dskd_')], rtol=1e-3, atol=0.01, msg=name)
+
+    # What each term trains: only diff the denoiser, neither the denoised feature nor the teacher has a gradient.
+    for name, trained in dict(anchor='align', lsh='align', diff='denoiser', virtual='logits', logit='logits').items():
+        distiller.zero_grad()
+        feature.grad = logits.grad = None
+        losses[f'loss_dskd_{name}'].backward(retain_graph=True)
+        got = {
+            part
+            for part in ('align', 'denoiser')
+            for p in getattr(distiller, part).parameters()
+            if p.grad is not None and p.grad.abs().max() > 0
+        }
+        if logits.grad is not None and logits.grad.abs().max() > 0:
+            got.add('logits')
+        assert got == {trained}, name
+
+
+def test_distillation_alone_leaves_the_students_own_losses_as_they_are(teachers):
+    distiller = build('gap', teachers['gap'])
+    images, samples = random_batch()
+    losses = distiller(images, samples, mode='loss')
+    own = distiller.student(images, samples, mode='loss')
+    assert own.keys() == {name for name in losses if 'dskd' not in name}
+    torch.testing.assert_close({name: losses[name] for name in own}, own)
+
+
+@pytest.mark.parametrize('mode', ['tensor', 'predict'])
+def test_predictions_are_the_students(teachers, mode):
+    distiller = build('gap', dict(config=teachers['gap']['config'], checkpoint='/nowhere.pth')).eval()
+    images, _ = random_batch()
+    ours, own = distiller(images, mode=mode), distiller.student(images, mode=mode)
+    if mode == 'predict':
+        ours, own = ([sample.pred_score for sample in samples] for samples in (ours, own))
+    torch.testing.assert_close(ours, own)
+    assert not distiller.teacher.is_loaded
+
+
+# ------------------------------------------------------------------------------------------- real models
+
+
+@pytest.mark.parametrize('kind', TOY_KINDS)
+@pytest.mark.parametrize('prior', ['student', 'teacher'])
+def test_every_family_of_classifier_trains(teachers, kind, prior):
+    distiller = build(kind, teachers[kind], prior=prior)
+    assert_trains(distiller, step(distiller, multi_label=kind == 'multi_label'))
+    is_map = distiller.student_port.is_map
+    kernels = {layer.kernel_size for layer in distiller.denoiser.modules() if isinstance(layer, nn.Conv2d)}
+    assert ((3, 3) in kernels) == is_map
+
+
+@pytest.mark.parametrize(('student', 'teacher'), [('gap', 'vit'), ('vit', 'gap'), ('swin', 'stacked'), ('stacked', 'swin')])
+@pytest.mark.parametrize('prior', ['student', 'teacher'])
+def test_maps_learn_from_vectors_and_vectors_from_maps(teachers, student, teacher, prior):
+    distiller = build(student, teachers[teacher], prior=prior)
+    assert_trains(distiller, step(distiller))
+
+
+@pytest.mark.parametrize('kind', ['gap', 'vit'])
+def test_mixed_labels_train(teachers, kind):
+    distiller = build(kind, teachers[kind], target='label')
+    images, samples = random_batch()
+    for sample in samples:
+        sample.set_gt_score(torch.tensor([0.3, 0.0, 0.7, 0.0, 0.0]))
+    losses = distiller(images, samples, mode='loss')
+    distiller.parse_losses(losses)[0].backward()
+    assert_trains(distiller, losses)
+
+
+SWITCHES = {
+    'defaults': dict(),
+    'student prior': dict(prior='student'),
+    'teacher prior': dict(prior='teacher'),
+    'label target': dict(target='label'),
+    'soft target': dict(target='soft', temperature=2.0),
+    'gradients through the sampler': dict(detach=False),
+    'guidance by the gradient': dict(guidance_unit='gradient'),
+    'guidance at the clean feature': dict(sampler=dict(guidance_point='clean')),
+    'no guidance': dict(sampler=dict(scale=0)),
+    'one step': dict(sampler=dict(steps=1)),
+    'no noise': dict(sampler=dict(noise='none')),
+    'noise adapter': dict(sampler=dict(noise='adapter'), detach=False),
+    'noise adapter by the magnitude': dict(
+        sampler=dict(noise='adapter'), detach=False, lsh=dict(magnitude=1.0), loss_weights=dict(virtual=0)
+    ),
+    'no normalisation': dict(normalize=False),
+    'warm-up': dict(warmup=10),
+    'autoencoder': dict(autoencoder=dict(latent_channels=8)),
+    'autoencoder, gradients through the sampler': dict(autoencoder=dict(latent_channels=8), detach=False),
+    'autoencoder, teacher prior': dict(autoencoder=dict(latent_channels=8), prior='teacher'),
+    'autoencoder, guidance by the gradient': dict(autoencoder=dict(latent_channels=8), guidance_unit='gradient'),
+    'autoencoder with adapter': dict(autoencoder=dict(latent_channels=8), detach=False, sampler=dict(noise='adapter')),
+    'hash by the median': dict(lsh=dict(bias='median', bits=64)),
+    'hash without bias': dict(lsh=dict(bias='zero', std=0.1)),
+    'hash with magnitude': dict(lsh=dict(magnitude=1.0)),
+    'hash of a map': dict(site=dict(dense=True)),
+    'named hash': dict(lsh=dict(type='dskd_mm.LSHDistillLoss', bits=32)),
+    'mlp': dict(align=dict(kind='mlp')),
+    'group norms': dict(align=dict(norm='GN'), denoiser=dict(norm='GN')),
+    'shorter schedule': dict(schedule=dict(num_train_steps=100)),
+    'no diffusion loss': dict(loss_weights=dict(diff=0)),
+    'no hash': dict(loss_weights=dict(lsh=0)),
+    'no anchor': dict(loss_weights=dict(anchor=0)),
+    'no virtual teacher': dict(loss_weights=dict(virtual=0)),
+    'no logit distillation': dict(loss_weights=dict(logit=0)),
+    'the anchor alone': dict(loss_weights=dict(diff=0, lsh=0, virtual=0, logit=0)),
+    'logits alone': dict(loss_weights=dict(diff=0, lsh=0, virtual=0, anchor=0)),
+    'nothing': dict(loss_weights=dict(diff=0, lsh=0, virtual=0, anchor=0, logit=0)),
+    'a feature of an earlier stage': dict(site=dict(feature=dict(path='backbone.layer2', channels=8))),
+}
+
+
+@pytest.mark.parametrize('name', SWITCHES)
+def test_every_switch_trains_every_parameter(teachers, name):
+    distiller = build('gap', teachers['gap'], **SWITCHES[name])
+    for _ in range(2):
+        distiller.zero_grad()
+        losses = step(distiller)
+        assert_trains(distiller, losses)
+        assert 'loss' in losses
+
+
+def test_one_image_trains_with_group_norms(teachers):
+    """A batch of one has no batch statistics for vectors."""
+    for kind in ('vit', 'gap'):
+        distiller = build(kind, teachers[kind], align=dict(norm='GN'), denoiser=dict(norm='GN'))
+        assert_trains(distiller, step(distiller, batch=1))
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16])
+@pytest.mark.parametrize('switches', [dict(), dict(autoencoder=dict(latent_channels=8)), dict(detach=False)])
+def test_losses_are_float32_and_close_under_autocast(teachers, dtype, switches):
+    plain = step(build('gap', teachers['gap'], **switches))
+    images, samples = random_batch()
+    with torch.autocast('cpu', dtype):
+        losses = build('gap', teachers['gap'], **switches)(images, samples, mode='loss')
+    for name, value in losses.items():
+        if 'dskd' in name:
+            assert value.dtype == torch.float32, name
+        if name.startswith('loss'):
+            torch.testing.assert_close(value.float(), plain[name], rtol=0.1, atol=0.1, msg=name)
+
+
+def test_without_teacher_terms_no_backbone_of_it_is_built(teachers):
+    config = teachers['gap']['config']['model'].copy()
+    config['backbone'] = dict(type='NoSuchBackbone')
+    teacher = dict(config=dict(model=config), checkpoint=teachers['gap']['checkpoint'])
+    distiller = build('gap', teacher, prior='student', target='label', loss_weights=dict(logit=0))
+    assert not distiller.uses_teacher_forward
+    assert_trains(distiller, step(distiller))
+    assert distiller.teacher.model is None
+    for needs_it in (dict(prior='teacher'), dict(target='soft'), dict(loss_weights=dict())):
+        switches = {**dict(prior='student', target='label', loss_weights=dict(logit=0)), **needs_it}
+        other = build('gap', teacher, **switches)
+        assert other.uses_teacher_forward
+        with pytest.raises(KeyError, match='NoSuchBackbone'):
+            step(other)
+
+
+def test_strength_of_guidance_shows_in_the_denoised_features_class(teachers):
+    """Without guidance the denoised feature need not be of the wanted class; with a strong one it must."""
+    accuracies = []
+    for scale in (0, 20.0):
+        distiller = build('gap', teachers['gap'], target='label', sampler=dict(scale=scale))
+        distiller.load_teacher()
+        losses = step(distiller, batch=16)
+        accuracies.append(float(losses['dskd_acc_denoised']))
+    assert accuracies[0] < 0.8
+    assert accuracies[1] == 1
+
+
+def test_warm_up_raises_only_what_rests_on_the_denoised_feature(teachers):
+    ramp = []
+    for warmup in (0, 4):
+        distiller = build('gap', teachers['gap'], warmup=warmup)
+        images, samples = random_batch()
+        ramp.append([distiller(images, samples, mode='loss') for _ in range(5)])
+    for i, (plain, warm) in enumerate(zip(*ramp, strict=True)):
+        for name in ('lsh', 'virtual'):
+            expected = min((i + 1) / 4, 1) * plain[f'loss_dskd_{name}']
+            torch.testing.assert_close(warm[f'loss_dskd_{name}'], expected)
+        for name in ('anchor', 'diff', 'logit'):
+            torch.testing.assert_close(warm[f'loss_dskd_{name}'], plain[f'loss_dskd_{name}'])
+
+
+def test_spread_of_features_is_a_running_average(teachers):
+    distiller = build('gap', teachers['gap'])
+    priors = [torch.randn(2, 24, 4, 4) * factor for factor in (2, 4, 6)]
+    expected = float(priors[0].std())
+    for i, prior in enumerate(priors):
+        expected = expected if i == 0 else 0.99 * expected + 0.01 * float(prior.std())
+        assert float(distiller._update_scale(prior)) == pytest.approx(expected, rel=1e-5)
+    fixed = build('gap', teachers['gap'], normalize=False)
+    assert fixed._update_scale(priors[0]) == 1
+
+
+def test_noise_follows_from_seed_rank_and_iteration_alone(teachers, monkeypatch):
+    def draws(distiller: nn.Module) -> list[Tensor]:
+        result = []
+        for _ in range(3):
+            result.append(torch.randn(5, generator=distiller.noise_generator(torch.device('cpu'))))
+            distiller._tick()
+        return result
+
+    first, second = build('gap', teachers['gap']), build('gap', teachers['gap'])
+    torch.manual_seed(99)
+    sequence = draws(first)
+    assert len({tuple(draw.tolist()) for draw in sequence}) == 3
+    second.load_state_dict(build('gap', teachers['gap']).state_dict())
+    torch.testing.assert_close(draws(second), sequence)
+
+    resumed = build('gap', teachers['gap'])
+    resumed._tick()
+    state = resumed.state_dict()
+    third = build('gap', teachers['gap'])
+    third.noise_generator(torch.device('cpu'))  # before loading, so a stale clock would show
+    third.load_state_dict(state)
+    torch.testing.assert_close(draws(third)[:2], sequence[1:])
+
+    monkeypatch.setattr('dskd_mm.distillers.base.get_rank', lambda: 1)
+    assert not torch.equal(draws(build('gap', teachers['gap']))[0], sequence[0])
+
+
+# ---------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ('switches', 'message'),
+    [
+        (dict(prior='both'), r"prior of DSKDDistiller must be one of \('student', 'teacher'\), but got 'both'"),
+        (dict(target='hard'), "target .* but got 'hard'"),
+        (dict(guidance_unit='pixel'), "guidance_unit .* but got 'pixel'"),
+        (dict(loss_weights=dict(kd=1)), r"loss_weights of DSKDDistiller knows .*but got \['kd'\]"),
+        (dict(sampler=dict(noise='adapter')), 'detach=False'),
+        (
+            dict(sampler=dict(noise='adapter'), detach=False, loss_weights=dict(virtual=0)),
+            "no loss to be trained by.*'virtual'.*magnitude",
+        ),
+        (dict(align=dict(kind='identity')), 'student has 16 and the teacher 24'),
+    ],
+)
+def test_switches_that_cannot_train_are_refused(teachers, switches, message):
+    with pytest.raises(ValueError, match=message):
+        build('gap', teachers['gap'], **switches)
+
+
+def test_other_classes_than_the_teachers_are_refused(teachers):
+    with pytest.raises(ValueError, match=r'student classifies 7 classes \(head.fc\), the teacher 5'):
+        MODELS.build(
+            dict(type='dskd_mm.DSKDDistiller', student=classifier_config('gap', num_classes=7), teacher=teachers['gap'])
+        )
+
+
+@pytest.mark.parametrize('teacher', [None, dict(config='teacher.py'), 'teacher.pth'])
+def test_an_incomplete_teacher_is_refused(teacher):
+    with pytest.raises(TypeError, match=r'teacher expects dict\(config=..., checkpoint=...\)'):
+        build('gap', teacher)
+
+
+def test_a_distiller_is_no_student(teachers):
+    inner = dict(type='dskd_mm.DSKDDistiller', student=classifier_config('gap'), teacher=teachers['gap'])
+    with pytest.raises(TypeError, match='plain model of a host library, but got a DSKDDistiller'):
+        MODELS.build(dict(type='dskd_mm.DSKDDistiller', student=inner, teacher=teachers['gap']))
+
+
+def test_a_layer_between_pooling_and_classifier_is_noticed(teachers):
+    distiller = build('gap', teachers['gap'])
+    distiller.student.head.pre_logits = lambda feats: F.normalize(feats[-1]) * 10
+    with pytest.raises(ValueError, match=r"does not lead to its logits.*io='input'"):
+        step(distiller)
+
+
+def test_a_feature_of_other_channels_than_named_is_refused(teachers):
+    distiller = build('gap', teachers['gap'], site=dict(feature=dict(path='backbone.layer2', channels=12)))
+    with pytest.raises(ValueError, match=r'expected to be of shape \(B, 12, H, W\).*but got \(4, 8, 8, 8\)'):
+        step(distiller)
+
+
+def test_features_that_are_not_finite_are_reported_with_the_iteration(teachers):
+    distiller = build('gap', teachers['gap'])
+    step(distiller)
+    images, samples = random_batch()
+    images[1] = float('nan')
+    with pytest.raises(FloatingPointError, match=r"'neck' in the student.*NaN or infinite at iteration 1"):
+        distiller(images, samples, mode='loss')
+
+
+def test_a_wrong_label_is_reported_before_the_students_loss_stumbles(teachers):
+    distiller = build('gap', teachers['gap'])
+    images, samples = random_batch()
+    samples[2].set_gt_label(CLASSES)
+    with pytest.raises(ValueError, match=r'Sample 2 .* has the label \[5\]'):
+        distiller(images, samples, mode='loss')
