@@ -104,12 +104,15 @@ VARIANTS: dict[str, dict[str, str]] = {
     'prior-teacher': {'model.prior': 'teacher'},
     'strong-guidance': {'model.sampler.scale': '5'},
     'clean-guidance': {'model.sampler.guidance_point': 'clean'},
+    'local': {'model.target': 'local'},
+    'local-dense-prior-teacher': {'model.target': 'local', 'model.prior': 'teacher', 'model.site.dense': 'True'},
     'dense-prior-teacher': {'model.prior': 'teacher', 'model.site.dense': 'True'},
     'strong-lsh': {'model.loss_weights.lsh': '5'},
     # The controls: everything but the diffusion.
     'anchor-only': {**NO_DIFFUSION, 'model.loss_weights.logit': '0'},
     'anchor-only-label': {**NO_DIFFUSION, 'model.loss_weights.logit': '0', 'model.target': 'label'},
     'anchor-and-logit': NO_DIFFUSION,
+    'local-anchor-and-logit': {**NO_DIFFUSION, 'model.target': 'local'},
     'logit-only': {**NO_DIFFUSION, 'model.loss_weights.anchor': '0'},
 }
 LOCK = Lock()

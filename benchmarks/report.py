@@ -28,11 +28,14 @@ LABELS = {
     'prior-teacher': 'prior: teacher features',
     'strong-guidance': 'guidance five times as strong',
     'clean-guidance': 'guidance at the predicted clean feature',
+    'local': 'target: the teacher at every location',
+    'local-dense-prior-teacher': 'the same, prior: teacher features, every location hashed',
     'dense-prior-teacher': 'prior: teacher features, every location hashed',
     'strong-lsh': 'LSH five times as strong',
     'anchor-only': 'control: soft anchor alone (no diffusion)',
     'anchor-only-label': 'control: label anchor alone (no diffusion, teacher-free)',
     'anchor-and-logit': 'control: soft anchor + logit loss (no diffusion)',
+    'local-anchor-and-logit': 'control: anchor at every location + logit loss (no diffusion)',
     'logit-only': 'control: logit loss alone (no anchor, no diffusion)',
 }
 

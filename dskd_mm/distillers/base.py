@@ -118,7 +118,12 @@ class Distiller(BaseModel):
         """
         if mode != 'loss':
             return self.student(inputs, data_samples, mode=mode)
-        return self.loss(inputs, data_samples or [])
+        if not data_samples:
+            raise ValueError(
+                f"Mode 'loss' expects data_samples, the annotations of the {len(inputs)} images, but got {data_samples!r}. To "
+                "predict, use mode='predict'."
+            )
+        return self.loss(inputs, data_samples)
 
     def loss(self, inputs: Tensor, data_samples: list) -> dict[str, Tensor]:
         """Losses of one training step; see :meth:`forward`."""
@@ -239,7 +244,10 @@ def build_student(config: dict | nn.Module, data_preprocessor: dict | nn.Module 
             cfg.data_preprocessor = data_preprocessor
         student = MMENGINE_MODELS.build(cfg)
     if isinstance(student, Distiller) or not isinstance(student, BaseModel):
-        raise TypeError(f'The student is expected to be a plain model of a host library, but got a {type(student).__name__}.')
+        raise TypeError(
+            f'The student is expected to be a plain model of a host library, but got a {type(student).__name__}. Take the config '
+            "of the plain student as _base_, or the distiller's student: student=_base_.model.student."
+        )
     return student
 
 
@@ -258,7 +266,8 @@ def build_teacher(config: dict) -> FrozenTeacher:
     if isinstance(config, FrozenTeacher):
         return config
     if not isinstance(config, dict) or not {'config', 'checkpoint'} <= set(config):
-        raise TypeError(f'teacher expects dict(config=..., checkpoint=...), but got {config!r}.')
+        got = f'a dict with only {sorted(config)}' if isinstance(config, dict) else repr(config)
+        raise TypeError(f"teacher expects dict(config=..., checkpoint=...), the teacher's config and weights, but got {got}.")
     return FrozenTeacher(**config)
 
 

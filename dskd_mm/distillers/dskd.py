@@ -42,7 +42,7 @@ class DSKDDistiller(Distiller):
     7. ``loss_dskd_logit``: and the teacher's own logits (Hinton et al. 2015).
 
     Health figures are logged beside: ``dskd_acc_start`` and ``dskd_acc_denoised`` (how often the teacher's classifier names
-    the target's class on z and on ẑ), ``dskd_bits`` (share of hash bits that agree), ``dskd_std`` (spread of the prior's
+    the annotated class on z and on ẑ), ``dskd_bits`` (share of hash bits that agree), ``dskd_std`` (spread of the prior's
     features) and ``dskd_gamma`` (with a noise adapter).
 
     The paper's text leaves several choices open; each is an argument here, and docs/en/ablations.md shows what they gave.
@@ -55,8 +55,9 @@ class DSKDDistiller(Distiller):
         site (dict, optional): Arguments of the task's site. Chosen by the student's type by default.
         prior (str): What the denoiser is trained on: 'student' for z itself (detached), 'teacher' for the teacher's feature.
             Defaults to 'student'.
-        target (str): What guidance and anchor aim at: 'label' for the ground truth, 'soft' for the teacher's own prediction on
-            the image. Defaults to 'soft'.
+        target (str): What guidance and anchor aim at: 'label' for the ground truth, 'soft' for the teacher's own prediction,
+            'local' for the teacher's own prediction at every location of its map, to which its classifier is applied as a 1x1
+            convolution (a class activation map). Defaults to 'soft'.
         temperature (float): Softens predictions in the anchor with 'soft' targets, the virtual teacher and the logit loss.
             Defaults to 4.
         detach (bool): Whether ẑ is a fixed target, sampled without a graph; otherwise gradients flow through the sampler.
@@ -112,7 +113,7 @@ class DSKDDistiller(Distiller):
         super().__init__(student, teacher, site, noise_seed, data_preprocessor)
         for name, value, known in (
             ('prior', prior, ('student', 'teacher')),
-            ('target', target, ('label', 'soft')),
+            ('target', target, ('label', 'soft', 'local')),
             ('guidance_unit', guidance_unit, ('logit', 'gradient')),
         ):
             if value not in known:
@@ -143,6 +144,7 @@ class DSKDDistiller(Distiller):
         kernel = dict(kernel_size=3 if self.student_port.is_map else 1)
         self.schedule = build(DDIMSchedule, schedule)
         self.sampler = build(TeacherGuidedSampler, sampler)
+        self.schedule.timesteps(self.sampler.steps, self.sampler.start)  # refuses what does not fit, before any training
         self.denoiser = build(DiffusionDenoiser, {**kernel, **(denoiser or {})}, channels=width)
         self.noise_adapter = None
         if self.sampler.noise == 'adapter':
@@ -169,7 +171,7 @@ class DSKDDistiller(Distiller):
         """See :class:`Distiller`."""
         prior_needs_it = self.samples and self.prior == 'teacher'
         target_is_used = self.samples or self.loss_weights['anchor']
-        return bool(prior_needs_it or (self.target == 'soft' and target_is_used) or self.loss_weights['logit'])
+        return bool(prior_needs_it or (self.target != 'label' and target_is_used) or self.loss_weights['logit'])
 
     @property
     def classifier(self) -> TeacherClassifier:
@@ -177,6 +179,11 @@ class DSKDDistiller(Distiller):
         if self.teacher.classifier is None:
             raise RuntimeError('The teacher is not loaded yet: it is at the first training step, or by load_teacher().')
         return self.teacher.classifier
+
+    @property
+    def guide(self) -> TeacherClassifier:
+        """The classifier that guides and anchors: at every location with ``target='local'``."""
+        return self.classifier.per_location() if self.target == 'local' else self.classifier
 
     def load_teacher(self) -> None:
         """See :meth:`Distiller.load_teacher`."""
@@ -195,13 +202,14 @@ class DSKDDistiller(Distiller):
         """See :meth:`Distiller.distill`."""
         weights, classifier = self.loss_weights, self.classifier
         label = self.site.target(data_samples, self.num_classes, classifier.sigmoid, feature.device)
-        soften = self.temperature if self.target == 'soft' else 1.0
+        soften = 1.0 if self.target == 'label' else self.temperature
         aligned = self.align(feature).float()
+        opinion = self._teacher_opinion(aligned, teacher_feature, teacher_logits)
         losses: dict[str, Tensor] = {}
 
         if weights['anchor']:
-            target = self.target_at(soften, label, teacher_logits)
-            losses['loss_dskd_anchor'] = weights['anchor'] * classifier.divergence(aligned, target, soften)
+            target = self._target(soften, label, opinion)
+            losses['loss_dskd_anchor'] = weights['anchor'] * self.guide.divergence(aligned, target, soften)
         if weights['logit']:
             assert teacher_logits is not None
             softened = Target(classifier.predict(teacher_logits, self.temperature), label.weight)
@@ -209,21 +217,28 @@ class DSKDDistiller(Distiller):
                 logits, softened, classifier.sigmoid, self.temperature
             )
         if self.samples:
-            guide = self.target_at(1.0, label, teacher_logits)
-            losses.update(self._self_distill(aligned, logits, guide, teacher_feature))
+            target = self._target(1.0, label, opinion)
+            losses.update(self._self_distill(aligned, logits, target, label, teacher_feature))
         # Parameters of a part whose losses are off must still be in the graph: DDP waits for every one.
         touched = sum((p.sum() * 0 for p in self.align.parameters()), aligned.sum() * 0)
         losses['loss_dskd_anchor'] = losses.get('loss_dskd_anchor', 0) + touched
         return losses
 
-    def target_at(self, temperature: float, label: Target, teacher_logits: Tensor | None) -> Target:
-        """What guidance and anchor aim at: the labels, or the teacher's prediction softened by a temperature."""
-        if self.target == 'label' or teacher_logits is None:
-            return label
-        return Target(self.classifier.predict(teacher_logits, temperature), label.weight)
+    def _teacher_opinion(
+        self, aligned: Tensor, teacher_feature: Tensor | None, teacher_logits: Tensor | None
+    ) -> Tensor | None:
+        """Logits that guidance and anchor aim at, at the resolution of :attr:`guide`; None for labels."""
+        if self.target != 'local':
+            return None if self.target == 'label' else teacher_logits
+        assert teacher_feature is not None
+        return self.guide(match_space(teacher_feature.float(), aligned.shape[2:]))
+
+    def _target(self, temperature: float, label: Target, opinion: Tensor | None) -> Target:
+        """What guidance and anchor aim at: the labels, or an opinion of the teacher's softened by a temperature."""
+        return label if opinion is None else Target(self.classifier.predict(opinion, temperature), label.weight)
 
     def _self_distill(
-        self, aligned: Tensor, logits: Tensor, guide: Target, teacher_feature: Tensor | None
+        self, aligned: Tensor, logits: Tensor, target: Target, label: Target, teacher_feature: Tensor | None
     ) -> dict[str, Tensor]:
         """Train the denoiser, denoise, and pull the student to the result. Everything in float32 (autocast aside)."""
         weights, classifier = self.loss_weights, self.classifier
@@ -249,7 +264,7 @@ class DSKDDistiller(Distiller):
         with torch.no_grad() if self.detach else nullcontext():
             start = start / scale
             gamma = None if self.noise_adapter is None else self.noise_adapter(start)
-            guidance = self.guidance(guide, scale)
+            guidance = self.guidance(target, scale)
             denoised = self.sampler(self.denoiser, self.schedule, start, draw(), guidance, gamma) * scale
             if self.autoencoder is not None:
                 denoised = self.autoencoder.decode(denoised).float()
@@ -257,16 +272,16 @@ class DSKDDistiller(Distiller):
 
         ramp = self._ramp()
         if self.lsh is not None:
-            lsh, agreement = self.lsh(self.site.vectors(aligned, guide), self.site.vectors(denoised, guide))
+            lsh, agreement = self.lsh(self.site.vectors(aligned, label), self.site.vectors(denoised, label))
             losses['loss_dskd_lsh'] = weights['lsh'] * ramp * lsh
             losses['dskd_bits'] = agreement
         if weights['virtual']:
-            virtual = Target(classifier.predict(opinion, self.temperature), guide.weight)
+            virtual = Target(classifier.predict(opinion, self.temperature), label.weight)
             losses['loss_dskd_virtual'] = (
                 weights['virtual'] * ramp * target_cross_entropy(logits, virtual, classifier.sigmoid, self.temperature)
             )
         with torch.no_grad():
-            wanted = guide.probability.argmax(dim=1)
+            wanted = label.probability.argmax(dim=1)
             losses['dskd_acc_start'] = (classifier(aligned).argmax(dim=1) == wanted).float().mean()
             losses['dskd_acc_denoised'] = (opinion.argmax(dim=1) == wanted).float().mean()
         losses['dskd_std'] = scale
@@ -277,8 +292,8 @@ class DSKDDistiller(Distiller):
     def guidance(self, target: Target, scale: Tensor) -> Any:
         """The guidance in the space that is diffused: that of the features, or of the autoencoder's latent."""
         if self.autoencoder is None:
-            return ClassifierGuidance(self.classifier, target, self.guidance_unit, scale)
-        outer = ClassifierGuidance(self.classifier, target, self.guidance_unit)
+            return ClassifierGuidance(self.guide, target, self.guidance_unit, scale)
+        outer = ClassifierGuidance(self.guide, target, self.guidance_unit)
         decoder = self.autoencoder.decoder
 
         def pulled_back(latent: Tensor) -> Tensor:

@@ -89,6 +89,7 @@ class TeacherClassifier(nn.Module):
         bias = None if bias is None else bias.detach().to(torch.float32, copy=True)
         self.register_buffer('bias', bias, persistent=False)
         self.sigmoid = sigmoid
+        self._per_location: TeacherClassifier | None = None
         self.conv_args: dict[str, Any] = dict(stride=stride, padding=padding, dilation=dilation)
 
     @classmethod
@@ -131,6 +132,14 @@ class TeacherClassifier(nn.Module):
     def is_dense(self) -> bool:
         """Whether there is one prediction per location instead of one per image."""
         return self.weight.ndim == 4
+
+    def per_location(self) -> 'TeacherClassifier':
+        """The same classifier at every location of a map instead of on its average: a 1x1 convolution."""
+        if self.is_dense:
+            return self
+        if self._per_location is None:
+            self._per_location = TeacherClassifier(self.weight[:, :, None, None], self.bias, self.sigmoid)
+        return self._per_location
 
     def logit_gain(self) -> Tensor:
         r"""Mean squared norm of a class's weights, :math:`\frac1K\sum_k\|W_k\|^2`: logits moved per unit of gradient."""
