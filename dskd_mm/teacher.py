@@ -88,7 +88,7 @@ class FrozenTeacher:
             FileNotFoundError: If the checkpoint is missing.
             ValueError: If it is damaged or does not fit.
         """
-        state = model_state(load_checkpoint_file(self.checkpoint))
+        state = model_state(load_checkpoint_file(self.checkpoint), self.checkpoint)
         prefix = ''
         if full:
             module = build_in_scope(self.config, None)

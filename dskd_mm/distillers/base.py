@@ -245,8 +245,8 @@ def build_student(config: dict | nn.Module, data_preprocessor: dict | nn.Module 
         student = MMENGINE_MODELS.build(cfg)
     if isinstance(student, Distiller) or not isinstance(student, BaseModel):
         raise TypeError(
-            f'The student is expected to be a plain model of a host library, but got a {type(student).__name__}. Take the config '
-            "of the plain student as _base_, or the distiller's student: student=_base_.model.student."
+            f'The student is expected to be a plain model of a host library, but got a {type(student).__name__}. Take the '
+            "config of the plain student as _base_, or the distiller's student: student=_base_.model.student."
         )
     return student
 

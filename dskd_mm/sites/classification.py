@@ -140,19 +140,21 @@ def find_classifier(head: nn.Module, owner: str) -> str:
         ValueError: If there is none, or several.
     """
     num_classes = getattr(head, 'num_classes', None)
-    linears = {
-        name: layer
-        for name, layer in head.named_modules()
-        if computes_as(layer, nn.Linear)
-    }
+    linears = {name: layer for name, layer in head.named_modules() if computes_as(layer, nn.Linear)}
     found = [name for name, layer in linears.items() if num_classes in (None, layer.out_features)]
     if len(found) == 1:
         return found[0]
     argument = 'teacher_classifier' if owner == 'teacher' else 'classifier'
-    problem = f'{len(found)} of them: {found}' if found else f'only the linear layers {list(linears)}'
+    mend = f"Name the classification layer with site=dict({argument}='head....')."
+    if found:
+        problem = f'it has {len(found)} of them: {found}'
+    elif linears:
+        problem = f'it has only the linear layers {list(linears)}'
+    else:
+        problem, mend = 'it has no linear layer', 'Distillation needs a head that ends in one, such as LinearClsHead.'
     raise ValueError(
         f"The {owner}'s head ({type(head).__name__}) is expected to hold one plain linear layer with {num_classes} outputs, "
-        f"but it has {problem}. Name the classification layer with site=dict({argument}='head....')."
+        f'but {problem}. {mend}'
     )
 
 

@@ -3,6 +3,7 @@
 import os
 import os.path as osp
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from mmengine.runner.checkpoint import get_torch_safe_globals
 from torch import Tensor, nn
 
 STUDENT_PREFIX = 'student.'
+LOADING: dict[str, Any] = dict(map_location='cpu', weights_only=True)
 
 
 def load_checkpoint_file(path: str) -> dict[str, Any]:
@@ -29,39 +31,55 @@ def load_checkpoint_file(path: str) -> dict[str, Any]:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is truncated, or holds objects other than tensors and plain values.
     """
-    options: dict[str, Any] = dict(map_location='cpu', weights_only=True)
-    with torch.serialization.safe_globals(get_torch_safe_globals()):
-        if path.startswith(('http://', 'https://')):
-            if is_distributed() and get_rank() > 0:
-                barrier()
-                return torch.hub.load_state_dict_from_url(path, **options)
-            checkpoint = torch.hub.load_state_dict_from_url(path, **options)
-            if is_distributed():
-                barrier()
-            return checkpoint
-        if not osp.isfile(path):
-            raise FileNotFoundError(
-                f'Expected a checkpoint at {osp.abspath(path)!r}, but there is none. Train the model first or correct the path.'
-            )
-        try:
-            return torch.load(path, **options)
-        except pickle.UnpicklingError as error:
+    is_address = path.startswith(('http://', 'https://'))
+    if not is_address and not osp.isfile(path):
+        raise FileNotFoundError(
+            f'Expected a checkpoint at {osp.abspath(path)!r}, but there is none. Train the model first or correct the path.'
+        )
+    try:
+        with torch.serialization.safe_globals(get_torch_safe_globals()):
+            checkpoint = _download(path) if is_address else torch.load(path, **LOADING)
+    except pickle.UnpicklingError as error:
+        # torch's own text advises to load it anyway.
+        found = re.search(r'GLOBAL (\S+)', str(error))
+        if found is None:
             raise ValueError(
-                f'Expected tensors and plain values in the checkpoint {path!r}, but it is damaged or holds other objects, '
-                f'which are not loaded because they can run code: {error}'
+                f'Expected a checkpoint of torch in {path!r}, but it is damaged or something else. Copy it again.'
             ) from error
-        except (RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
-            raise ValueError(
-                f'The checkpoint {path!r} ({osp.getsize(path)} bytes) is truncated or damaged: {error} '
-                'Copy it again, or use an older one.'
-            ) from error
+        raise ValueError(
+            f'Expected tensors and plain values in the checkpoint {path!r}, but it holds a {found[1]}, which is not loaded '
+            'because it could run code. If you trust whoever made the file, save its state_dict alone in a new one.'
+        ) from error
+    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
+        if is_address:
+            raise ValueError(f'The checkpoint {path!r} could not be downloaded or read: {error!r}.') from error
+        raise ValueError(
+            f'The checkpoint {path!r} ({osp.getsize(path)} bytes) is truncated or damaged ({error!r}). Copy it again, or use '
+            'an older one.'
+        ) from error
+    if not isinstance(checkpoint, Mapping):
+        raise ValueError(f'Expected a dict in the checkpoint {path!r}, but it holds a {type(checkpoint).__name__}.')
+    return dict(checkpoint)
 
 
-def model_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+def _download(address: str) -> Any:
+    if is_distributed() and get_rank() > 0:
+        barrier()
+        return torch.hub.load_state_dict_from_url(address, **LOADING)
+    try:
+        return torch.hub.load_state_dict_from_url(address, **LOADING)
+    finally:
+        # Also after an error, or the others would wait.
+        if is_distributed():
+            barrier()
+
+
+def model_state(checkpoint: Mapping[str, Any], source: str = 'in memory') -> dict[str, Tensor]:
     """The model's tensors in a checkpoint of mmengine or a bare state dict; of a distiller's, those of its student.
 
     Args:
         checkpoint (Mapping): What :func:`load_checkpoint_file` returned.
+        source (str): How to call it in the error, its path. Defaults to 'in memory'.
 
     Returns:
         dict[str, Tensor]: The state dict of a plain model.
@@ -72,7 +90,7 @@ def model_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     state = checkpoint.get('state_dict', checkpoint)
     state = {key.removeprefix('module.'): value for key, value in state.items() if isinstance(value, Tensor)}
     if not state:
-        raise ValueError(f'Expected the weights of a model in the checkpoint, but it holds only {sorted(checkpoint)}.')
+        raise ValueError(f'Expected the weights of a model in the checkpoint {source!r}, but got only {sorted(checkpoint)}.')
     student = {key.removeprefix(STUDENT_PREFIX): value for key, value in state.items() if key.startswith(STUDENT_PREFIX)}
     return student or state
 
@@ -111,7 +129,7 @@ def export_student(source: str, target: str, config: str | None = None) -> dict[
     meta = {key: value for key, value in checkpoint.get('meta', {}).items() if key != 'cfg'}
     if config is not None:
         meta['cfg'] = config
-    student = dict(meta=meta, state_dict=model_state(checkpoint))
+    student = dict(meta=meta, state_dict=model_state(checkpoint, source))
     save_atomically(student, target)
     return student
 
@@ -127,7 +145,7 @@ def load_plain_model(model: nn.Module, path: str) -> None:
         FileNotFoundError: If there is no such file.
         ValueError: If it is damaged, or not of this model.
     """
-    state = model_state(load_checkpoint_file(path))
+    state = model_state(load_checkpoint_file(path), path)
     try:
         # torch's own loading instead of a comparison of keys: layers may translate keys of their older versions.
         model.load_state_dict(state, strict=True)
