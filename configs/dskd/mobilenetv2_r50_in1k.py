@@ -11,6 +11,8 @@ model = dict(
         checkpoint='https://mmassets.onedl.ai/mmclassification/v0/resnet/'
         'resnet50_8xb32_in1k_20210831-ea4938fc.pth',
     ),
+    # The teacher's 2048 channels are diffused in 1024, as DiffKD does for this teacher.
+    autoencoder=dict(latent_channels=1024),
 )
 
 # Recipe B1 of the literature in place of the base's 300 epochs: 100 epochs, a batch of 256 on
