@@ -230,7 +230,8 @@ class DSKDDistiller(Distiller):
         """Logits that guidance and anchor aim at, at the resolution of :attr:`guide`; None for labels."""
         if self.target != 'local':
             return None if self.target == 'label' else teacher_logits
-        assert teacher_feature is not None
+        if teacher_feature is None:  # no loss aims at it
+            return None
         return self.guide(match_space(teacher_feature.float(), aligned.shape[2:]))
 
     def _target(self, temperature: float, label: Target, opinion: Tensor | None) -> Target:
