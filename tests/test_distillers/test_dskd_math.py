@@ -77,17 +77,28 @@ def straight_line(
     temperature = 4.0
     z = distiller.align(feature)
     one_hot = torch.eye(CLASSES)[labels]
-    soft = target == 'soft'
-    guide = softmax(teacher_logits) if soft else one_hot
-    anchor_target, anchor_temperature = (softmax(teacher_logits, temperature), temperature) if soft else (one_hot, 1.0)
-    expected = dict(
-        anchor=divergence(anchor_target, z.mean(dim=(2, 3)) @ weight.T + bias, anchor_temperature),
-        logit=divergence(softmax(teacher_logits, temperature), logits, temperature),
-    )
+    seen_by_teacher = F.interpolate(teacher_feature, size=z.shape[2:], mode='bilinear')
+
+    def pooled(x: Tensor) -> Tensor:
+        """(B, K)."""
+        return x.mean(dim=(2, 3)) @ weight.T + bias
+
+    def at_locations(x: Tensor) -> Tensor:
+        """(B * H * W, K)."""
+        return x.permute(0, 2, 3, 1).flatten(0, 2) @ weight.T + bias
+
+    classify = at_locations if target == 'local' else pooled
+    opinion = dict(label=None, soft=teacher_logits, local=at_locations(seen_by_teacher))[target]
+    guide = one_hot if opinion is None else softmax(opinion)
+    if opinion is None:
+        anchor = divergence(one_hot, classify(z), 1.0)
+    else:
+        anchor = divergence(softmax(opinion, temperature), classify(z), temperature)
+    expected = dict(anchor=anchor, logit=divergence(softmax(teacher_logits, temperature), logits, temperature))
 
     clean = z.detach()
     if prior == 'teacher':
-        clean = F.interpolate(teacher_feature, size=z.shape[2:], mode='bilinear')
+        clean = seen_by_teacher
     std = clean.std()
     alpha, product = [], 1.0
     for i in range(1000):
@@ -103,41 +114,43 @@ def straight_line(
 
     x = z.detach() / std
     x = math.sqrt(alpha[400]) * x + math.sqrt(1 - alpha[400]) * torch.randn(z.shape, generator=generator)
-    area = z.shape[2] * z.shape[3]
+    batch, channels, height, width = z.shape
     for t in (400, 300, 200, 100, 0):
         with torch.no_grad():
             epsilon = distiller.denoiser(x, t)
         root, sigma = math.sqrt(alpha[t]), math.sqrt(1 - alpha[t])
         seen = x if point == 'noisy' else (x - sigma * epsilon) / root
-        p = softmax((seen * std).mean(dim=(2, 3)) @ weight.T + bias)
+        step_by_logit = (guide - softmax(classify(seen * std))) @ weight
         if unit == 'logit':
-            # Without the pooling's 1 / HW, by the mean squared norm of the classes' weights; the classifier sees std x.
-            g = (guide - p) @ weight / (weight**2).sum(dim=1).mean() / std
+            # By the mean squared norm of the classes' weights, without the pooling's 1 / HW; the classifier sees std x.
+            g = step_by_logit / (weight**2).sum(dim=1).mean() / std
         else:
-            g = (guide - p) @ weight * std / area
+            g = step_by_logit * std / (1 if target == 'local' else height * width)
+        if target == 'local':
+            g = g.reshape(batch, height, width, channels).permute(0, 3, 1, 2)
+        else:
+            g = g[:, :, None, None]
         if point == 'clean':
             g = g / root
-        epsilon = epsilon - sigma * scale * g[:, :, None, None]
+        epsilon = epsilon - sigma * scale * g
         x_0 = (x - sigma * epsilon) / root
         x = x_0 if t == 0 else math.sqrt(alpha[t - 100]) * x_0 + math.sqrt(1 - alpha[t - 100]) * epsilon
     denoised = x * std
 
-    opinion = denoised.mean(dim=(2, 3)) @ weight.T + bias
-    expected['virtual'] = divergence(softmax(opinion, temperature), logits, temperature)
+    expected['virtual'] = divergence(softmax(pooled(denoised), temperature), logits, temperature)
     hashed = [v.mean(dim=(2, 3)) @ (distiller.lsh.projection * weight.std()).T for v in (z, denoised)]
     middle = hashed[1].mean(dim=0)
     bits = (hashed[1] > middle).float()
     expected['lsh'] = F.binary_cross_entropy_with_logits(hashed[0] - middle, bits)
     expected['bits'] = ((hashed[0] > middle) == (bits > 0)).float().mean()
-    wanted = guide.argmax(dim=1)
-    expected['acc_start'] = ((z.mean(dim=(2, 3)) @ weight.T + bias).argmax(dim=1) == wanted).float().mean()
-    expected['acc_denoised'] = (opinion.argmax(dim=1) == wanted).float().mean()
+    expected['acc_start'] = (pooled(z).argmax(dim=1) == labels).float().mean()
+    expected['acc_denoised'] = (pooled(denoised).argmax(dim=1) == labels).float().mean()
     expected['std'] = std
     return expected
 
 
 @pytest.mark.parametrize('prior', ['student', 'teacher'])
-@pytest.mark.parametrize('target', ['label', 'soft'])
+@pytest.mark.parametrize('target', ['label', 'soft', 'local'])
 @pytest.mark.parametrize(('unit', 'point', 'scale'), [('logit', 'noisy', 1.0), ('gradient', 'clean', 30.0)])
 def test_every_term_is_the_straight_line(teachers, monkeypatch, prior, target, unit, point, scale):
     weights = dict(diff=0.5, lsh=2.0, anchor=3.0, virtual=0.7, logit=1.5)
@@ -224,8 +237,9 @@ def test_every_family_of_classifier_trains(teachers, kind, prior):
 
 @pytest.mark.parametrize(('student', 'teacher'), [('gap', 'vit'), ('vit', 'gap'), ('swin', 'stacked'), ('stacked', 'swin')])
 @pytest.mark.parametrize('prior', ['student', 'teacher'])
-def test_maps_learn_from_vectors_and_vectors_from_maps(teachers, student, teacher, prior):
-    distiller = build(student, teachers[teacher], prior=prior)
+@pytest.mark.parametrize('target', ['soft', 'local'])
+def test_maps_learn_from_vectors_and_vectors_from_maps(teachers, student, teacher, prior, target):
+    distiller = build(student, teachers[teacher], prior=prior, target=target)
     assert_trains(distiller, step(distiller))
 
 
@@ -246,6 +260,9 @@ SWITCHES = {
     'teacher prior': dict(prior='teacher'),
     'label target': dict(target='label'),
     'soft target': dict(target='soft', temperature=2.0),
+    'local target': dict(target='local'),
+    'local target, guidance by the gradient': dict(target='local', guidance_unit='gradient'),
+    'local target, autoencoder': dict(target='local', autoencoder=dict(latent_channels=8)),
     'gradients through the sampler': dict(detach=False),
     'guidance by the gradient': dict(guidance_unit='gradient'),
     'guidance at the clean feature': dict(sampler=dict(guidance_point='clean')),
@@ -279,6 +296,7 @@ SWITCHES = {
     'the anchor alone': dict(loss_weights=dict(diff=0, lsh=0, virtual=0, logit=0)),
     'logits alone': dict(loss_weights=dict(diff=0, lsh=0, virtual=0, anchor=0)),
     'nothing': dict(loss_weights=dict(diff=0, lsh=0, virtual=0, anchor=0, logit=0)),
+    'nothing, local target': dict(target='local', loss_weights=dict(diff=0, lsh=0, virtual=0, anchor=0, logit=0)),
     'a feature of an earlier stage': dict(site=dict(feature=dict(path='backbone.layer2', channels=8))),
 }
 
@@ -322,7 +340,7 @@ def test_without_teacher_terms_no_backbone_of_it_is_built(teachers):
     assert not distiller.uses_teacher_forward
     assert_trains(distiller, step(distiller))
     assert distiller.teacher.model is None
-    for needs_it in (dict(prior='teacher'), dict(target='soft'), dict(loss_weights=dict())):
+    for needs_it in (dict(prior='teacher'), dict(target='soft'), dict(target='local'), dict(loss_weights=dict())):
         switches = {**dict(prior='student', target='label', loss_weights=dict(logit=0)), **needs_it}
         other = build('gap', teacher, **switches)
         assert other.uses_teacher_forward

@@ -272,6 +272,22 @@ def test_from_layer_takes_a_copy_with_the_layers_geometry():
     assert (classifier.num_classes, classifier.in_channels, classifier.is_dense) == (4, 3, True)
 
 
+def test_per_location_is_the_linear_layer_on_every_location():
+    torch.manual_seed(0)
+    layer = nn.Linear(3, 4)
+    classifier = TeacherClassifier.from_layer(layer, sigmoid=True)
+    dense = classifier.per_location()
+    x = torch.randn(2, 3, 5, 6)
+    expected = layer(x.movedim(1, -1)).movedim(-1, 1).detach()
+    torch.testing.assert_close(dense(x), expected)
+    torch.testing.assert_close(dense(x).mean(dim=(2, 3)), classifier(x))
+    assert (dense.is_dense, dense.sigmoid, dense.num_classes) == (True, True, 4)
+    assert dense.per_location() is dense
+    torch.testing.assert_close(dense.logit_gain(), classifier.logit_gain())
+    assert classifier.double().per_location().weight.dtype == torch.float64
+    assert classifier.state_dict() == {}
+
+
 class Normalised(nn.Linear):
     """As the cosine classifiers of the hosts: a linear layer by type, not by what it computes."""
 
