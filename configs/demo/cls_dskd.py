@@ -11,3 +11,6 @@ model = dict(
         checkpoint='work_dirs/demo/cls/teacher/epoch_20.pth',
     ),
 )
+
+# Early epochs are kept too: denoising is of most use, and so the best to look at, while the student is weak.
+default_hooks = dict(checkpoint=dict(interval=2, max_keep_ckpts=-1))
