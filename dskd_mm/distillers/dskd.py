@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dskd_mm.diffusion import (
     DDIMSchedule,
@@ -290,19 +289,10 @@ class DSKDDistiller(Distiller):
             losses['dskd_gamma'] = gamma.detach().mean()
         return losses
 
-    def guidance(self, target: Target, scale: Tensor) -> Any:
+    def guidance(self, target: Target, scale: Tensor) -> ClassifierGuidance:
         """The guidance in the space that is diffused: that of the features, or of the autoencoder's latent."""
-        if self.autoencoder is None:
-            return ClassifierGuidance(self.guide, target, self.guidance_unit, scale)
-        outer = ClassifierGuidance(self.guide, target, self.guidance_unit)
-        decoder = self.autoencoder.decoder
-
-        def pulled_back(latent: Tensor) -> Tensor:
-            with torch.autocast(latent.device.type, enabled=False):
-                gradient = outer(decoder(latent * scale))
-                return F.conv_transpose2d(gradient, decoder.weight.detach()) * scale
-
-        return pulled_back
+        decoder = None if self.autoencoder is None else self.autoencoder.decoder
+        return ClassifierGuidance(self.guide, target, self.guidance_unit, scale, decoder)
 
     def _update_scale(self, prior: Tensor) -> Tensor:
         """Running standard deviation of the prior's features, a scalar."""

@@ -141,9 +141,17 @@ class TeacherClassifier(nn.Module):
             self._per_location = TeacherClassifier(self.weight[:, :, None, None], self.bias, self.sigmoid)
         return self._per_location
 
-    def logit_gain(self) -> Tensor:
-        r"""Mean squared norm of a class's weights, :math:`\frac1K\sum_k\|W_k\|^2`: logits moved per unit of gradient."""
-        return self.weight.flatten(1).square().sum(dim=1).mean()
+    def logit_gain(self, decoder: nn.Conv2d | None = None) -> Tensor:
+        r"""Mean squared norm of a class's weights, :math:`\frac1K\sum_k\|W_k\|^2`: logits moved per unit of gradient.
+
+        Args:
+            decoder (nn.Conv2d, optional): A 1x1 convolution before the classifier: the weights are those of both together.
+                Defaults to None.
+        """
+        weight = self.weight
+        if decoder is not None:
+            weight = torch.einsum('kc...,cd->kd...', weight, decoder.weight.detach().flatten(1).to(weight.dtype))
+        return weight.flatten(1).square().sum(dim=1).mean()
 
     def forward(self, feature: Tensor) -> Tensor:
         """Class logits in the feature's own precision when it is float64, else in float32.
@@ -251,28 +259,46 @@ class ClassifierGuidance:
             without the pooling's 1/(H*W) and divided by the mean squared norm of a class's weights, so that a shift by G moves
             logits by about q - p whatever the teacher and resolution. Defaults to 'logit'.
         scale (Tensor, optional): The classifier sees ``scale * x`` (a scalar). Defaults to None: 1.
+        decoder (nn.Conv2d, optional): A 1x1 convolution through which the classifier sees x: ``decoder(scale * x)``. Defaults
+            to None.
 
     Raises:
         ValueError: If ``unit`` is unknown.
     """
 
-    def __init__(self, classifier: TeacherClassifier, target: Target, unit: str = 'logit', scale: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        classifier: TeacherClassifier,
+        target: Target,
+        unit: str = 'logit',
+        scale: Tensor | None = None,
+        decoder: nn.Conv2d | None = None,
+    ) -> None:
         if unit not in ('logit', 'gradient'):
             raise ValueError(f"The unit of guidance must be 'logit' or 'gradient', but got {unit!r}.")
         self.classifier = classifier
         self.target = target
         self.unit = unit
         self.scale = scale
+        self.decoder = decoder
 
     def __call__(self, x: Tensor) -> Tensor:
         """Gradient at features x of shape (B, C, H, W), of the same shape."""
+        with torch.autocast(device_type=x.device.type, enabled=False):
+            return self._gradient(x)
+
+    def _gradient(self, x: Tensor) -> Tensor:
         feature = x if self.scale is None else x * self.scale
+        if self.decoder is not None:
+            feature = self.decoder(feature)
         gradient = self.classifier.gradient(feature, self.target.probability, self.target.weight)
+        if self.decoder is not None:
+            gradient = F.conv_transpose2d(gradient, self.decoder.weight.detach())
         if self.scale is not None:
             gradient = gradient * self.scale
         if self.unit == 'gradient':
             return gradient
-        gain = self.classifier.logit_gain()
+        gain = self.classifier.logit_gain(self.decoder)
         if self.scale is not None:
             gain = gain * self.scale**2
         if not self.classifier.is_dense:

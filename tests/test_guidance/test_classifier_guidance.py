@@ -1,10 +1,12 @@
 """The guidance term in both units."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dskd_mm.guidance import ClassifierGuidance, Target, TeacherClassifier
@@ -76,6 +78,35 @@ def test_logit_unit_moves_the_logits_of_every_location_by_q_minus_p(channels, no
     guidance = ClassifierGuidance(classifier, Target(target, mask), 'logit', torch.tensor(scale))
     before, after = classifier(scale * x), classifier(scale * (x + guidance(x)))
     torch.testing.assert_close(after - before, mask * (target - before.sigmoid()), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize('unit', ['gradient', 'logit'])
+@pytest.mark.parametrize('dense', [False, True])
+@pytest.mark.parametrize('scale', [0.2, 3.0])
+def test_guidance_through_a_decoder_is_that_of_both_layers_together(unit, dense, scale):
+    """A 1x1 convolution and the classifier are one linear classifier of the latent."""
+    torch.manual_seed(0)
+    classifier, decoder = TeacherClassifier(torch.randn(5, 12), torch.randn(5)), nn.Conv2d(4, 12, 1)
+    matrix = decoder.weight.detach().flatten(1)
+    both = TeacherClassifier(classifier.weight @ matrix, classifier.bias + classifier.weight @ decoder.bias)
+    if dense:
+        classifier, both = classifier.per_location(), both.per_location()
+    x = torch.randn(2, 4, 3, 5)
+    target = Target(torch.rand_like(both(x)).softmax(dim=1))
+    factor = torch.tensor(scale)
+    with torch.autocast('cpu', torch.bfloat16):
+        gradient = ClassifierGuidance(classifier, target, unit, factor, decoder)(x)
+    assert gradient.dtype == torch.float32
+    torch.testing.assert_close(gradient, ClassifierGuidance(both, target, unit, factor)(x), rtol=1e-4, atol=1e-5)
+
+
+def test_gain_through_a_decoder_composes_kernels():
+    classifier, decoder = TeacherClassifier(torch.randn(5, 12, 3, 3)), nn.Conv2d(4, 12, 1)
+    weight = torch.zeros(5, 4, 3, 3)
+    for k, c, d in itertools.product(range(5), range(12), range(4)):
+        weight[k, d] += classifier.weight[k, c] * decoder.weight[c, d, 0, 0].detach()
+    expected = (weight**2).sum(dim=(1, 2, 3)).mean()
+    torch.testing.assert_close(classifier.logit_gain(decoder), expected)
 
 
 def test_units_differ_by_one_positive_number():
