@@ -164,7 +164,7 @@ def run(args: argparse.Namespace, dataset: str, variant: str, seed: int) -> None
         seed=seed,
         split=split,
         metric=setting.metric,
-        value=value,
+        value=round(value, 4),
         epochs=last if variant == 'teacher' else epochs,
         train_images=setting.holdout_images if split == 'holdout' else setting.train_images,
         seconds=round(time.time() - start, 1),
