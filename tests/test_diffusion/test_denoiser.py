@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from dskd_mm.diffusion import DDIMSchedule, DiffusionDenoiser, FeatureAutoEncoder, NoiseAdapter, noise_prediction_loss
 
+from dskd_mm.diffusion.denoiser import Bottleneck
+
 
 def count(module: nn.Module, kind: type[nn.Module]) -> int:
     return sum(p.numel() for layer in module.modules() if isinstance(layer, kind) for p in layer.parameters())
@@ -56,6 +58,15 @@ def test_timestep_enters_as_its_own_learned_vector():
     shift = denoiser.time_embedding.weight[timesteps][:, :, None, None]
     torch.testing.assert_close(denoiser(x, timesteps), denoiser.layers(x + shift))
     assert not torch.allclose(denoiser(x, 3), denoiser(x, 900))
+
+
+def test_bottlenecks_add_to_what_enters_and_end_without_activation():
+    bottleneck = Bottleneck(8).eval()
+    x = torch.randn(2, 8, 4, 4)
+    nn.init.zeros_(bottleneck.layers[-1].weight)
+    torch.testing.assert_close(bottleneck(x), x)
+    nn.init.constant_(bottleneck.layers[-1].bias, -1.0)
+    torch.testing.assert_close(bottleneck(x), x - 1)
 
 
 @pytest.mark.parametrize(('kernel_size', 'size'), [(1, 1), (3, 1), (3, 5)])
