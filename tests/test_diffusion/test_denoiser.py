@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from dskd_mm.diffusion import DDIMSchedule, DiffusionDenoiser, FeatureAutoEncoder, NoiseAdapter, noise_prediction_loss
-
 from dskd_mm.diffusion.denoiser import Bottleneck
 
 
