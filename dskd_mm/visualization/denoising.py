@@ -91,15 +91,16 @@ def denoising_trajectory(distiller: DSKDDistiller, inputs: Tensor, data_samples:
         DenoisingTrajectory: The features of every step.
 
     Raises:
-        ValueError: If the distiller does not denoise, or classifies locations instead of images.
+        ValueError: If the distiller does not denoise, or its images have not one class each.
     """
     if not distiller.samples:
         raise ValueError('This distiller does not denoise: its loss_weights turn both lsh and virtual off.')
     if not distiller.teacher.is_loaded:
         distiller.load_teacher()
     classifier = distiller.classifier
-    if classifier.is_dense:
-        raise ValueError('Trajectories are drawn for image classifiers, but this teacher classifies every location of a map.')
+    if classifier.is_dense or classifier.sigmoid:
+        kind = 'every location of a map' if classifier.is_dense else 'images into several classes at once'
+        raise ValueError(f'Trajectories are drawn for images of one class each, but this teacher classifies {kind}.')
     teacher = run_teacher(distiller, inputs)
     # A training step in a copy, to see what the sampler is really called with.
     distiller = copy.deepcopy(distiller).train()
