@@ -1,0 +1,533 @@
+"""The command-line tools, on runs of a second."""
+
+import copy
+import json
+import os
+import pickle
+import runpy
+import shutil
+import socket
+import subprocess
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import mmpretrain
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import DATASETS
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from torch import Tensor, nn
+
+from dskd_mm.distillers import DSKDDistiller
+from dskd_mm.testing import classifier_config, distiller_run_config, plain_run_config, random_teacher
+from dskd_mm.utils.checkpoint import load_checkpoint_file, load_plain_model
+from dskd_mm.utils.command_line import build_runner
+from dskd_mm.utils.config import load_config, model_config
+
+ROOT = Path(__file__).parents[2]
+TOOLS = ROOT / 'tools'
+
+# A hook that lets a test see what each process held.
+PROBE = """
+import torch
+from mmengine.dist import get_rank
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+
+@HOOKS.register_module()
+class RankProbe(Hook):
+    def __init__(self, folder):
+        self.folder = folder
+        self.inputs = []
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.inputs.append([sample.sample_idx for sample in data_batch['data_samples']])
+
+    def after_train(self, runner):
+        model = runner.model.module
+        noise = torch.randn(8, generator=model.noise_generator(torch.device('cpu')))
+        content = dict(
+            state=model.state_dict(), noise=noise, inputs=self.inputs, unused=runner.model.find_unused_parameters
+        )
+        torch.save(content, f'{self.folder}/rank_{get_rank()}.pth')
+"""
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _no_formatting() -> Iterator[None]:
+    """The runner prints its config often, and formatting takes longer than these runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('yapf.yapflib.yapf_api.FormatCode', lambda text, **options: (text, True))
+        yield
+
+
+def environment(**variables: str) -> dict[str, str]:
+    return {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHON': sys.executable, **variables}
+
+
+def call(*command: Any, **variables: str) -> str:
+    """Run a command from another folder than the repository's and return what it printed."""
+    done = subprocess.run(
+        [str(part) for part in command],
+        capture_output=True,
+        text=True,
+        env=environment(**variables),
+        cwd=Path.home(),
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+def run_tool(tool: str, *arguments: Any) -> None:
+    """Run a tool in this process, which spares the imports."""
+    before = sys.argv
+    sys.argv = [tool, *map(str, arguments)]
+    try:
+        runpy.run_path(str(TOOLS / tool), run_name='__main__')
+    finally:
+        sys.argv = before
+
+
+def tool_functions(tool: str) -> dict[str, Any]:
+    return runpy.run_path(str(TOOLS / tool))
+
+
+def predictions(path: Path) -> list[dict]:
+    # mmengine's own DumpResults wrote it, in this test.
+    return pickle.loads(path.read_bytes())
+
+
+def assert_same_predictions(left: Path, right: Path) -> None:
+    for mine, theirs in zip(predictions(left), predictions(right), strict=True):
+        assert mine['sample_idx'] == theirs['sample_idx']
+        assert torch.equal(mine['pred_score'], theirs['pred_score'])
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A distillation by tools/train.py whose teacher is gone afterwards."""
+    folder = tmp_path_factory.mktemp('run')
+    teacher_dir = folder / 'teacher'
+    teacher_dir.mkdir()
+    teacher = random_teacher(str(teacher_dir))
+    Config(teacher['config']).dump(str(teacher_dir / 'teacher.py'))
+    teacher['config'] = str(teacher_dir / 'teacher.py')
+    work_dir = folder / 'work'
+    work_dir.mkdir()
+    config, plain = folder / 'distiller.py', folder / 'plain.py'
+    distiller_run_config(str(work_dir), teacher).dump(str(config))
+    plain_run_config(str(work_dir)).dump(str(plain))
+    call(sys.executable, TOOLS / 'train.py', config)
+    shutil.rmtree(teacher_dir)
+    paths = dict(folder=folder, work_dir=work_dir, config=config, plain=plain)
+    return {
+        **paths,
+        'checkpoint': work_dir / 'epoch_2.pth',
+        'student': work_dir / 'student_last.pth',
+        'reference': folder / 'reference.pkl',
+        'metrics': folder / 'reference.json',
+    }
+
+
+@pytest.fixture(scope='module')
+def tested(run: dict[str, Path]) -> dict[str, Path]:
+    """The distiller's checkpoint, tested with the distiller's config."""
+    call(sys.executable, TOOLS / 'test.py', run['config'], run['checkpoint'], '--out', run['reference'])
+    run_tool('test.py', run['config'], run['checkpoint'], '--out', run['metrics'], '--out-item', 'metrics')
+    return run
+
+
+def test_training_exports_the_student_without_being_asked(run: dict[str, Path]) -> None:
+    assert run['student'].exists() and (run['work_dir'] / 'student_best.pth').exists()
+    assert not (run['folder'] / 'teacher').exists()
+
+
+def test_testing_gives_the_accuracy_of_the_last_validation(tested: dict[str, Path]) -> None:
+    (log,) = (tested['work_dir']).glob('*/vis_data/scalars.json')
+    validations = [line for line in map(json.loads, log.read_text().splitlines()) if 'accuracy/top1' in line]
+    assert json.loads(tested['metrics'].read_text()) == {'accuracy/top1': validations[-1]['accuracy/top1']}
+    assert len(predictions(tested['reference'])) == 30
+
+
+@pytest.mark.parametrize(('config', 'checkpoint'), [('config', 'student'), ('plain', 'student'), ('plain', 'checkpoint')])
+def test_every_pair_of_config_and_checkpoint_predicts_the_same(
+    tested: dict[str, Path], tmp_path: Path, config: str, checkpoint: str
+) -> None:
+    out = tmp_path / 'out.pkl'
+    run_tool('test.py', tested[config], tested[checkpoint], '--out', out, '--work-dir', tmp_path)
+    assert_same_predictions(out, tested['reference'])
+
+
+def test_the_host_itself_predicts_the_same_from_the_exported_student(tested: dict[str, Path]) -> None:
+    cfg = Config.fromfile(tested['plain'])
+    model = mmpretrain.get_model(cfg, pretrained=str(tested['student']), device='cpu').eval()
+    with torch.no_grad():
+        scores = model(preprocessed_images(cfg, model), mode='tensor').softmax(dim=1)
+    expected = torch.stack([sample['pred_score'] for sample in predictions(tested['reference'])])
+    torch.testing.assert_close(scores, expected)
+
+
+def preprocessed_images(cfg: Config, model: nn.Module) -> Tensor:
+    """All images of the test part as one preprocessed batch."""
+    options = copy.deepcopy(cfg.test_dataloader.dataset)
+    options.pipeline = []
+    images = [torch.from_numpy(item['img']).permute(2, 0, 1) for item in DATASETS.build(options)]
+    return model.data_preprocessor(dict(inputs=images))['inputs']
+
+
+def test_distributed_testing_gives_the_same_accuracy(tested: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / 'metrics.json'
+    arguments = ['--out', out, '--out-item', 'metrics', '--work-dir', tmp_path]
+    call(TOOLS / 'dist_test.sh', tested['config'], tested['checkpoint'], 2, *arguments, PORT=free_port())
+    assert json.loads(out.read_text()) == json.loads(tested['metrics'].read_text())
+
+
+def test_test_time_augmentation_averages_mirrored_images(tested: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / 'out.pkl'
+    run_tool('test.py', tested['config'], tested['checkpoint'], '--out', out, '--tta', '--work-dir', tmp_path)
+    model = MMENGINE_MODELS.build(classifier_config()).eval()
+    load_plain_model(model, str(tested['student']))
+    batch = preprocessed_images(Config.fromfile(tested['plain']), model)
+    with torch.no_grad():
+        scores = (model(batch).softmax(dim=1) + model(batch.flip(3)).softmax(dim=1)) / 2
+    torch.testing.assert_close(torch.stack([sample['pred_score'] for sample in predictions(out)]), scores)
+
+
+def test_the_configs_own_test_time_augmentation_is_used(run: dict[str, Path]) -> None:
+    test = tool_functions('test.py')
+    cfg = Config.fromfile(run['plain'])
+    cfg.tta_model = dict(type='MyTTA')
+    cfg.tta_pipeline = [dict(type='MyPipeline')]
+    cfg.data_preprocessor = dict(mean=[1.0])
+    own = copy.deepcopy(cfg.model.data_preprocessor)
+    test['enable_tta'](cfg)
+    assert cfg.model.type == 'MyTTA' and cfg.model.module.type == 'ImageClassifier'
+    assert cfg.test_dataloader.dataset.pipeline == [dict(type='MyPipeline')]
+    # The wrapper would force the runner's preprocessor on a model that has its own.
+    assert cfg.model.module.data_preprocessor == own and cfg.data_preprocessor is None
+
+
+def test_pictures_and_mixed_precision(tested: dict[str, Path], tmp_path: Path) -> None:
+    arguments = ['--show-dir', tmp_path / 'pictures', '--interval', 10, '--amp', '--work-dir', tmp_path]
+    run_tool('test.py', tested['config'], tested['student'], *arguments)
+    assert len(list((tmp_path / 'pictures').rglob('*.png'))) == 3
+
+
+def drop_hook(cfg: Config) -> None:
+    cfg.default_hooks.visualization = None
+
+
+def drop_test_part(cfg: Config) -> None:
+    cfg.test_dataloader = cfg.test_evaluator = None
+
+
+def of_another_host(cfg: Config) -> None:
+    cfg.model.student._scope_ = 'mmdet'
+
+
+def widen(cfg: Config) -> None:
+    cfg.model.student = classifier_config(width=6)
+
+
+@pytest.mark.parametrize(
+    ('spoil', 'arguments', 'words'),
+    [
+        (drop_hook, ['--show-dir', 'x'], ['--show-dir expect one of the hooks', 'VisualizationHook', 'but got None']),
+        (drop_test_part, [], ["expects ['test_dataloader', 'test_evaluator']", 'there is none']),
+        (of_another_host, ['--tta'], ['tta_model and tta_pipeline', 'mmdet']),
+        (widen, [], ['epoch_2.pth', 'does not fit the ImageClassifier', 'of another shape', 'architecture']),
+    ],
+    ids=['no_hook', 'no_test_part', 'no_tta', 'other_width'],
+)
+def test_what_cannot_be_tested_is_explained(
+    run: dict[str, Path], tmp_path: Path, spoil: Callable[[Config], None], arguments: list[str], words: list[str]
+) -> None:
+    cfg = Config.fromfile(run['config'])
+    spoil(cfg)
+    cfg.dump(str(tmp_path / 'spoilt.py'))
+    with pytest.raises(ValueError) as caught:
+        run_tool('test.py', tmp_path / 'spoilt.py', run['checkpoint'], '--work-dir', tmp_path, *arguments)
+    assert [word for word in words if word not in str(caught.value)] == [], str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'words'),
+    [(['--out', 'x.json'], '--out expects a .pkl file'), (['--out-item', 'pred'], '--out-item expects --out')],
+    ids=['wrong_suffix', 'no_file'],
+)
+def test_a_wrong_output_is_refused_before_any_work(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run_tool('test.py', 'no.py', 'no.pth', *arguments)
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('hook', 'expected'),
+    [
+        ('DetVisualizationHook', dict(draw=True, show=False, wait_time=1, interval=5, test_out_dir='pictures')),
+        ('SegVisualizationHook', dict(draw=True, show=False, wait_time=1, interval=5)),
+    ],
+)
+def test_the_hooks_of_other_hosts_draw_as_well(hook: str, expected: dict[str, Any]) -> None:
+    cfg = Config(dict(default_hooks=dict(visualization=dict(type=hook)), visualizer=dict(type='V')))
+    args = Namespace(show=False, show_dir='pictures', wait_time=1, interval=5, config='c.py')
+    tool_functions('test.py')['enable_drawing'](cfg, args)
+    assert cfg.default_hooks.visualization == dict(type=hook, **expected)
+    assert cfg.visualizer.get('save_dir') == (None if 'Det' in hook else 'pictures')
+
+
+def test_the_converter_writes_the_student_and_its_config(run: dict[str, Path], tmp_path: Path) -> None:
+    target = tmp_path / 'student.pth'
+    run_tool('model_converters/export_student.py', run['checkpoint'], target, '--config', run['config'])
+    exported, expected = load_checkpoint_file(str(target)), load_checkpoint_file(str(run['student']))
+    assert exported['state_dict'].keys() == expected['state_dict'].keys()
+    assert all(torch.equal(exported['state_dict'][key], value) for key, value in expected['state_dict'].items())
+    # The host builds the model from the config beside it, or from the one inside.
+    for cfg in (Config.fromfile(tmp_path / 'student.py'), Config.fromstring(exported['meta']['cfg'], '.py')):
+        MMENGINE_MODELS.build(model_config(cfg)).load_state_dict(exported['state_dict'], strict=True)
+
+
+@pytest.fixture
+def trainable(tmp_path: Path) -> Path:
+    """A distiller's config with its teacher still there."""
+    distiller_run_config(str(tmp_path)).dump(str(tmp_path / 'config.py'))
+    return tmp_path / 'config.py'
+
+
+def scalars(work_dir: Path) -> list[dict]:
+    log = max(work_dir.glob('*/vis_data/scalars.json'))
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+def test_the_switches_of_training(trainable: Path, tmp_path: Path) -> None:
+    arguments = ['--no-validate', '--auto-scale-lr', '--amp', '--work-dir', tmp_path / 'work']
+    run_tool('train.py', trainable, *arguments, '--cfg-options', 'train_cfg.max_epochs=1', 'experiment_name=switches')
+    lines = scalars(tmp_path / 'work')
+    assert len(lines) == 4 and not any('accuracy/top1' in line for line in lines)
+    assert lines[0]['lr'] == pytest.approx(0.05 * 8 / 16)
+    config = Config.fromfile(tmp_path / 'work' / 'config.py')
+    assert config.optim_wrapper.type == 'dskd_mm.BF16OptimWrapper'
+    assert [hook.type for hook in config.custom_hooks] == ['dskd_mm.StudentExportHook']
+
+
+def test_training_resumes_from_the_latest_checkpoint(run: dict[str, Path], trainable: Path, tmp_path: Path) -> None:
+    work_dir = tmp_path / 'work'
+    options = ['--cfg-options', 'train_cfg.max_epochs=1', 'experiment_name=part1']
+    run_tool('train.py', trainable, '--work-dir', work_dir, *options)
+    run_tool('train.py', trainable, '--work-dir', work_dir, '--resume', '--cfg-options', 'experiment_name=part2')
+    # The run of the fixture had the same seed and a teacher of the same weights.
+    left, right = (load_checkpoint_file(str(path))['state_dict'] for path in (run['checkpoint'], work_dir / 'epoch_2.pth'))
+    assert left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
+
+
+def merged(path: Path, *arguments: str) -> Config:
+    train = tool_functions('train.py')
+    before, sys.argv = sys.argv, ['train.py', str(path), *arguments]
+    try:
+        args = train['parse_args']()
+        return train['merge_args'](Config.fromfile(args.config), args)
+    finally:
+        sys.argv = before
+
+
+def test_the_export_hook_is_added_once_and_to_distillers_only(trainable: Path, run: dict[str, Path], tmp_path: Path) -> None:
+    assert [hook.type for hook in merged(trainable).custom_hooks] == ['dskd_mm.StudentExportHook']
+    cfg = merged(trainable)
+    cfg.custom_hooks = [dict(type='EMAHook'), dict(type='dskd_mm.StudentExportHook')]
+    cfg.dump(str(tmp_path / 'again.py'))
+    assert [hook.type for hook in merged(tmp_path / 'again.py').custom_hooks] == ['EMAHook', 'dskd_mm.StudentExportHook']
+    assert merged(run['plain']).get('custom_hooks') is None
+
+
+def test_resuming_names_a_checkpoint_or_finds_the_latest(trainable: Path) -> None:
+    cfg = merged(trainable, '--resume', 'epoch_1.pth')
+    assert (cfg.resume, cfg.load_from) == (True, 'epoch_1.pth')
+    cfg = merged(trainable, '--resume', '--cfg-options', 'load_from=student.pth')
+    assert cfg.resume and cfg.load_from == 'student.pth'  # --cfg-options has the last word
+    assert merged(trainable).get('resume', False) is False
+
+
+def test_work_dirs_are_named_after_configs(trainable: Path, tmp_path: Path) -> None:
+    cfg = Config.fromfile(trainable)
+    cfg.work_dir = None
+    cfg.dump(str(tmp_path / 'nameless.py'))
+    assert merged(tmp_path / 'nameless.py').work_dir == os.path.join('work_dirs', 'nameless')
+    assert merged(trainable).work_dir == str(tmp_path)
+    assert merged(trainable, '--work-dir', 'x').work_dir == 'x'
+    assert merged(trainable, '--cfg-options', 'work_dir=y').work_dir == 'y'
+
+
+def test_mixed_precision_replaces_that_of_the_config(trainable: Path, tmp_path: Path) -> None:
+    cfg = Config.fromfile(trainable)
+    cfg.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic', dtype='float16')
+    cfg.dump(str(tmp_path / 'amp.py'))
+    wrapper = merged(tmp_path / 'amp.py', '--amp').optim_wrapper
+    assert wrapper.type == 'dskd_mm.BF16OptimWrapper' and set(wrapper) == {'type', 'optimizer'}
+
+
+def test_scaling_the_learning_rate_needs_a_batch_size(trainable: Path, tmp_path: Path) -> None:
+    cfg = Config.fromfile(trainable)
+    cfg.auto_scale_lr = None
+    cfg.dump(str(tmp_path / 'fixed.py'))
+    with pytest.raises(ValueError, match=r'--auto-scale-lr expects.*base_batch_size.*fixed.py'):
+        merged(tmp_path / 'fixed.py', '--auto-scale-lr')
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        return str(probe.getsockname()[1])
+
+
+def test_two_processes_train_one_model_on_different_noise(trainable: Path, tmp_path: Path) -> None:
+    (tmp_path / 'rank_probe.py').write_text(PROBE)
+    cfg = Config.fromfile(trainable)
+    cfg.custom_imports.imports.append('rank_probe')
+    cfg.custom_hooks = [dict(type='RankProbe', folder=str(tmp_path))]
+    cfg.find_unused_parameters = False
+    cfg.model.warmup = 2
+    cfg.dump(str(trainable))
+    call(TOOLS / 'dist_train.sh', trainable, 2, '--work-dir', tmp_path / 'work', PORT=free_port(), PYTHONPATH=str(tmp_path))
+    first, second = (torch.load(tmp_path / f'rank_{rank}.pth') for rank in (0, 1))
+    assert first['unused'] is False and len(first['inputs']) == 4
+    assert not set(map(tuple, first['inputs'])) & set(map(tuple, second['inputs']))
+    assert not torch.equal(first['noise'], second['noise'])
+    # Batch norms keep statistics of their own under DDP: everything else is one model.
+    unequal = [key for key, value in first['state'].items() if not torch.equal(value, second['state'][key])]
+    assert all('running_' in key for key in unequal), unequal
+    assert {'lsh.projection', 'lsh.center', 'lsh.std', 'feature_std', 'iteration', 'noise_seed'} <= first['state'].keys()
+    assert (tmp_path / 'work' / 'student_last.pth').exists()
+
+
+def test_several_processes_on_cpus_need_torchrun() -> None:
+    if torch.cuda.is_available():
+        pytest.skip('there is an accelerator')
+    with pytest.raises(ValueError, match=r"launcher='pytorch' \(torchrun, tools/dist_train.sh\), but got 'slurm'"):
+        build_runner(Config(dict(launcher='slurm')))
+
+
+@pytest.mark.parametrize('tool', ['train', 'test'])
+def test_slurm_gets_the_whole_command(tmp_path: Path, tool: str) -> None:
+    srun = tmp_path / 'srun'
+    srun.write_text('#!/bin/sh\nfor part in "$@"; do echo "$part"; done\n')
+    srun.chmod(0o755)
+    path = f'{tmp_path}{os.pathsep}{os.environ["PATH"]}'
+    variables = dict(GPUS='4', CPUS_PER_TASK='3', SRUN_ARGS='--qos=high --time=1')
+    script = TOOLS / f'slurm_{tool}.sh'
+    lines = call(script, 'part', 'job', 'my config.py', 'there', '--amp', PATH=path, **variables).splitlines()
+    separator = lines.index(sys.executable)
+    expected = ['--gres=gpu:4', '--ntasks=4', '--ntasks-per-node=4', '--cpus-per-task=3', '--qos=high', '--time=1']
+    assert {'-p', 'part', '--job-name=job', *expected} <= set(lines[:separator])
+    middle = ['my config.py', '--work-dir', 'there'] if tool == 'train' else ['my config.py', 'there']
+    assert lines[separator + 1 :] == ['-u', str(TOOLS / f'{tool}.py'), *middle, '--launcher', 'slurm', '--amp']
+
+
+@pytest.mark.parametrize('script', ['dist_train.sh', 'dist_test.sh', 'slurm_train.sh', 'slurm_test.sh'])
+def test_the_launch_scripts_say_how_they_are_used(script: str) -> None:
+    done = subprocess.run([str(TOOLS / script)], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert f'tools/{script} ' in done.stderr and 'CONFIG' in done.stderr
+
+
+def small_data(num_images: int) -> str:
+    return f"dict(_delete_=True, type='dskd_mm.RandomPatterns', num_images={num_images}, num_classes=10, size=32, pipeline=%s)"
+
+
+def test_the_hosts_own_script_distils_an_existing_config(tmp_path: Path) -> None:
+    """Three lines on top of a config that mmpretrain ships; the data is replaced, as there is none here."""
+    existing = 'mmpretrain::resnet/resnet18_8xb16_cifar10.py'
+    teacher = MMENGINE_MODELS.build(model_config(load_config(existing)))
+    torch.save(dict(state_dict=teacher.state_dict()), tmp_path / 'teacher.pth')
+    (tmp_path / 'config.py').write_text(
+        f"""
+_base_ = '{existing}'
+custom_imports = dict(imports=['dskd_mm', 'dskd_mm.testing'])
+model = dict(
+    _delete_=True,
+    type='dskd_mm.DSKDDistiller',
+    student=_base_.model,
+    teacher=dict(config='{existing}', checkpoint='{tmp_path}/teacher.pth'),
+)
+custom_hooks = [dict(type='dskd_mm.StudentExportHook')]
+train_dataloader = dict(batch_size=8, num_workers=0, dataset={small_data(16) % '_base_.train_pipeline'})
+val_dataloader = dict(batch_size=8, num_workers=0, dataset={small_data(8) % '_base_.test_pipeline'})
+train_cfg = dict(max_epochs=1)
+log_level = 'WARNING'
+"""
+    )
+    script = Path(mmpretrain.__file__).parent / '.mim' / 'tools' / 'train.py'
+    work_dir = tmp_path / 'work'
+    call(sys.executable, script, tmp_path / 'config.py', '--work-dir', work_dir, '--no-persistent-workers', '--no-pin-memory')
+    student = load_checkpoint_file(str(work_dir / 'student_last.pth'))
+    MMENGINE_MODELS.build(model_config(load_config(existing))).load_state_dict(student['state_dict'], strict=True)
+    assert student['meta']['epoch'] == 1
+
+
+LAZY_PLAIN = """
+from mmengine.dataset import DefaultSampler, default_collate
+from mmengine.optim import OptimWrapper
+from mmpretrain.datasets import PackInputs
+from mmpretrain.evaluation import Accuracy
+from mmpretrain.models import ClsDataPreprocessor, GlobalAveragePooling, ImageClassifier, LinearClsHead
+from torch.optim import SGD
+
+from dskd_mm.backbones import CIFARResNet
+from dskd_mm.testing import RandomPatterns
+
+model = dict(
+    type=ImageClassifier,
+    data_preprocessor=dict(type=ClsDataPreprocessor, num_classes=5, mean=[120.0] * 3, std=[60.0] * 3),
+    backbone=dict(type=CIFARResNet, depth=8, stem_channels=4, base_channels=4),
+    neck=dict(type=GlobalAveragePooling),
+    head=dict(type=LinearClsHead, num_classes=5, in_channels=16),
+)
+train_dataloader = dict(
+    batch_size=8,
+    num_workers=0,
+    dataset=dict(type=RandomPatterns, num_images=16, pipeline=[dict(type=PackInputs)]),
+    sampler=dict(type=DefaultSampler, shuffle=False),
+    collate_fn=dict(type=default_collate),
+)
+val_dataloader = test_dataloader = train_dataloader
+val_evaluator = test_evaluator = dict(type=Accuracy, topk=(1,))
+train_cfg = dict(by_epoch=True, max_epochs=1)
+val_cfg = dict()
+test_cfg = dict()
+optim_wrapper = dict(type=OptimWrapper, optimizer=dict(type=SGD, lr=0.05))
+default_scope = None
+log_level = 'WARNING'
+"""
+LAZY_DISTILLER = """
+from mmengine.config import read_base
+
+with read_base():
+    from .plain import *
+
+from dskd_mm.distillers import DSKDDistiller
+
+model = dict(type=DSKDDistiller, student=model, teacher=dict(config='{0}/plain.py', checkpoint='{0}/teacher.pth'))
+"""
+
+
+def test_configs_in_pure_python(tmp_path: Path) -> None:
+    (tmp_path / 'plain.py').write_text(LAZY_PLAIN)
+    (tmp_path / 'lazy.py').write_text(LAZY_DISTILLER.format(tmp_path))
+    cfg = Config.fromfile(tmp_path / 'lazy.py')
+    assert cfg.model.type is DSKDDistiller
+    teacher = MMENGINE_MODELS.build(Config.fromfile(tmp_path / 'plain.py').model)
+    torch.save(dict(state_dict=teacher.state_dict()), tmp_path / 'teacher.pth')
+    work_dir = tmp_path / 'work'
+    run_tool('train.py', tmp_path / 'lazy.py', '--work-dir', work_dir)
+    (tmp_path / 'teacher.pth').unlink()
+    outs = tmp_path / 'a.pkl', tmp_path / 'b.pkl'
+    run_tool('test.py', tmp_path / 'lazy.py', work_dir / 'epoch_1.pth', '--work-dir', tmp_path, '--out', outs[0])
+    run_tool('test.py', tmp_path / 'plain.py', work_dir / 'student_last.pth', '--work-dir', tmp_path, '--out', outs[1])
+    assert_same_predictions(*outs)
