@@ -69,7 +69,7 @@ class DSKDDistiller(Distiller):
             Defaults to 0.
         align (dict, optional): Arguments of :class:`~dskd_mm.features.ChannelAlign`, φ. Defaults to None.
         denoiser (dict, optional): Arguments of :class:`~dskd_mm.diffusion.DiffusionDenoiser`. Its kernel size is 3 for maps and
-            1 for vectors unless given. Defaults to None.
+            1 for vectors unless given; a noise adapter takes the same norm. Defaults to None.
         schedule (dict, optional): Arguments of :class:`~dskd_mm.diffusion.DDIMSchedule`. Defaults to None.
         sampler (dict, optional): Arguments of :class:`~dskd_mm.diffusion.TeacherGuidedSampler`; ``scale=0`` turns guidance off.
             With ``noise='adapter'`` a :class:`~dskd_mm.diffusion.NoiseAdapter` is built. Defaults to None.
@@ -158,7 +158,8 @@ class DSKDDistiller(Distiller):
                     "noise='adapter' has no loss to be trained by: the bits of a hash have no gradient. Set the loss weight "
                     "'virtual', or lsh=dict(magnitude=...), or noise='schedule'."
                 )
-            self.noise_adapter = build(NoiseAdapter, kernel, channels=width)
+            norm = {key: denoiser[key] for key in ('norm',) if denoiser and key in denoiser}
+            self.noise_adapter = build(NoiseAdapter, {**kernel, **norm}, channels=width)
 
     @property
     def samples(self) -> bool:
@@ -218,9 +219,8 @@ class DSKDDistiller(Distiller):
         if self.samples:
             target = self._target(1.0, label, opinion)
             losses.update(self._self_distill(aligned, logits, target, label, teacher_feature))
-        # Parameters of a part whose losses are off must still be in the graph: DDP waits for every one.
-        touched = sum((p.sum() * 0 for p in self.align.parameters()), aligned.sum() * 0)
-        losses['loss_dskd_anchor'] = losses.get('loss_dskd_anchor', 0) + touched
+        # With its losses off, φ must still be in the graph: DDP waits for every parameter.
+        losses['loss_dskd_anchor'] = losses.get('loss_dskd_anchor', 0) + aligned.sum() * 0
         return losses
 
     def _teacher_opinion(
