@@ -253,11 +253,16 @@ def build_distiller(run: Run) -> DSKDDistiller:
     return MODELS.build(dict(model, data_preprocessor=run.cfg.data_preprocessor))
 
 
-def summary(runs: Sequence[Run], metric: str, distiller: DSKDDistiller) -> tuple[Table, str]:
+def count_parameters(run: Run) -> int:
+    """Parameters of a plain run's model."""
+    init_default_scope(run.cfg.default_scope)
+    return sum(parameter.numel() for parameter in MODELS.build(run.cfg.model).parameters())
+
+
+def summary(runs: Sequence[Run], metric: str) -> tuple[Table, str]:
     """The table of results and what to make of it."""
-    student = sum(p.numel() for p in distiller.student.parameters())
-    assert distiller.teacher.model is not None
-    teacher = sum(p.numel() for p in distiller.teacher.model.parameters())
+    sizes = {run.role: count_parameters(run) for run in runs if run.role != 'dskd'}
+    sizes['dskd'] = sizes['plain']  # what it was distilled with is not in the student
     table = Table(title='On the test images after the last epoch (mean ± standard deviation)')
     table.add_column('Model', no_wrap=True)
     for column in ('Runs', 'Accuracy (%)', 'Gain', 'Parameters', 'Step (ms)'):
@@ -272,7 +277,7 @@ def summary(runs: Sequence[Run], metric: str, distiller: DSKDDistiller) -> tuple
             str(len(values)),
             f'{mean(values):.2f}' + (f' ± {spread(values):.2f}' if several else ''),
             '' if role != 'dskd' else f'{gain:+.2f}' + (f' ± {deviation:.2f}' if several else ''),
-            f'{teacher if role == "teacher" else student:,}',
+            f'{sizes[role]:,}',
             f'{mean(run.milliseconds() for run in runs if run.role == role):.1f}',
         )
     gap = mean(results['teacher']) - mean(results['plain'])
@@ -377,7 +382,7 @@ def main() -> None:
     with contextlib.redirect_stdout(io.StringIO()):  # the host's remarks on being imported
         distiller = build_distiller(runs[-1])
         pictures = draw(runs, task.metric, distiller, folder)
-    table, text = summary(runs, task.metric, distiller)
+    table, text = summary(runs, task.metric)
     console.print(table)
     console.print(text, style='bold', highlight=False)
     console.print('\nPictures:', *(f'  {path}' for path in pictures), sep='\n', highlight=False, soft_wrap=True)
