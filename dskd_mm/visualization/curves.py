@@ -40,7 +40,7 @@ def accuracy_curves(
         mean, epochs = values.mean(axis=0), np.arange(1, length + 1)
         deviation = values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros(length)
         count = f'{len(values)} runs' if len(values) > 1 else '1 run'
-        axes.plot(epochs, mean, color=color, linewidth=1.8, label=f'{name} (mean of {count})')
+        axes.plot(epochs, mean, color=color, linewidth=1.8, marker='.', label=f'{name} (mean of {count})')
         axes.fill_between(epochs, mean - deviation, mean + deviation, color=color, alpha=0.18, linewidth=0)
         late = slice(length // 4, None)
         shown += [*(mean - deviation)[late], *(mean + deviation)[late]]
@@ -48,7 +48,9 @@ def accuracy_curves(
         axes.axhline(reference[1], color=GREY, linestyle='--', linewidth=1.2, label=f'{reference[0]}: {reference[1]:.1f} %')
     margin = 0.05 * (max(shown) - min(shown)) + 0.5
     axes.set_ylim(min(shown) - margin, max(shown) + margin)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    longest = max(len(run) for runs in curves.values() for run in runs)
+    axes.set_xlim(0.5, longest + 0.5)
     axes.set(title=title, xlabel='Epoch', ylabel=ylabel)
     axes.legend(loc='lower right', framealpha=0.9, title='band: ± standard deviation')
     tidy(axes)
