@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dskd_mm.features.tap import find_module
 from dskd_mm.guidance import TeacherClassifier
 from dskd_mm.utils.checkpoint import load_checkpoint_file, load_report, model_state
-from dskd_mm.utils.config import load_config, model_config
+from dskd_mm.utils.config import load_config, model_config, student_config
 
 
 class FrozenTeacher:
@@ -23,9 +23,9 @@ class FrozenTeacher:
     step and never for testing.
 
     Args:
-        config (str | dict): Config of the teacher: a path, ``package::path`` or a dict, with a ``model``.
-        checkpoint (str): Its weights: a path or an address. Both an mmengine checkpoint and that of a distiller (a teacher
-            that was a student once) are read.
+        config (str | dict): Config of the teacher: a path, ``package::path`` or a dict, with a ``model``. That of a distiller
+            stands for its student (a teacher that was a student once).
+        checkpoint (str): Its weights: a path or an address. Both an mmengine checkpoint and that of a distiller are read.
         strict (bool): Whether every tensor of the teacher must be in the checkpoint with its shape. With False, missing ones
             stay random, which is reported. Defaults to True.
 
@@ -39,7 +39,7 @@ class FrozenTeacher:
                 "teacher=dict(config=..., checkpoint=...) expects the path or address of the teacher's weights as checkpoint, "
                 f'but got {checkpoint!r}.'
             )
-        self.config = model_config(load_config(config))
+        self.config = model_config(student_config(load_config(config)))
         self.checkpoint = checkpoint
         self.strict = strict
         self.model: nn.Module | None = None

@@ -14,9 +14,9 @@ from dskd_mm.testing import random_teacher
 CPU = torch.device('cpu')
 
 
-def load(teacher: FrozenTeacher, full: bool) -> FrozenTeacher:
+def load(teacher: FrozenTeacher, full: bool, classifier: str = 'head.fc') -> FrozenTeacher:
     preprocessor = ClsDataPreprocessor(mean=[120.0, 110.0, 100.0], std=[60.0, 62.0, 64.0], to_rgb=True)
-    teacher.load('head.fc', sigmoid=False, device=CPU, full=full, student_preprocessor=preprocessor)
+    teacher.load(classifier, sigmoid=False, device=CPU, full=full, student_preprocessor=preprocessor)
     return teacher
 
 
@@ -134,6 +134,20 @@ def test_a_truncated_checkpoint_is_refused(arguments):
 def test_a_checkpoint_must_be_a_path(arguments, checkpoint):
     with pytest.raises(TypeError, match='path or address'):
         FrozenTeacher(arguments['config'], checkpoint)
+
+
+def test_the_config_of_a_distiller_stands_for_its_student(arguments):
+    student, other = arguments['config']['model'], dict(config='a', checkpoint='b')
+    config = dict(model=dict(type='dskd_mm.DSKDDistiller', student=student, teacher=other))
+    teacher = load(FrozenTeacher(config, arguments['checkpoint']), full=True)
+    assert type(teacher.model).__name__ == 'ImageClassifier'
+
+
+def test_position_embeddings_are_resized_as_the_host_does(tmp_path):
+    arguments = random_teacher(str(tmp_path), kind='vit', image_size=16)
+    arguments['config']['model']['backbone']['img_size'] = 32
+    teacher = load(FrozenTeacher(**arguments), full=True, classifier='head.layers.head')
+    assert teacher.model.backbone.pos_embed.shape[1] == 1 + 8 * 8
 
 
 def test_a_config_without_a_model_is_refused():

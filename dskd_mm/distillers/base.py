@@ -219,16 +219,15 @@ class Distiller(BaseModel):
         self._clock = None
         if any(key.startswith(prefix + STUDENT_PREFIX) for key in state_dict):
             return
-        own = set(self.student.state_dict())
-        plain = [key for key in state_dict if key.removeprefix(prefix) in own]
-        if not plain:
-            keys = [key.removeprefix(prefix) for key in state_dict]
+        keys = [key.removeprefix(prefix) for key in state_dict if key.startswith(prefix)]
+        if set(self.student.state_dict()).isdisjoint(keys):
             raise ValueError(
                 f'The checkpoint is expected to hold a {type(self.student).__name__} student or a distiller of one, but none '
                 f'of its {len(keys)} keys ({", ".join(keys[:3])}, ...) belongs to it: is it of another architecture?'
             )
-        for key in plain:
-            state_dict[prefix + STUDENT_PREFIX + key.removeprefix(prefix)] = state_dict.pop(key)
+        # All of them: what does not fit is for the student to translate or for the loading to report.
+        for key in keys:
+            state_dict[prefix + STUDENT_PREFIX + key] = state_dict.pop(prefix + key)
 
 
 def build_student(config: dict | nn.Module, data_preprocessor: dict | nn.Module | None) -> BaseModel:

@@ -6,20 +6,32 @@ import pickle
 import re
 import zipfile
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from mmengine.dist import barrier, get_rank, is_distributed
-from mmengine.runner.checkpoint import get_torch_safe_globals
 from torch import Tensor, nn
 
+try:
+    from mmengine.runner.checkpoint import get_torch_safe_globals
+    from torch.serialization import safe_globals
+except ImportError:
+    # OpenMMLab's last releases: mmengine knows no list of harmless types, and its torch can allow none.
+    CAN_LOAD_SAFELY = False
+else:
+    CAN_LOAD_SAFELY = True
+
 STUDENT_PREFIX = 'student.'
-LOADING: dict[str, Any] = dict(map_location='cpu', weights_only=True)
+LOADING: dict[str, Any] = dict(map_location='cpu', weights_only=CAN_LOAD_SAFELY)
 
 
 def load_checkpoint_file(path: str) -> dict[str, Any]:
     """Read a checkpoint to the CPU without running any code in it.
+
+    With OpenMMLab's last releases it is loaded as they load it themselves, which would run code: there mmengine's own
+    checkpoints hold more than tensors, and torch cannot be told what else is harmless.
 
     Args:
         path (str): A file, or an http(s) address, which is downloaded once (by the first process).
@@ -37,7 +49,7 @@ def load_checkpoint_file(path: str) -> dict[str, Any]:
             f'Expected a checkpoint at {osp.abspath(path)!r}, but there is none. Train the model first or correct the path.'
         )
     try:
-        with torch.serialization.safe_globals(get_torch_safe_globals()):
+        with _harmless_types():
             checkpoint = _download(path) if is_address else torch.load(path, **LOADING)
     except pickle.UnpicklingError as error:
         # torch's own text advises to load it anyway.
@@ -60,6 +72,10 @@ def load_checkpoint_file(path: str) -> dict[str, Any]:
     if not isinstance(checkpoint, Mapping):
         raise ValueError(f'Expected a dict in the checkpoint {path!r}, but it holds a {type(checkpoint).__name__}.')
     return dict(checkpoint)
+
+
+def _harmless_types() -> AbstractContextManager:
+    return safe_globals(get_torch_safe_globals()) if CAN_LOAD_SAFELY else nullcontext()
 
 
 def _download(address: str) -> Any:
@@ -191,16 +207,23 @@ class LoadReport:
 def load_report(model: nn.Module, state: Mapping[str, Tensor]) -> LoadReport:
     """Load what fits of a state dict into a model and report the rest."""
     own = model.state_dict()
-    matched = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
-    mismatched = [
-        f'{key}: {tuple(state[key].shape)} in the checkpoint, {tuple(own[key].shape)} in the model'
-        for key in own
-        if key in state and key not in matched
-    ]
-    model.load_state_dict(matched, strict=False)
+    others: list[str] = []
+    try:
+        # torch's own loading comes first: layers may rename keys of their older versions, or resize position embeddings.
+        missing, unexpected = model.load_state_dict(state, strict=False)
+    except RuntimeError:
+        others = [key for key in own if key in state and own[key].shape != state[key].shape]
+        if not others:
+            raise
+        fitting = {key: value for key, value in state.items() if key not in others}
+        missing, unexpected = model.load_state_dict(fitting, strict=False)
+    # Batch norms bring a counter of their own where there is none.
+    absent = {*missing, *(key for key in own if 'num_batches_tracked' in key and key not in state)}
     return LoadReport(
-        matched=sorted(matched),
-        missing=sorted(key for key in own if key not in state and 'num_batches_tracked' not in key),
-        unexpected=sorted(key for key in state if key not in own),
-        mismatched=mismatched,
+        matched=sorted(own.keys() - absent - set(others)),
+        missing=sorted(key for key in missing if key not in others and 'num_batches_tracked' not in key),
+        unexpected=sorted(unexpected),
+        mismatched=[
+            f'{key}: {tuple(state[key].shape)} in the checkpoint, {tuple(own[key].shape)} in the model' for key in others
+        ],
     )

@@ -108,6 +108,23 @@ def test_the_report_tells_what_fits(model: nn.Module) -> None:
     assert '0.bias' in report.matched
 
 
+def test_what_layers_translate_themselves_is_no_mismatch() -> None:
+    class Renamed(nn.Linear):
+        def _load_from_state_dict(self, state, prefix, *args):
+            if prefix + 'kernel' in state:
+                state[prefix + 'weight'] = state.pop(prefix + 'kernel')
+            super()._load_from_state_dict(state, prefix, *args)
+
+    model, kernel = nn.Sequential(Renamed(2, 3, bias=False)), torch.ones(3, 2)
+    report = load_report(model, {'0.kernel': kernel})
+    assert (report.matched, report.missing, report.mismatched) == (['0.weight'], [], [])
+    assert torch.equal(model[0].weight, kernel)
+
+
+def test_a_counter_of_batch_norm_alone_is_no_match(model: nn.Module) -> None:
+    assert load_report(model, {'other': torch.ones(1)}).matched == []
+
+
 def test_an_address_is_downloaded_and_its_failure_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     address = 'https://example.com/teacher.pth'
     seen = []
