@@ -76,8 +76,8 @@ class DSKDDistiller(Distiller):
         autoencoder (dict, optional): ``dict(latent_channels=...)`` to diffuse wide features in a narrow latent; the guidance is
             pulled back through its decoder. Defaults to None.
         lsh (dict, optional): Arguments of :class:`~dskd_mm.losses.LSHDistillLoss`. Defaults to None.
-        loss_weights (dict, optional): Weights of 'diff', 'lsh', 'anchor', 'virtual' and 'logit'; a weight of 0 skips the work,
-            too. Those not named keep their default of 1.
+        loss_weights (dict, optional): Weights of 'diff', 'lsh', 'anchor', 'virtual' and 'logit'. A weight of 0 skips the work,
+            too; the diffusion is left out if both 'lsh' and 'virtual' are 0. Those not named keep their default of 1.
         noise_seed (int, optional): Seed of all noise. None takes that of the run. Defaults to None.
         data_preprocessor (dict, optional): Given to the student if it has none of its own. Defaults to None.
 
@@ -145,6 +145,13 @@ class DSKDDistiller(Distiller):
         self.sampler = build(TeacherGuidedSampler, sampler)
         self.schedule.timesteps(self.sampler.steps, self.sampler.start)  # refuses what does not fit, before any training
         self.denoiser = build(DiffusionDenoiser, {**kernel, **(denoiser or {})}, channels=width)
+        if isinstance(self.denoiser, DiffusionDenoiser):
+            rows, length = self.denoiser.time_embedding.num_embeddings, self.schedule.num_train_steps
+            if rows < length:
+                raise ValueError(
+                    f'The denoiser embeds {rows} timesteps, but the schedule has {length}: set '
+                    f'denoiser=dict(num_embeddings={length}), or a smaller num_train_steps of the schedule.'
+                )
         self.noise_adapter = None
         if self.sampler.noise == 'adapter':
             weights = self.loss_weights
@@ -281,9 +288,8 @@ class DSKDDistiller(Distiller):
                 weights['virtual'] * ramp * target_cross_entropy(logits, virtual, classifier.sigmoid, self.temperature)
             )
         with torch.no_grad():
-            wanted = label.probability.argmax(dim=1)
-            losses['dskd_acc_start'] = (classifier(aligned).argmax(dim=1) == wanted).float().mean()
-            losses['dskd_acc_denoised'] = (opinion.argmax(dim=1) == wanted).float().mean()
+            losses['dskd_acc_start'] = hit_rate(classifier(aligned), label)
+            losses['dskd_acc_denoised'] = hit_rate(opinion, label)
         losses['dskd_std'] = scale
         if gamma is not None:
             losses['dskd_gamma'] = gamma.detach().mean()
@@ -303,12 +309,21 @@ class DSKDDistiller(Distiller):
             if torch.distributed.is_available() and torch.distributed.is_initialized():
                 torch.distributed.all_reduce(batch)
                 batch /= torch.distributed.get_world_size()
+            # One batch that is not finite must not stay in the average for good.
+            batch = torch.where(torch.isfinite(batch), batch, self.feature_std)
             first = (self.feature_std == 0).to(batch.dtype)
             self.feature_std.lerp_(batch, torch.clamp(first, min=0.01))
         return self.feature_std.clone()
 
     def _ramp(self) -> Tensor | float:
         return 1.0 if not self.warmup else torch.clamp((self.iteration + 1) / self.warmup, max=1.0)
+
+
+def hit_rate(logits: Tensor, label: Target) -> Tensor:
+    """How often the most likely class is the annotated one: the main one of mixed images, any one of several labels."""
+    probability = label.probability
+    wanted = (probability > 0) & (probability == probability.amax(dim=1, keepdim=True))
+    return wanted.gather(1, logits.argmax(dim=1, keepdim=True)).float().mean()
 
 
 def build(cls: type[nn.Module], config: dict | None, **kwargs: Any) -> Any:

@@ -112,6 +112,8 @@ class LSHDistillLoss(nn.Module):
             shared = torch.cat([center, has_vectors])
             torch.distributed.all_reduce(shared)
             center, has_vectors = shared[:-1] / shared[-1:].clamp(min=1), shared[-1:].clamp(max=1)
+        # One batch that is not finite must not stay in the average for good.
+        center = torch.where(torch.isfinite(center), center, self.center)
         self.num_batches += has_vectors[0].long()
         # A plain average of the first batches, an exponential one later: no start-up bias.
         rate = torch.clamp(1 / self.num_batches.clamp(min=1).float(), min=self.momentum)

@@ -8,6 +8,8 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dskd_mm.distillers.dskd import hit_rate
+from dskd_mm.guidance import Target
 from dskd_mm.testing import classifier_config, random_batch, random_teacher
 from dskd_mm.testing.toy import TOY_KINDS
 
@@ -381,6 +383,7 @@ def test_spread_of_features_is_a_running_average(teachers):
     for i, prior in enumerate(priors):
         expected = expected if i == 0 else 0.99 * expected + 0.01 * float(prior.std())
         assert float(distiller._update_scale(prior)) == pytest.approx(expected, rel=1e-5)
+    assert float(distiller._update_scale(priors[0] / 0)) == pytest.approx(expected), 'a bad batch must leave no trace'
     fixed = build('gap', teachers['gap'], normalize=False)
     assert fixed._update_scale(priors[0]) == 1
 
@@ -412,6 +415,12 @@ def test_noise_follows_from_seed_rank_and_iteration_alone(teachers, monkeypatch)
     assert not torch.equal(draws(build('gap', teachers['gap']))[0], sequence[0])
 
 
+def test_any_of_several_labels_is_a_hit_and_the_main_one_of_mixed_images():
+    label = Target(torch.tensor([[0, 1.0, 1], [0, 0, 0], [0.3, 0.7, 0], [0.3, 0.7, 0]]))
+    logits = torch.tensor([[0, 0, 1.0], [0, 0, 1], [0, 1, 0], [1, 0, 0]])
+    assert hit_rate(logits, label) == 0.5
+
+
 # ---------------------------------------------------------------------------------------------- refusals
 
 
@@ -427,6 +436,7 @@ def test_noise_follows_from_seed_rank_and_iteration_alone(teachers, monkeypatch)
             dict(sampler=dict(noise='adapter'), detach=False, loss_weights=dict(virtual=0)),
             "no loss to be trained by.*'virtual'.*magnitude",
         ),
+        (dict(schedule=dict(num_train_steps=2000)), 'embeds 1280 timesteps, but the schedule has 2000'),
         (dict(align=dict(kind='identity')), 'student has 16 and the teacher 24'),
     ],
 )

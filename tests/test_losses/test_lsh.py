@@ -170,6 +170,15 @@ def test_eval_mode_uses_the_center_and_does_not_move_it():
     assert float(value) == pytest.approx(loop(loss, feature, target, center.tolist())[0], rel=1e-4)
 
 
+def test_a_batch_that_is_not_finite_leaves_no_trace_in_the_center():
+    loss = LSHDistillLoss(in_channels=4, bits=8)
+    good = torch.randn(16, 4)
+    loss(good, good)
+    center = loss.center.clone()
+    loss(good, good / 0)
+    assert torch.equal(loss.center, center)
+
+
 def test_center_is_resumed():
     torch.manual_seed(0)
     batches = torch.randn(4, 2, 6, 5)
