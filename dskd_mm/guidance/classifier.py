@@ -34,7 +34,8 @@ class Target:
         """Number of locations (or samples) that count, at least 1; a scalar tensor on the target's device."""
         if self.weight is None:
             count = self.probability.numel() // self.probability.shape[1]
-            return self.probability.new_tensor(float(max(count, 1)))
+            # Not new_tensor, which would copy from the host and wait for the device.
+            return self.probability.new_full((), float(max(count, 1)))
         return self.weight.sum().clamp(min=1)
 
     def apply_weight(self, value: Tensor) -> Tensor:
@@ -114,8 +115,8 @@ class TeacherClassifier(nn.Module):
                 return cls(layer.weight, layer.bias, sigmoid, layer.stride, layer.padding, layer.dilation)
         raise TypeError(
             'The closed-form guidance needs a linear classifier (nn.Linear, or nn.Conv2d with groups=1 and numeric padding '
-            f'by zeros) without a forward of its own, but got {layer} ({type(layer).__module__}). Guide through the whole '
-            'head instead: dskd_mm.guidance.HeadLossGuidance.'
+            f'by zeros) without a forward of its own, but got {layer} ({type(layer).__module__}). Choose a teacher with one; '
+            'a sampler of your own can guide through any head with dskd_mm.guidance.HeadLossGuidance.'
         )
 
     @property

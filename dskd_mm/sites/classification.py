@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from dskd_mm.features import find_module
 from dskd_mm.guidance import Target
@@ -122,9 +123,10 @@ class ClassificationSite(Site):
         if 'gt_score' in data_samples[0]:
             return Target(torch.stack([sample.gt_score for sample in data_samples]).float().to(device))
         classes = torch.arange(num_classes, device=device)
-        # Comparison instead of one_hot: that reads the labels back from the device. A sample may have several labels.
-        rows = [(sample.gt_label.to(device)[:, None] == classes).any(dim=0) for sample in data_samples]
-        return Target(torch.stack(rows).float())
+        # All images at once, or there would be hundreds of small operations. A sample may have several labels, or none.
+        labels = pad_sequence([sample.gt_label for sample in data_samples], batch_first=True, padding_value=-1)
+        # Comparison instead of one_hot: that reads the labels back from the device.
+        return Target((labels.to(device)[:, :, None] == classes).any(dim=1).float())
 
     def vectors(self, feature: Tensor, target: Target) -> Tensor:
         """One vector per image, the average of the map; with ``dense`` one per location. Shape (M, C)."""
