@@ -151,7 +151,8 @@ def run(args: argparse.Namespace, dataset: str, variant: str, seed: int) -> None
         return
     print(f'start {name}', flush=True)
     work_dir.mkdir(parents=True, exist_ok=True)
-    start = time.time()
+    # Before the run: what is committed meanwhile is not what it ran.
+    revision, start = commit(), time.time()
     with open(work_dir / 'train.log', 'a') as log:
         code = subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, env={**os.environ, 'OMP_NUM_THREADS': '1'}).returncode
     if code:
@@ -172,7 +173,7 @@ def run(args: argparse.Namespace, dataset: str, variant: str, seed: int) -> None
         train_images=setting.holdout_images if split == 'holdout' else setting.train_images,
         seconds=round(time.time() - start, 1),
         command=shlex.join(['python', *command[1:]]),
-        commit=commit(),
+        commit=revision,
         versions=versions(),
     )
     with LOCK, open(RESULTS, 'a') as file:
