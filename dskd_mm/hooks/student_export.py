@@ -72,8 +72,13 @@ class StudentExportHook(Hook):
             version = source, osp.getmtime(source)
             if self._exported.get(name) != version:
                 target = osp.join(osp.dirname(source), name)
-                export_student(source, target, self._config)
                 self._exported[name] = version
+                try:
+                    export_student(source, target, self._config)
+                except ValueError as error:
+                    # The checkpoint itself is saved: no reason to lose the rest of the training.
+                    runner.logger.error(f'No plain student is saved to {target}, training goes on: {error}')
+                    continue
                 runner.logger.info(f'The plain student of {osp.basename(source)} is saved to {target}.')
 
     @staticmethod

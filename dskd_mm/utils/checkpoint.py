@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.dist import barrier, get_rank, is_distributed
 from torch import Tensor, nn
@@ -53,13 +54,13 @@ def load_checkpoint_file(path: str) -> dict[str, Any]:
             checkpoint = _download(path) if is_address else torch.load(path, **LOADING)
     except pickle.UnpicklingError as error:
         # torch's own text advises to load it anyway.
-        found = re.search(r'GLOBAL (\S+)', str(error))
+        found = re.search(r"GLOBAL (\S+)|but got <class '(\S+)'>", str(error))
         if found is None:
             raise ValueError(
                 f'Expected a checkpoint of torch in {path!r}, but it is damaged or something else. Copy it again.'
             ) from error
         raise ValueError(
-            f'Expected tensors and plain values in the checkpoint {path!r}, but it holds a {found[1]}, which is not loaded '
+            f'Expected tensors and plain values in the checkpoint {path!r}, but it holds a {found[1] or found[2]}, which is not loaded '
             'because it could run code. If you trust whoever made the file, save its state_dict alone in a new one.'
         ) from error
     except (RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
@@ -75,7 +76,11 @@ def load_checkpoint_file(path: str) -> dict[str, Any]:
 
 
 def _harmless_types() -> AbstractContextManager:
-    return safe_globals(get_torch_safe_globals()) if CAN_LOAD_SAFELY else nullcontext()
+    if not CAN_LOAD_SAFELY:
+        return nullcontext()
+    # mmengine's list knows three of numpy's types, but metrics and best scores come in others as well, such as float32.
+    dtypes = {type(np.dtype(code)) for code in np.typecodes['All'] if code != 'O'}
+    return safe_globals([*get_torch_safe_globals(), *dtypes])
 
 
 def _download(address: str) -> Any:

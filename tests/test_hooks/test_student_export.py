@@ -81,6 +81,14 @@ def test_a_checkpoint_that_keeps_its_name_is_exported_again(config: Config, tmp_
     assert load_checkpoint_file(str(tmp_path / 'student_last.pth'))['meta']['epoch'] == 2
 
 
+def test_a_checkpoint_that_cannot_be_read_back_does_not_end_the_training(config: Config, tmp_path: Path) -> None:
+    runner = toy_runner(config)
+    runner.message_hub.update_info('where', tmp_path)  # a Path is no plain value
+    runner.train()
+    assert runner.epoch == 2
+    assert not list(tmp_path.glob('student_*'))
+
+
 def test_plain_models_and_runs_without_checkpoints_are_left_alone(config: Config, tmp_path: Path) -> None:
     cfg = plain_run_config(str(tmp_path / 'plain'))
     toy_runner(cfg, custom_hooks=HOOKS, train_cfg__max_epochs=1).train()

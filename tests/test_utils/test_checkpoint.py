@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -55,6 +56,12 @@ def test_the_export_holds_the_student_alone(model: nn.Module, tmp_path: Path) ->
     nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)).load_state_dict(student['state_dict'], strict=True)
     export_student(source, str(tmp_path / 'student.pth'), 'model = dict()')
     assert load_checkpoint_file(str(tmp_path / 'student.pth'))['meta']['cfg'] == 'model = dict()'
+
+
+@pytest.mark.parametrize('value', [np.float32(0.5), np.int32(3), np.bool_(True), np.str_('a'), np.ones(2, np.float16)])
+def test_metrics_may_be_of_any_type_of_numpy(tmp_path: Path, value: object) -> None:
+    source = save(tmp_path / 'a.pth', message_hub=dict(best_score=value))
+    assert np.array_equal(load_checkpoint_file(source)['message_hub']['best_score'], value)
 
 
 def test_a_plain_checkpoint_has_nothing_to_export(model: nn.Module, tmp_path: Path) -> None:
