@@ -40,6 +40,8 @@ class DSKDDistiller(Distiller):
     6. ``loss_dskd_virtual``: the student's own logits should follow the teacher classifier's opinion of ẑ (ours);
     7. ``loss_dskd_logit``: and the teacher's own logits (Hinton et al. 2015).
 
+    With an autoencoder there is ``loss_dskd_autoencoder``, its reconstruction error, with a weight of 1.
+
     Health figures are logged beside: ``dskd_acc_start`` and ``dskd_acc_denoised`` (how often the teacher's classifier names
     the annotated class on z and on ẑ), ``dskd_bits`` (share of hash bits that agree), ``dskd_std`` (spread of the prior's
     features) and ``dskd_gamma`` (with a noise adapter).
