@@ -60,8 +60,8 @@ def load_checkpoint_file(path: str) -> dict[str, Any]:
                 f'Expected a checkpoint of torch in {path!r}, but it is damaged or something else. Copy it again.'
             ) from error
         raise ValueError(
-            f'Expected tensors and plain values in the checkpoint {path!r}, but it holds a {found[1] or found[2]}, which is not '
-            'loaded because it could run code. If you trust whoever made the file, save its state_dict alone in a new one.'
+            f'Expected tensors and plain values in the checkpoint {path!r}, but it holds a {found[1] or found[2]}, which is '
+            'not loaded because it could run code. If you trust whoever made the file, save its state_dict alone in a new one.'
         ) from error
     except (RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
         if is_address:
