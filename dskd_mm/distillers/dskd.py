@@ -123,6 +123,11 @@ class DSKDDistiller(Distiller):
         if unknown:
             raise ValueError(f'loss_weights of DSKDDistiller knows {sorted(LOSSES)}, but got {sorted(unknown)}.')
         self.loss_weights = {**LOSSES, **(loss_weights or {})}
+        if temperature <= 0 or warmup < 0 or min(self.loss_weights.values()) < 0:
+            raise ValueError(
+                'DSKDDistiller expects temperature > 0, warmup >= 0 and no negative loss weight, but got '
+                f'temperature={temperature}, warmup={warmup}, loss_weights={self.loss_weights}.'
+            )
         self.prior = prior
         self.target = target
         self.temperature = temperature

@@ -431,6 +431,9 @@ def test_any_of_several_labels_is_a_hit_and_the_main_one_of_mixed_images():
         (dict(target='hard'), "target .* but got 'hard'"),
         (dict(guidance_unit='pixel'), "guidance_unit .* but got 'pixel'"),
         (dict(loss_weights=dict(kd=1)), r"loss_weights of DSKDDistiller knows .*but got \['kd'\]"),
+        (dict(temperature=0), 'expects temperature > 0.*but got temperature=0'),
+        (dict(warmup=-1), 'warmup=-1'),
+        (dict(loss_weights=dict(lsh=-1)), "no negative loss weight.*'lsh': -1"),
         (dict(sampler=dict(noise='adapter')), 'detach=False'),
         (
             dict(sampler=dict(noise='adapter'), detach=False, loss_weights=dict(virtual=0)),
