@@ -21,6 +21,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from threading import Lock
 
+from mmengine.device import get_device
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / 'benchmarks' / 'results' / 'accuracy.jsonl'
 
@@ -147,7 +149,7 @@ def run(args: argparse.Namespace, dataset: str, variant: str, seed: int) -> None
     key = dict(dataset=dataset, variant=variant, seed=seed, split=split, epochs=epochs)
     if variant == 'teacher':
         del key['epochs']
-    if any(all(record.get(k) == v for k, v in key.items()) for record in records()):
+    if any(all(record.get(k) == v for k, v in key.items()) for record in records(args.results)):
         return
     print(f'start {name}', flush=True)
     work_dir.mkdir(parents=True, exist_ok=True)
@@ -175,17 +177,19 @@ def run(args: argparse.Namespace, dataset: str, variant: str, seed: int) -> None
         command=shlex.join(['python', *command[1:]]),
         commit=revision,
         versions=versions(),
+        device=get_device(),
     )
-    with LOCK, open(RESULTS, 'a') as file:
+    with LOCK, open(args.results, 'a') as file:
         file.write(json.dumps(record) + '\n')
     print(f'done  {name}: {value:.2f} in {record["seconds"]} s', flush=True)
 
 
-def records() -> list[dict]:
+def records(path: Path | None = None) -> list[dict]:
     """All recorded results."""
-    if not RESULTS.exists():
+    path = path or RESULTS
+    if not path.exists():
         return []
-    return [json.loads(line) for line in RESULTS.read_text().splitlines() if line.strip()]
+    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
 
 
 def final_metric(work_dir: Path, metric: str) -> tuple[float, int]:
@@ -224,6 +228,7 @@ def main() -> None:
     parser.add_argument('--epochs', type=int, help='budget of every student; default: that of the data set')
     parser.add_argument('--holdout', action='store_true', help='train on a part and judge on held-out training images')
     parser.add_argument('--jobs', type=int, default=1, help='runs at once')
+    parser.add_argument('--results', type=Path, default=RESULTS, help='file to append to; default: %(default)s')
     parser.add_argument('--work-dir', default='work_dirs/benchmarks')
     args = parser.parse_args()
     names = list(VARIANTS) if args.variants == 'all' else args.variants.split(',')

@@ -1,7 +1,7 @@
 """Write the tables and pictures of the docs from the recorded results.
 
-    python benchmarks/report.py            # rewrite the tables between the markers in README.md and docs/en/
-    python benchmarks/report.py --check    # exit 1 if a table is out of date
+python benchmarks/report.py            # rewrite the tables between the markers in README.md and docs/en/
+python benchmarks/report.py --check    # exit 1 if a table is out of date
 """
 
 import argparse
