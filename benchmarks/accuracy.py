@@ -160,7 +160,7 @@ def run(args: argparse.Namespace, dataset: str, variant: str, seed: int) -> None
     if code:
         print(f'FAILED {name}, exit status {code}: see {work_dir / "train.log"}', flush=True)
         return
-    value, last = final_metric(work_dir, setting.metric)
+    value, last = final_metric(work_dir, setting.metric, None if variant == 'teacher' else epochs)
     record = dict(
         task=setting.task,
         dataset=dataset,
@@ -192,12 +192,14 @@ def records(path: Path | None = None) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
 
 
-def final_metric(work_dir: Path, metric: str) -> tuple[float, int]:
+def final_metric(work_dir: Path, metric: str, epochs: int | None) -> tuple[float, int]:
     """The metric after the last epoch, not the best one: choosing an epoch on the test part would flatter."""
     values = []
     for path in sorted(work_dir.glob('*/vis_data/scalars.json')):
         values += [json.loads(line) for line in path.read_text().splitlines()]
     last = [value for value in values if metric in value][-1]
+    if epochs is not None and last['step'] != epochs:
+        raise RuntimeError(f'{work_dir} was interrupted in its last validation, after epoch {epochs}: remove it and run it again.')
     return last[metric], last['step']
 
 
