@@ -199,7 +199,9 @@ def final_metric(work_dir: Path, metric: str, epochs: int | None) -> tuple[float
         values += [json.loads(line) for line in path.read_text().splitlines()]
     last = [value for value in values if metric in value][-1]
     if epochs is not None and last['step'] != epochs:
-        raise RuntimeError(f'{work_dir} was interrupted in its last validation, after epoch {epochs}: remove it and run it again.')
+        raise RuntimeError(
+            f'{work_dir} was interrupted in its last validation, after epoch {epochs}: remove it and run it again.'
+        )
     return last[metric], last['step']
 
 
