@@ -24,10 +24,13 @@ def find_module(model: nn.Module, path: str, owner: str = 'model') -> nn.Module:
     Raises:
         ValueError: If there is none; the message lists near matches.
     """
-    modules = dict(model.named_modules())
-    if path in modules and path:
-        return modules[path]
-    near = difflib.get_close_matches(path, modules, n=5, cutoff=0.4)
+    try:
+        # In every training step: no list of all modules unless the path is wrong.
+        if path:
+            return model.get_submodule(path)
+    except AttributeError:
+        pass
+    near = difflib.get_close_matches(path, dict(model.named_modules()), n=5, cutoff=0.4)
     hint = f'Did you mean {", ".join(map(repr, near))}?' if near else ''
     raise ValueError(
         f'The {owner} ({type(model).__name__}) has no module {path!r}. {hint} '

@@ -6,6 +6,7 @@ prediction p it is :math:`W^\top (q - p)`.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeGuard, TypeVar
 
 import torch
@@ -288,6 +289,12 @@ class ClassifierGuidance:
         with torch.autocast(device_type=x.device.type, enabled=False):
             return self._gradient(x)
 
+    @cached_property
+    def _gain(self) -> Tensor:
+        # The same in all sampling steps.
+        gain = self.classifier.logit_gain(self.decoder)
+        return gain if self.scale is None else gain * self.scale**2
+
     def _gradient(self, x: Tensor) -> Tensor:
         feature = x if self.scale is None else x * self.scale
         if self.decoder is not None:
@@ -299,9 +306,7 @@ class ClassifierGuidance:
             gradient = gradient * self.scale
         if self.unit == 'gradient':
             return gradient
-        gain = self.classifier.logit_gain(self.decoder)
-        if self.scale is not None:
-            gain = gain * self.scale**2
+        gain = self._gain
         if not self.classifier.is_dense:
             gain = gain / (x.shape[2] * x.shape[3])
         return gradient / gain.clamp(min=1e-12)
