@@ -1,0 +1,19 @@
+# COCO, 24 epochs (2x): a pair of DiffKD's table of stronger teachers. The teacher was trained with masks, too; the student
+# learns boxes.
+_base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_2x_coco.py'
+
+custom_imports = dict(imports=['dskd_mm'], allow_failed_imports=False)
+
+model = dict(
+    _delete_=True,
+    type='dskd_mm.DSKDDistiller',
+    student=_base_.model,
+    teacher=dict(
+        config='mmdet::cascade_rcnn/cascade-mask-rcnn_x101-64x4d_fpn_20e_coco.py',
+        checkpoint='https://mmassets.onedl.ai/mmdetection/v2.0/cascade_rcnn/cascade_mask_rcnn_x101_64x4d_fpn_20e_coco/'
+        'cascade_mask_rcnn_x101_64x4d_fpn_20e_coco_20200512_161033-bdb5126a.pth',
+    ),
+    # The 1024 channels of the box head's vectors are diffused in 256: a denoiser of vectors grows with the square of their
+    # width, and has 17 M parameters at 1024.
+    autoencoder=dict(latent_channels=256),
+)
