@@ -1,6 +1,6 @@
 """The frozen teacher: built late, loaded with care, and owned by no module tree."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -43,7 +43,7 @@ class FrozenTeacher:
         self.checkpoint = checkpoint
         self.strict = strict
         self.model: nn.Module | None = None
-        self.classifier: TeacherClassifier | None = None
+        self.classifiers: list[TeacherClassifier] = []
         self.input_adapter: InputAdapter | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> 'FrozenTeacher':
@@ -52,35 +52,56 @@ class FrozenTeacher:
     @property
     def is_loaded(self) -> bool:
         """Whether the weights are there."""
-        return self.classifier is not None
+        return self.model is not None or bool(self.classifiers)
 
-    def build_part(self, path: str) -> nn.Module:
-        """Build one part of the teacher with random weights, to read shapes off it.
+    def part_config(self, path: str) -> Any:
+        """The config of one part.
 
         Args:
-            path (str): Dotted path of a part with a config of its own, such as ``head`` or ``roi_head.bbox_head``.
+            path (str): Dotted path of a part with a config of its own, such as ``head`` or ``roi_head.bbox_head.2``.
+
+        Raises:
+            ValueError: If the teacher has no such part.
+        """
+        config: Any = self.config
+        for name in filter(None, path.split('.')):
+            known = range(len(config)) if isinstance(config, list) else config
+            key: Any = int(name) if isinstance(config, list) else name
+            if key not in known:
+                raise ValueError(
+                    f'The teacher ({self.config.type}) has no {path!r} in its config, only {sorted(known)}: is it a model '
+                    'for another task than the student?'
+                )
+            config = config[key]
+        return config
+
+    def build_part(self, path: str) -> nn.Module:
+        """Build one part of the teacher with random weights, to read shapes off it; see :meth:`part_config`.
 
         Returns:
             nn.Module: The part, on the CPU.
         """
-        config: Any = self.config
-        for name in filter(None, path.split('.')):
-            if name not in config:
-                raise ValueError(
-                    f'The teacher ({self.config.type}) has no {path!r} in its config, only {sorted(config)}: is it a model '
-                    'for another task than the student?'
-                )
-            config = config[name]
-        return build_in_scope(config, self.config.get('_scope_'))
+        return build_in_scope(self.part_config(path), self.config.get('_scope_'))
 
-    def load(self, classifier: str, sigmoid: bool, device: torch.device, full: bool, student_preprocessor: nn.Module) -> None:
+    def load(
+        self,
+        part: str,
+        classifiers: Sequence[str],
+        sigmoid: bool,
+        anchors: int,
+        device: torch.device,
+        full: bool,
+        student_preprocessor: nn.Module,
+    ) -> None:
         """Build what is needed and load its weights.
 
         Args:
-            classifier (str): Dotted path of the classification layer in the teacher.
-            sigmoid (bool): Whether its classes are independent.
+            part (str): Dotted path of the part that holds the classification layers.
+            classifiers (Sequence[str]): Dotted paths of the classification layers in the teacher.
+            sigmoid (bool): Whether classes are independent.
+            anchors (int): Predictions at each location.
             device (torch.device): Where to put it.
-            full (bool): Whether the teacher will run; otherwise only its classification layer is kept and no backbone is
+            full (bool): Whether the teacher will run; otherwise only its classification layers are kept and no backbone is
                 ever built.
             student_preprocessor (nn.Module): The preprocessor whose inputs the teacher will get.
 
@@ -93,8 +114,8 @@ class FrozenTeacher:
         if full:
             module = build_in_scope(self.config, None)
         else:
-            prefix = classifier.split('.')[0] + '.'
-            module = self.build_part(prefix[:-1])
+            prefix = part + '.'
+            module = self.build_part(part)
             state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         report = load_report(module, state)
         print_log(f'Teacher {self.checkpoint}: {report}.', logger='current')
@@ -104,11 +125,20 @@ class FrozenTeacher:
                 'tensor of the model with its shape. Check that config and checkpoint belong together (architecture, number '
                 'of classes), or accept random weights for the rest with teacher=dict(..., strict=False).'
             )
-        layer = find_module(module, classifier.removeprefix(prefix), 'teacher')
-        self.classifier = TeacherClassifier.from_layer(layer, sigmoid).to(device)
+        layers = [find_module(module, path.removeprefix(prefix), 'teacher') for path in classifiers]
+        self.classifiers = [TeacherClassifier.from_layer(layer, sigmoid, anchors).to(device) for layer in layers]
         if full:
             self.model = module.to(device).eval().requires_grad_(False)
             self.input_adapter = InputAdapter(student_preprocessor, module.get_submodule('data_preprocessor')).to(device)
+
+    def adapt(self, inputs: Tensor) -> Tensor:
+        """Images normalised for the student, normalised for the teacher instead."""
+        return self._runnable()[1](inputs)
+
+    def _runnable(self) -> tuple[nn.Module, 'InputAdapter']:
+        if self.model is None or self.input_adapter is None:
+            raise RuntimeError('The teacher was loaded without its backbone (full=False): it cannot run.')
+        return self.model, self.input_adapter
 
     @torch.no_grad()
     def __call__(self, inputs: Tensor, data_samples: Any = None) -> Any:
@@ -124,13 +154,12 @@ class FrozenTeacher:
         Returns:
             Any: The host's raw output.
         """
-        if self.model is None or self.input_adapter is None:
-            raise RuntimeError('The teacher was loaded without its backbone (full=False): it cannot run.')
-        return self.model(self.input_adapter(inputs), data_samples, mode='tensor')
+        model, adapter = self._runnable()
+        return model(adapter(inputs), data_samples, mode='tensor')
 
     def apply_to_tensors(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Follow a distiller that is moved or cast (``nn.Module._apply``)."""
-        for module in (self.model, self.classifier, self.input_adapter):
+        for module in (self.model, *self.classifiers, self.input_adapter):
             if module is not None:
                 module._apply(fn)
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from dskd_mm.diffusion.schedule import DDIMSchedule
+from dskd_mm.diffusion.schedule import DDIMSchedule, NoiseModel
 from dskd_mm.features.norm import build_norm
 from dskd_mm.registry import MODELS
 
@@ -101,14 +101,14 @@ class DiffusionDenoiser(nn.Module):
 
 
 def noise_prediction_loss(
-    denoiser: nn.Module, schedule: DDIMSchedule, clean: Tensor, noise: Tensor, timestep: Tensor
+    denoiser: NoiseModel, schedule: DDIMSchedule, clean: Tensor, noise: Tensor, timestep: Tensor
 ) -> Tensor:
     r""":math:`L_{diff} = E\|\epsilon - \epsilon_\theta(x_t, t)\|^2` (DDPM eq. 14), averaged over all elements.
 
     Args:
-        denoiser (nn.Module): :math:`\epsilon_\theta`, called with (x_t, t).
+        denoiser (Callable): :math:`\epsilon_\theta`, called with (x_t, t).
         schedule (DDIMSchedule): The noise schedule.
-        clean (Tensor): Clean features of shape (B, C, H, W).
+        clean (Tensor): Clean features of shape (B, C, ...).
         noise (Tensor): Standard normal noise of the same shape.
         timestep (Tensor): Integer timesteps of shape (B, ).
 

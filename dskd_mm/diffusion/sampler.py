@@ -5,11 +5,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from dskd_mm.diffusion.schedule import DDIMSchedule
+from dskd_mm.diffusion.schedule import DDIMSchedule, NoiseModel
 from dskd_mm.registry import MODELS
 
 Guidance = Callable[[Tensor], Tensor]
-"""Maps features (B, C, H, W) to the gradient of their log-likelihood, of the same shape."""
+"""Maps features (B, C, ...) to the gradient of their log-likelihood, of the same shape."""
 
 
 @MODELS.register_module()
@@ -59,9 +59,9 @@ class TeacherGuidedSampler(nn.Module):
 
         Args:
             schedule (DDIMSchedule): The noise schedule.
-            feature (Tensor): Features of shape (B, C, H, W).
+            feature (Tensor): Features of shape (B, C, ...).
             noise (Tensor): Standard normal noise of the same shape.
-            gamma (Tensor, optional): Mixing weights of shape (B, 1, 1, 1), for ``noise='adapter'``.
+            gamma (Tensor, optional): Mixing weights, broadcastable to the features, for ``noise='adapter'``.
 
         Returns:
             Tensor: Of shape (B, C, H, W).
@@ -76,7 +76,7 @@ class TeacherGuidedSampler(nn.Module):
 
     def forward(
         self,
-        denoiser: nn.Module,
+        denoiser: NoiseModel,
         schedule: DDIMSchedule,
         feature: Tensor,
         noise: Tensor,
@@ -87,9 +87,9 @@ class TeacherGuidedSampler(nn.Module):
         r"""Denoise features. Whether a graph is kept is the caller's choice (``torch.no_grad``).
 
         Args:
-            denoiser (nn.Module): :math:`\epsilon_\theta`, called with (x_t, t).
+            denoiser (Callable): :math:`\epsilon_\theta`, called with (x_t, t).
             schedule (DDIMSchedule): The noise schedule.
-            feature (Tensor): Features z of shape (B, C, H, W).
+            feature (Tensor): Features z of shape (B, C, ...).
             noise (Tensor): Standard normal noise of the same shape.
             guidance (Callable, optional): Gradient of the log-likelihood. Defaults to None: no guidance.
             gamma (Tensor, optional): Mixing weights of a noise adapter. Defaults to None.
@@ -97,7 +97,7 @@ class TeacherGuidedSampler(nn.Module):
                 health figures. Defaults to None.
 
         Returns:
-            Tensor: The denoised features of shape (B, C, H, W).
+            Tensor: The denoised features of shape (B, C, ...).
         """
         timesteps = schedule.timesteps(self.steps, self.start)
         x = self.initial(schedule, feature, noise, gamma)

@@ -1,9 +1,14 @@
 """The noise schedule of DDPM and the deterministic sampling steps of DDIM."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from dskd_mm.registry import MODELS
+
+NoiseModel = Callable[[Tensor, int | Tensor], Tensor]
+"""Predicts the noise in features (B, C, ...) at a timestep, or one timestep per sample."""
 
 
 @MODELS.register_module()

@@ -2,8 +2,7 @@
 
 import logging
 from abc import abstractmethod
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,10 +15,14 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dskd_mm.features import FeatureTap, find_module
-from dskd_mm.sites import Port, Site, build_site
+from dskd_mm.features import Pyramid, match_space
+from dskd_mm.guidance import Target
+from dskd_mm.guidance.classifier import fold_anchors
+from dskd_mm.sites import Observation, Observed, Port, Site, build_site
 from dskd_mm.teacher import FrozenTeacher
 from dskd_mm.utils.checkpoint import STUDENT_PREFIX
+
+HeadLoss = Callable[[Sequence[Tensor]], Tensor]
 
 
 class Distiller(BaseModel):
@@ -62,22 +65,8 @@ class Distiller(BaseModel):
         self.site = build_site(site, model)
         self.student_port = self.site.student_port(model)
         # The head alone tells the shapes: nothing of the teacher is loaded before the first training step.
-        head = self.teacher.build_part(self.site.part)
-        self.teacher_port = self.site.teacher_port(None, head)
-        self.num_classes: int = classes_of(head, self.teacher_port.classifier.removeprefix(f'{self.site.part}.'))
-        own_classes = classes_of(model, self.student_port.classifier)
-        if own_classes != self.num_classes:
-            raise ValueError(
-                f'The student classifies {own_classes} classes ({self.student_port.classifier}), the teacher '
-                f'{self.num_classes} ({self.teacher_port.classifier}): both must know the same classes.'
-            )
-        if self.teacher_port.sigmoid != self.student_port.sigmoid:
-            print_log(
-                'The student and the teacher disagree on whether classes are independent (sigmoid) or exclusive (softmax); '
-                f"the teacher's classifier is used as {'sigmoid' if self.teacher_port.sigmoid else 'softmax'}.",
-                logger='current',
-                level=logging.WARNING,
-            )
+        self.teacher_port = self.site.teacher_port(None, self.teacher)
+        check_ports(self.student_port, self.teacher_port)
         seed = torch.initial_seed() if noise_seed is None else noise_seed
         self.register_buffer('noise_seed', torch.tensor(seed % 2**62))
         self.register_buffer('iteration', torch.zeros((), dtype=torch.long))
@@ -93,16 +82,15 @@ class Distiller(BaseModel):
 
     @abstractmethod
     def distill(
-        self, feature: Tensor, logits: Tensor, data_samples: list, teacher_feature: Tensor | None, teacher_logits: Tensor | None
+        self, student: Observed, teacher: Observed | None, target: Target | None, head_loss: HeadLoss
     ) -> dict[str, Tensor]:
         """The distillation losses, under keys that begin with ``loss_``, and health figures under keys without 'loss'.
 
         Args:
-            feature (Tensor): The student's feature (B, C_s, H, W), in the graph; vectors come with H = W = 1.
-            logits (Tensor): What the student's classifier made of it, in the graph.
-            data_samples (list): Annotations of the batch.
-            teacher_feature (Tensor, optional): The teacher's feature (B, C_t, H', W'), if the teacher runs.
-            teacher_logits (Tensor, optional): The teacher's logits, if the teacher runs.
+            student (Observed): The student's features and logits, in the graph.
+            teacher (Observed, optional): The teacher's, resized to the student's resolutions, if the teacher runs.
+            target (Target, optional): The annotations, if the site has a linear classifier.
+            head_loss (Callable): Loss of the teacher's own head on maps (a mean over the batch), if it has none.
         """
 
     def forward(self, inputs: Tensor, data_samples: list | None = None, mode: str = 'tensor') -> Any:
@@ -129,15 +117,23 @@ class Distiller(BaseModel):
         """Losses of one training step; see :meth:`forward`."""
         if not self.teacher.is_loaded:
             self.load_teacher()
-        self.site.check(data_samples, self.num_classes)
-        with ExitStack() as taps:
-            feature_tap, logits_tap = self._open_taps(taps, self.student, self.student_port, 'student')
+        self.site.check(data_samples, self.student_port.num_classes)
+        with Observation(self.student, self.student_port, 'student') as seen:
             losses = self.student(inputs, data_samples, mode='loss')
-            feature = self._read(feature_tap, self.student_port)
+            features = seen.features
+            self._check_finite(features)
             if self._is_first_step and self.student_port.is_pooled:
-                check_pooling(feature, logits_tap.value, self.student.get_submodule(self.student_port.classifier))
-            teacher_feature, teacher_logits = self._run_teacher(inputs, data_samples)
-            own = self.distill(feature, logits_tap.value, data_samples, teacher_feature, teacher_logits)
+                (path,) = self.student_port.classifiers
+                check_pooling(features[0], seen.logits[0], self.student.get_submodule(path))
+            student = Observed(features, self._pack_logits(seen.logits))
+            port = self.teacher_port
+            target = self.site.target(seen, data_samples, port.num_classes, port.sigmoid)
+            teacher = self._run_teacher(inputs, data_samples, seen) if self.uses_teacher_forward else None
+
+            def head_loss(maps: Sequence[Tensor]) -> Tensor:
+                return self.site.head_loss(self.teacher, maps, inputs, data_samples)
+
+            own = self.distill(student, teacher, target, head_loss)
         shared = set(losses) & set(own)
         if shared:
             raise ValueError(f'The student and the distiller both return {sorted(shared)}; rename those of the student.')
@@ -157,9 +153,11 @@ class Distiller(BaseModel):
         """Build and load the teacher, or its classifier alone, where the student is."""
         device = next(self.student.parameters()).device
         port = self.teacher_port
-        self.teacher.load(port.classifier, port.sigmoid, device, self.uses_teacher_forward, self.data_preprocessor)
+        # Without a linear classifier it is the teacher's whole head that guides.
+        full = self.uses_teacher_forward or not port.classifiers
+        self.teacher.load(port.part, port.classifiers, port.sigmoid, port.anchors, device, full, self.data_preprocessor)
         if self.teacher.model is not None:
-            self.teacher_port = self.site.teacher_port(self.teacher.model, self.teacher.model.get_submodule(self.site.part))
+            self.teacher_port = self.site.teacher_port(self.teacher.model, self.teacher)
 
     def noise_generator(self, device: torch.device) -> torch.Generator:
         """A generator that follows from seed, rank and iteration alone.
@@ -176,38 +174,42 @@ class Distiller(BaseModel):
         if self._clock is not None:
             self._clock = self._clock[0], self._clock[1] + 1
 
-    @staticmethod
-    def _open_taps(stack: ExitStack, model: nn.Module, port: Port, owner: str) -> tuple[FeatureTap, FeatureTap]:
-        feature = FeatureTap(model, port.feature, port.io, port.index, owner)
-        logits = FeatureTap(model, port.classifier, 'output', None, owner)
-        return stack.enter_context(feature), stack.enter_context(logits)
-
-    def _run_teacher(self, inputs: Tensor, data_samples: list) -> tuple[Tensor | None, Tensor | None]:
-        if self.teacher.model is None:
-            return None, None
-        with torch.no_grad(), ExitStack() as taps:
-            feature_tap, logits_tap = self._open_taps(taps, self.teacher.model, self.teacher_port, 'teacher')
-            self.teacher(inputs, data_samples)
-            return self._read(feature_tap, self.teacher_port), logits_tap.value.float()
-
-    def _read(self, tap: FeatureTap, port: Port) -> Tensor:
-        feature = tap.value
-        if feature.ndim == 2:
-            feature = feature[:, :, None, None]
-        if feature.ndim != 4 or feature.shape[1] != port.channels:
-            raise ValueError(
-                f'The {tap!r} is expected to be of shape (B, {port.channels}, H, W) or (B, {port.channels}), but got '
-                f'{tuple(tap.value.shape)}. Tap another module, or correct its channels.'
+    def _run_teacher(self, inputs: Tensor, data_samples: list, student: Observation) -> Observed:
+        assert self.teacher.model is not None
+        with torch.no_grad(), Observation(self.teacher.model, self.teacher_port, 'teacher') as seen:
+            self.site.run_teacher(self.teacher, inputs, data_samples, student)
+            return Observed(
+                match_levels(seen.features, student.features), self._pack_logits(match_levels(seen.logits, student.logits))
             )
-        # On an accelerator the check would make every step wait for the device.
-        if feature.device.type == 'cpu' and not bool(torch.isfinite(feature).all()):
-            count = int((~torch.isfinite(feature)).sum())
-            raise FloatingPointError(
-                f'The {tap!r} is expected to be finite, but {count} of its {feature.numel()} values are NaN or infinite at '
-                f'iteration {int(self.iteration)}. Check the images, lower the learning rate or clip gradients; the last '
-                'checkpoint is unharmed.'
-            )
-        return feature
+
+    def _pack_logits(self, logits: Sequence[Tensor]) -> Tensor | None:
+        if not logits:
+            return None
+        return Pyramid.pack([fold_anchors(level.float(), self.student_port.anchors) for level in logits])
+
+    def _check_finite(self, features: Sequence[Tensor]) -> None:
+        for level, feature in enumerate(features):
+            # On an accelerator the check would make every step wait for the device.
+            if feature.device.type == 'cpu' and not bool(torch.isfinite(feature).all()):
+                count = int((~torch.isfinite(feature)).sum())
+                port = self.student_port
+                where = f'level {level} of the ' if len(features) > 1 else ''
+                raise FloatingPointError(
+                    f'The {where}{port.io} of {port.features[level % len(port.features)]!r} in the student is expected to be '
+                    f'finite, but {count} of its {feature.numel()} values are NaN or infinite at iteration '
+                    f'{int(self.iteration)}. Check the images, lower the learning rate or clip gradients; the last checkpoint '
+                    'is unharmed.'
+                )
+
+    def __getattr__(self, name: str) -> Any:
+        # The hosts' hooks and wrappers ask a model for its parts: bbox_head, out_channels, ...
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            student = self.__dict__.get('_modules', {}).get('student')
+            if student is None or name.startswith('_') or not hasattr(student, name):
+                raise
+            return getattr(student, name)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> 'Distiller':
         # Overridden instead of .to(): wrappers (test-time augmentation, DDP) move their children through it.
@@ -250,10 +252,47 @@ def build_student(config: dict | nn.Module, data_preprocessor: dict | nn.Module 
     return student
 
 
-def classes_of(model: nn.Module, path: str) -> int:
-    """Number of classes of the classification layer at a path."""
-    layer: Any = find_module(model, path)
-    return int(layer.weight.shape[0])
+def check_ports(student: Port, teacher: Port) -> None:
+    """Verify that a teacher's classifier can judge what the student's predicts.
+
+    Raises:
+        ValueError: If their classes, anchors or levels differ.
+    """
+    if student.num_classes != teacher.num_classes:
+        raise ValueError(
+            f'The student classifies {student.num_classes} classes ({", ".join(student.classifiers)}), the teacher '
+            f'{teacher.num_classes} ({", ".join(teacher.classifiers)}): both must know the same classes.'
+        )
+    if (student.anchors, student.strides) != (teacher.anchors, teacher.strides):
+        raise ValueError(
+            f'The student makes {student.anchors} predictions at each location of levels of the strides {student.strides}, the '
+            f'teacher {teacher.anchors} at {teacher.strides}: their predictions do not correspond. Give both the same anchors '
+            "and strides, or distil at the neck with site=dict(type='dskd_mm.NeckSite')."
+        )
+    if teacher.sigmoid != student.sigmoid:
+        print_log(
+            'The student and the teacher disagree on whether classes are independent (sigmoid) or exclusive (softmax); '
+            f"the teacher's classifier is used as {'sigmoid' if teacher.sigmoid else 'softmax'}.",
+            logger='current',
+            level=logging.WARNING,
+        )
+
+
+def match_levels(maps: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
+    """Resize a teacher's maps, in float32, to the heights and widths of the student's, level by level.
+
+    Raises:
+        ValueError: If they have not as many levels.
+    """
+    if len(maps) != len(like):
+        raise ValueError(
+            f'The teacher has {len(maps)} levels, the student {len(like)}: they must have the same number. Choose a pair of '
+            'the same number of levels, or other taps in the site.'
+        )
+    return [
+        level.float() if level.ndim == 2 else match_space(level.float(), other.shape[2:])
+        for level, other in zip(maps, like, strict=True)
+    ]
 
 
 def build_teacher(config: dict) -> FrozenTeacher:

@@ -1,6 +1,8 @@
 """DSKD: teacher-guided student diffusion self-distillation."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,11 +16,12 @@ from dskd_mm.diffusion import (
     TeacherGuidedSampler,
     noise_prediction_loss,
 )
-from dskd_mm.distillers.base import Distiller
-from dskd_mm.features import ChannelAlign, match_space
-from dskd_mm.guidance import ClassifierGuidance, Target, TeacherClassifier, target_cross_entropy
+from dskd_mm.distillers.base import Distiller, HeadLoss
+from dskd_mm.features import ChannelAlign, Pyramid
+from dskd_mm.guidance import ClassifierJudge, HeadJudge, Judge, Target, TeacherClassifier, target_cross_entropy
 from dskd_mm.losses import LSHDistillLoss
 from dskd_mm.registry import MODELS
+from dskd_mm.sites import Observed
 
 LOSSES = dict(diff=1.0, lsh=1.0, anchor=1.0, virtual=1.0, logit=1.0)
 
@@ -59,8 +62,8 @@ class DSKDDistiller(Distiller):
         target (str): What guidance and anchor aim at: 'label' for the ground truth, 'soft' for the teacher's own prediction,
             'local' for the teacher's own prediction at every location of its map, to which its classifier is applied as a 1x1
             convolution (a class activation map). Defaults to 'soft'.
-        temperature (float): Softens predictions in the anchor with 'soft' targets, the virtual teacher and the logit loss.
-            Defaults to 4.
+        temperature (float, optional): Softens predictions in the anchor with 'soft' targets, the virtual teacher and the logit
+            loss. Defaults to None: that of the task's site, 4 for images.
         detach (bool): Whether ẑ is a fixed target, sampled without a graph; otherwise gradients flow through the sampler.
             Defaults to True.
         guidance_unit (str): What the sampler's strength means, see :class:`~dskd_mm.guidance.ClassifierGuidance`. Defaults to
@@ -96,7 +99,7 @@ class DSKDDistiller(Distiller):
         site: dict | None = None,
         prior: str = 'student',
         target: str = 'soft',
-        temperature: float = 4.0,
+        temperature: float | None = None,
         detach: bool = True,
         guidance_unit: str = 'logit',
         normalize: bool = True,
@@ -123,6 +126,7 @@ class DSKDDistiller(Distiller):
         if unknown:
             raise ValueError(f'loss_weights of DSKDDistiller knows {sorted(LOSSES)}, but got {sorted(unknown)}.')
         self.loss_weights = {**LOSSES, **(loss_weights or {})}
+        temperature = self.site.temperature if temperature is None else temperature
         if temperature <= 0 or warmup < 0 or min(self.loss_weights.values()) < 0:
             raise ValueError(
                 'DSKDDistiller expects temperature > 0, warmup >= 0 and no negative loss weight, but got '
@@ -147,7 +151,7 @@ class DSKDDistiller(Distiller):
         if autoencoder is not None:
             self.autoencoder = build(FeatureAutoEncoder, autoencoder, channels=channels)
             width = self.autoencoder.decoder.in_channels
-        kernel = dict(kernel_size=3 if self.student_port.is_map else 1)
+        kernel = dict(kernel_size=3 if self.student_port.is_map else 1, norm=self.site.denoiser_norm)
         self.schedule = build(DDIMSchedule, schedule)
         self.sampler = build(TeacherGuidedSampler, sampler)
         self.schedule.timesteps(self.sampler.steps, self.sampler.start)  # refuses what does not fit, before any training
@@ -188,124 +192,121 @@ class DSKDDistiller(Distiller):
         return bool(prior_needs_it or (self.target != 'label' and target_is_used) or self.loss_weights['logit'])
 
     @property
-    def classifier(self) -> TeacherClassifier:
-        """The teacher's classifier, which lives with the teacher."""
-        if self.teacher.classifier is None:
+    def classifiers(self) -> list[TeacherClassifier]:
+        """The teacher's classifiers, which live with the teacher: one for all levels, or one for each."""
+        if not self.teacher.is_loaded:
             raise RuntimeError('The teacher is not loaded yet: it is at the first training step, or by load_teacher().')
-        return self.teacher.classifier
+        return self.teacher.classifiers
 
     @property
-    def guide(self) -> TeacherClassifier:
-        """The classifier that guides and anchors: at every location with ``target='local'``."""
-        return self.classifier.per_location() if self.target == 'local' else self.classifier
+    def guides(self) -> list[TeacherClassifier]:
+        """The classifiers that guide and anchor: at every location with ``target='local'``."""
+        return [guide.per_location() for guide in self.classifiers] if self.target == 'local' else self.classifiers
 
     def load_teacher(self) -> None:
         """See :meth:`Distiller.load_teacher`."""
         super().load_teacher()
-        if self.lsh is not None:
-            self.lsh.set_std(self.classifier.weight)
+        if self.lsh is not None and self.classifiers:
+            self.lsh.set_std(torch.cat([classifier.weight.flatten() for classifier in self.classifiers]))
 
     def distill(
-        self,
-        feature: Tensor,
-        logits: Tensor,
-        data_samples: list,
-        teacher_feature: Tensor | None,
-        teacher_logits: Tensor | None,
+        self, student: Observed, teacher: Observed | None, target: Target | None, head_loss: HeadLoss
     ) -> dict[str, Tensor]:
         """See :meth:`Distiller.distill`."""
-        weights, classifier = self.loss_weights, self.classifier
-        label = self.site.target(data_samples, self.num_classes, classifier.sigmoid, feature.device)
-        soften = 1.0 if self.target == 'label' else self.temperature
-        aligned = self.align(feature).float()
-        opinion = self._teacher_opinion(aligned, teacher_feature, teacher_logits)
+        weights, pyramid = self.loss_weights, Pyramid.of(student.features)
+        aligned = per_location(self.align, Pyramid.pack(student.features)).float()
+        judge: Judge
+        if target is None:
+            judge = HeadJudge(pyramid, head_loss)
+        else:
+            judge = ClassifierJudge(pyramid, self.guides, target, self._teacher_opinion(pyramid, teacher))
         losses: dict[str, Tensor] = {}
-
         if weights['anchor']:
-            target = self._target(soften, label, opinion)
-            losses['loss_dskd_anchor'] = weights['anchor'] * self.guide.divergence(aligned, target, soften)
+            losses['loss_dskd_anchor'] = weights['anchor'] * judge.loss(aligned, self.temperature)
         if weights['logit']:
-            assert teacher_logits is not None
-            softened = Target(classifier.predict(teacher_logits, self.temperature), label.weight)
-            losses['loss_dskd_logit'] = weights['logit'] * target_cross_entropy(
-                logits, softened, classifier.sigmoid, self.temperature
-            )
+            assert teacher is not None and teacher.logits is not None and target is not None
+            losses['loss_dskd_logit'] = weights['logit'] * self._imitate(student.logits, teacher.logits, target)
         if self.samples:
-            target = self._target(1.0, label, opinion)
-            losses.update(self._self_distill(aligned, logits, target, label, teacher_feature))
+            losses.update(self._self_distill(pyramid, aligned, student.logits, judge, target, teacher))
         # With its losses off, φ must still be in the graph: DDP waits for every parameter.
         losses['loss_dskd_anchor'] = losses.get('loss_dskd_anchor', 0) + aligned.sum() * 0
         return losses
 
-    def _teacher_opinion(
-        self, aligned: Tensor, teacher_feature: Tensor | None, teacher_logits: Tensor | None
-    ) -> Tensor | None:
-        """Logits that guidance and anchor aim at, at the resolution of :attr:`guide`; None for labels."""
-        if self.target != 'local':
-            return None if self.target == 'label' else teacher_logits
-        if teacher_feature is None:  # no loss aims at it
-            return None
-        return self.guide(match_space(teacher_feature.float(), aligned.shape[2:]))
+    def _imitate(self, logits: Tensor | None, opinion: Tensor, label: Target) -> Tensor:
+        """Divergence of the student's logits from an opinion, both softened."""
+        assert logits is not None
+        probability = self.classifiers[0].predict(opinion, self.temperature)
+        softened = replace(label, probability=probability)
+        return target_cross_entropy(logits, softened, self.classifiers[0].sigmoid, self.temperature)
 
-    def _target(self, temperature: float, label: Target, opinion: Tensor | None) -> Target:
-        """What guidance and anchor aim at: the labels, or an opinion of the teacher's softened by a temperature."""
-        return label if opinion is None else Target(self.classifier.predict(opinion, temperature), label.weight)
+    def _teacher_opinion(self, pyramid: Pyramid, teacher: Observed | None) -> Tensor | None:
+        """Logits that guidance and anchor aim at, at the resolution of :attr:`guides`; None for labels."""
+        if self.target == 'label' or teacher is None:
+            return None
+        return pyramid.map(self.guides, Pyramid.pack(teacher.features)) if self.target == 'local' else teacher.logits
 
     def _self_distill(
-        self, aligned: Tensor, logits: Tensor, target: Target, label: Target, teacher_feature: Tensor | None
+        self,
+        pyramid: Pyramid,
+        aligned: Tensor,
+        logits: Tensor | None,
+        judge: 'Judge',
+        label: Target | None,
+        teacher: Observed | None,
     ) -> dict[str, Tensor]:
         """Train the denoiser, denoise, and pull the student to the result. Everything in float32 (autocast aside)."""
-        weights, classifier = self.loss_weights, self.classifier
+        weights = self.loss_weights
         losses: dict[str, Tensor] = {}
         prior = aligned.detach()
         if self.prior == 'teacher':
-            assert teacher_feature is not None
-            prior = match_space(teacher_feature.float(), aligned.shape[2:])
+            assert teacher is not None
+            prior = Pyramid.pack(teacher.features)
         start = aligned.detach() if self.detach else aligned
         if self.autoencoder is not None:
-            prior, losses['loss_dskd_autoencoder'] = self.autoencoder(prior)
-            prior, start = prior.float(), self.autoencoder.encode(start).float()
+            latent, losses['loss_dskd_autoencoder'] = self.autoencoder(prior[..., None])
+            prior, start = latent[..., 0].float(), per_location(self.autoencoder.encode, start).float()
         scale = self._update_scale(prior)
         generator = self.noise_generator(aligned.device)
 
         def draw() -> Tensor:
             return torch.randn(prior.shape, generator=generator, device=prior.device)
 
+        def denoiser(x: Tensor, timestep: int | Tensor) -> Tensor:
+            return pyramid.map(lambda level: self.denoiser(level, timestep), x)
+
         steps = torch.randint(self.schedule.num_train_steps, (len(prior),), generator=generator, device=prior.device)
         losses['loss_dskd_diff'] = weights['diff'] * noise_prediction_loss(
-            self.denoiser, self.schedule, prior / scale, draw(), steps
+            denoiser, self.schedule, prior / scale, draw(), steps
         )
         with torch.no_grad() if self.detach else nullcontext():
             start = start / scale
-            gamma = None if self.noise_adapter is None else self.noise_adapter(start)
-            guidance = self.guidance(target, scale)
-            denoised = self.sampler(self.denoiser, self.schedule, start, draw(), guidance, gamma) * scale
+            gamma = None if self.noise_adapter is None else pyramid.map(self._gamma, start)
+            guidance = judge.guidance(self.guidance_unit, scale, self.autoencoder)
+            denoised = self.sampler(denoiser, self.schedule, start, draw(), guidance, gamma) * scale
             if self.autoencoder is not None:
-                denoised = self.autoencoder.decode(denoised).float()
-            opinion = classifier(denoised)
+                denoised = per_location(self.autoencoder.decode, denoised).float()
+            opinion = pyramid.map(self.classifiers, denoised) if self.classifiers else None
 
         ramp = self._ramp()
         if self.lsh is not None:
-            lsh, agreement = self.lsh(self.site.vectors(aligned, label), self.site.vectors(denoised, label))
+            (ours, theirs), weight = self.site.vectors((aligned, denoised), label, generator)
+            lsh, agreement = self.lsh(ours, theirs, weight)
             losses['loss_dskd_lsh'] = weights['lsh'] * ramp * lsh
             losses['dskd_bits'] = agreement
-        if weights['virtual']:
-            virtual = Target(classifier.predict(opinion, self.temperature), label.weight)
-            losses['loss_dskd_virtual'] = (
-                weights['virtual'] * ramp * target_cross_entropy(logits, virtual, classifier.sigmoid, self.temperature)
-            )
-        with torch.no_grad():
-            losses['dskd_acc_start'] = hit_rate(classifier(aligned), label)
-            losses['dskd_acc_denoised'] = hit_rate(opinion, label)
+        if opinion is not None and label is not None:
+            if weights['virtual']:
+                losses['loss_dskd_virtual'] = weights['virtual'] * ramp * self._imitate(logits, opinion, label)
+            with torch.no_grad():
+                losses['dskd_acc_start'] = hit_rate(pyramid.map(self.classifiers, aligned), label)
+                losses['dskd_acc_denoised'] = hit_rate(opinion, label)
         losses['dskd_std'] = scale
         if gamma is not None:
             losses['dskd_gamma'] = gamma.detach().mean()
         return losses
 
-    def guidance(self, target: Target, scale: Tensor) -> ClassifierGuidance:
-        """The guidance in the space that is diffused: that of the features, or of the autoencoder's latent."""
-        decoder = None if self.autoencoder is None else self.autoencoder.decoder
-        return ClassifierGuidance(self.guide, target, self.guidance_unit, scale, decoder)
+    def _gamma(self, level: Tensor) -> Tensor:
+        assert self.noise_adapter is not None
+        return self.noise_adapter(level).expand(-1, 1, *level.shape[2:])
 
     def _update_scale(self, prior: Tensor) -> Tensor:
         """Running standard deviation of the prior's features, a scalar."""
@@ -326,11 +327,21 @@ class DSKDDistiller(Distiller):
         return 1.0 if not self.warmup else torch.clamp((self.iteration + 1) / self.warmup, max=1.0)
 
 
+def per_location(module: Callable[[Tensor], Tensor], packed: Tensor) -> Tensor:
+    """Apply a module of 1x1 convolutions and norms to a packed pyramid (B, C, N): its norms then see all levels together."""
+    return module(packed[..., None])[..., 0]
+
+
 def hit_rate(logits: Tensor, label: Target) -> Tensor:
-    """How often the most likely class is the annotated one: the main one of mixed images, any one of several labels."""
+    """How often the most likely class is the annotated one: the main one of mixed images, any one of several labels.
+
+    What is ignored or background (no class of its own) does not count.
+    """
     probability = label.probability
     wanted = (probability > 0) & (probability == probability.amax(dim=1, keepdim=True))
-    return wanted.gather(1, logits.argmax(dim=1, keepdim=True)).float().mean()
+    counts = label.apply_weight(wanted.any(dim=1, keepdim=True).float())
+    hits = wanted.gather(1, logits.argmax(dim=1, keepdim=True))
+    return (hits * counts).sum() / counts.sum().clamp(min=1)
 
 
 def build(cls: type[nn.Module], config: dict | None, **kwargs: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from dskd_mm.features.align import ChannelAlign, match_space
 from dskd_mm.features.norm import build_norm
-from dskd_mm.features.tap import FeatureTap, find_module
+from dskd_mm.features.pyramid import Pyramid
+from dskd_mm.features.tap import CallTap, FeatureTap, find_module
 
-__all__ = ['ChannelAlign', 'FeatureTap', 'build_norm', 'find_module', 'match_space']
+__all__ = ['CallTap', 'ChannelAlign', 'FeatureTap', 'Pyramid', 'build_norm', 'find_module', 'match_space']

@@ -3,11 +3,13 @@
 import difflib
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+
+TapType = TypeVar('TapType', bound='Tap')
 
 
 def find_module(model: nn.Module, path: str, owner: str = 'model') -> nn.Module:
@@ -38,48 +40,33 @@ def find_module(model: nn.Module, path: str, owner: str = 'model') -> nn.Module:
     )
 
 
-class FeatureTap:
-    """Captures the input or output of one module while it is open, and holds no hook otherwise.
+class Tap:
+    """Watches one module while it is open, and holds no hook otherwise.
 
-    Open it around one forward pass (a context manager); read :attr:`value` (or :attr:`values`, if the module runs several
-    times, as a head shared by pyramid levels does) before it closes: closing frees the tensors. As nothing is hooked between
-    passes, models stay picklable and copies of them (EMA) carry no tap.
-
-    Outputs are captured as copies, for an in-place activation after the module would overwrite them; inputs are not copied, but
-    a later in-place change is noticed.
+    Open it around one forward pass (a context manager) and read what it captured before it closes: closing frees the tensors.
+    As nothing is hooked between passes, models stay picklable and copies of them (EMA) carry no tap.
 
     Args:
         model (nn.Module): The model to tap.
         path (str): Dotted path of the module.
-        io (str): 'input' or 'output'. Defaults to 'output'.
-        index (int, optional): Which element, if the tensor arrives in a tuple or list. None takes the last. Defaults to None.
         owner (str): How to call the model in errors. Defaults to 'model'.
 
     Raises:
-        ValueError: If the path or ``io`` is unknown.
+        ValueError: If the path is unknown.
     """
 
-    def __init__(self, model: nn.Module, path: str, io: str = 'output', index: int | None = None, owner: str = 'model') -> None:
-        if io not in ('input', 'output'):
-            raise ValueError(f"io of a tap must be 'input' or 'output', but got {io!r} for {path!r}.")
+    def __init__(self, model: nn.Module, path: str, owner: str = 'model') -> None:
         self.module = find_module(model, path, owner)
         self.path = path
-        self.io = io
-        self.index = -1 if index is None else index
         self.owner = owner
-        self._captured: list[tuple[Tensor, int]] = []
+        self._captured: list[Any] = []
         self._handle: RemovableHandle | None = None
-        self._grad_expected = False
 
     def __repr__(self) -> str:
-        return f'{self.io} of {self.path!r} in the {self.owner}'
+        return f'call of {self.path!r} in the {self.owner}'
 
-    def __enter__(self) -> 'FeatureTap':
-        self._grad_expected = torch.is_grad_enabled()
-        if self.io == 'input':
-            self._handle = self.module.register_forward_pre_hook(self._on_input, with_kwargs=True)
-        else:
-            self._handle = self.module.register_forward_hook(self._on_output)
+    def __enter__(self: TapType) -> TapType:
+        self._handle = self._hook()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -88,7 +75,73 @@ class FeatureTap:
             self._handle = None
         self._captured.clear()
 
-    def _on_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _hook(self) -> RemovableHandle:
+        return self.module.register_forward_pre_hook(self._on_call, with_kwargs=True)
+
+    def _on_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+    def _check_fired(self) -> None:
+        if not self._captured:
+            raise RuntimeError(
+                f'The tap on the {self!r} never fired: the forward pass does not call this module. Containers such as '
+                'ModuleList are not called themselves; tap one of their elements.'
+            )
+
+
+class CallTap(Tap):
+    """Captures the arguments of every call of a module, as they are: targets given to a loss, boxes given to an extractor."""
+
+    def _on_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._captured.append((args, kwargs))
+
+    @property
+    def calls(self) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+        """Positional and named arguments of each call.
+
+        Raises:
+            RuntimeError: If the module did not run.
+        """
+        self._check_fired()
+        return list(self._captured)
+
+
+class FeatureTap(Tap):
+    """Captures the input or output of one module: :attr:`value`, or :attr:`values` if there are several.
+
+    Outputs are captured as copies, for an in-place activation after the module would overwrite them; inputs are not copied, but
+    a later in-place change is noticed.
+
+    Args:
+        model (nn.Module): The model to tap.
+        path (str): Dotted path of the module.
+        io (str): 'input' or 'output'. Defaults to 'output'.
+        index (int | str, optional): Which element, if the tensor arrives in a tuple or list: a number, 'all' for each of them
+            as a value of its own, or None for the last. Defaults to None.
+        owner (str): How to call the model in errors. Defaults to 'model'.
+
+    Raises:
+        ValueError: If the path or ``io`` is unknown.
+    """
+
+    def __init__(
+        self, model: nn.Module, path: str, io: str = 'output', index: int | str | None = None, owner: str = 'model'
+    ) -> None:
+        if io not in ('input', 'output'):
+            raise ValueError(f"io of a tap must be 'input' or 'output', but got {io!r} for {path!r}.")
+        super().__init__(model, path, owner)
+        self.io = io
+        self.index = -1 if index is None else index
+        self._grad_expected = False
+
+    def __repr__(self) -> str:
+        return f'{self.io} of {self.path!r} in the {self.owner}'
+
+    def _hook(self) -> RemovableHandle:
+        self._grad_expected = torch.is_grad_enabled()
+        return super()._hook() if self.io == 'input' else self.module.register_forward_hook(self._on_output)
+
+    def _on_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         source = args[0] if args else next(iter(kwargs.values()), None)
         self._capture(source, copy=False)
 
@@ -102,7 +155,12 @@ class FeatureTap:
                 'activation-checkpointed region (or under no_grad), where a tap gets no gradient. Tap the checkpointed '
                 'module itself, or leave it out of activation_checkpointing.'
             )
+        if self.index == 'all' and isinstance(value, Sequence):
+            for element in value:
+                self._capture(element, copy)
+            return
         while isinstance(value, Sequence):
+            assert isinstance(self.index, int)
             if not -len(value) <= self.index < len(value):
                 raise RuntimeError(f'The tap on the {self!r} expected an element {self.index}, but got {len(value)} elements.')
             value = value[self.index]
@@ -113,16 +171,12 @@ class FeatureTap:
 
     @property
     def values(self) -> list[Tensor]:
-        """What was captured, one tensor for every call of the module.
+        """What was captured, one tensor for every call of the module (and element).
 
         Raises:
             RuntimeError: If the module did not run, or its input was changed in place afterwards.
         """
-        if not self._captured:
-            raise RuntimeError(
-                f'The tap on the {self!r} never fired: the forward pass does not call this module. Containers such as '
-                'ModuleList are not called themselves; tap one of their elements.'
-            )
+        self._check_fired()
         for tensor, version in self._captured:
             if tensor._version != version:
                 raise RuntimeError(

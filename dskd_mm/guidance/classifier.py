@@ -5,7 +5,8 @@ Every recogniser ends in a linear classifier over features. For such a layer the
 prediction p it is :math:`W^\top (q - p)`.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeGuard, TypeVar
 
@@ -23,16 +24,26 @@ class Target:
 
     Attributes:
         probability (Tensor): The target distribution q over classes, of the shape of the logits: (B, K) for images,
-            (B, K, H, W) for maps. One-hot, soft (mixup, a teacher's posterior) or multi-hot (sigmoid classifiers).
-        weight (Tensor, optional): Weight of each sample or location, (B, 1) or (B, 1, H, W); 0 ignores it. Defaults to None,
+            (B, K, M) for M predictions an image. One-hot, soft (mixup, a teacher's posterior) or multi-hot (sigmoid
+            classifiers).
+        weight (Tensor, optional): Weight of each sample or prediction, (B, 1) or (B, 1, M); 0 ignores it. Defaults to None,
             which means 1 everywhere.
+        count (Tensor, optional): What losses are divided by, a scalar: the number of foreground predictions in dense
+            detection. Defaults to None: the sum of the weights.
+        focus (float): Exponent of the factor ``|q - p|**focus`` by which losses of sigmoid classifiers are multiplied, so that
+            the many easy background predictions of dense detection weigh little (quality focal loss, Li et al. 2020, eq. 5).
+            Defaults to 0.
     """
 
     probability: Tensor
     weight: Tensor | None = None
+    count: Tensor | None = None
+    focus: float = 0.0
 
     def normalizer(self) -> Tensor:
-        """Number of locations (or samples) that count, at least 1; a scalar tensor on the target's device."""
+        """What losses are divided by, at least 1; a scalar tensor on the target's device."""
+        if self.count is not None:
+            return self.count.clamp(min=1)
         if self.weight is None:
             count = self.probability.numel() // self.probability.shape[1]
             # Not new_tensor, which would copy from the host and wait for the device.
@@ -42,6 +53,14 @@ class Target:
     def apply_weight(self, value: Tensor) -> Tensor:
         """Weight a tensor of shape (B, 1 or K, ...)."""
         return value if self.weight is None else value * self.weight
+
+    def split(self, lengths: Sequence[int]) -> list['Target']:
+        """Cut the M predictions of (B, K, M) into pieces, those of the levels of a pyramid; (B, K) is one piece."""
+        if self.probability.ndim == 2:
+            return [self]
+        probabilities = self.probability.split(list(lengths), dim=2)
+        weights = [None] * len(lengths) if self.weight is None else self.weight.split(list(lengths), dim=2)
+        return [replace(self, probability=p, weight=w) for p, w in zip(probabilities, weights, strict=True)]
 
 
 class TeacherClassifier(nn.Module):
@@ -63,9 +82,11 @@ class TeacherClassifier(nn.Module):
         stride (int | tuple): Stride of a convolution. Defaults to 1.
         padding (int | tuple): Padding of a convolution. Defaults to 0.
         dilation (int | tuple): Dilation of a convolution. Defaults to 1.
+        anchors (int): Predictions A at each location of a convolution, whose channels are then ordered (A, K) as in the
+            dense heads of mmdet. Defaults to 1.
 
     Raises:
-        ValueError: If the weight is neither a matrix nor a 2-d convolution kernel.
+        ValueError: If the weight is neither a matrix nor a 2-d convolution kernel, or its rows do not divide into anchors.
     """
 
     weight: Tensor
@@ -79,6 +100,7 @@ class TeacherClassifier(nn.Module):
         stride: int | tuple[int, ...] = 1,
         padding: int | tuple[int, ...] = 0,
         dilation: int | tuple[int, ...] = 1,
+        anchors: int = 1,
     ) -> None:
         super().__init__()
         if weight.ndim not in (2, 4):
@@ -86,21 +108,28 @@ class TeacherClassifier(nn.Module):
                 'TeacherClassifier expects the weight of a linear layer (K, C) or of a 2-d convolution (K, C, k, k), '
                 f'but got one of shape {tuple(weight.shape)}.'
             )
+        if weight.shape[0] % anchors or (anchors > 1 and weight.ndim == 2):
+            raise ValueError(
+                f'TeacherClassifier expects a convolution with a multiple of its {anchors} anchors as output channels, but got '
+                f'a weight of shape {tuple(weight.shape)}.'
+            )
         # Copies: whatever becomes of the layer, the classifier stays.
         self.register_buffer('weight', weight.detach().to(torch.float32, copy=True), persistent=False)
         bias = None if bias is None else bias.detach().to(torch.float32, copy=True)
         self.register_buffer('bias', bias, persistent=False)
         self.sigmoid = sigmoid
+        self.anchors = anchors
         self._per_location: TeacherClassifier | None = None
         self.conv_args: dict[str, Any] = dict(stride=stride, padding=padding, dilation=dilation)
 
     @classmethod
-    def from_layer(cls, layer: nn.Module, sigmoid: bool = False) -> 'TeacherClassifier':
+    def from_layer(cls, layer: nn.Module, sigmoid: bool = False, anchors: int = 1) -> 'TeacherClassifier':
         """Freeze a copy of a host's classification layer.
 
         Args:
             layer (nn.Module): ``nn.Linear`` or an ungrouped ``nn.Conv2d``.
             sigmoid (bool): Whether classes are independent. Defaults to False.
+            anchors (int): Predictions at each location. Defaults to 1.
 
         Returns:
             TeacherClassifier: The frozen classifier.
@@ -109,21 +138,21 @@ class TeacherClassifier(nn.Module):
             TypeError: If the layer is of another kind.
         """
         if computes_as(layer, nn.Linear):
-            return cls(layer.weight, layer.bias, sigmoid)
+            return cls(layer.weight, layer.bias, sigmoid, anchors=anchors)
         if computes_as(layer, nn.Conv2d):
             is_plain = layer.groups == 1 and layer.padding_mode == 'zeros'
             if is_plain and not isinstance(layer.padding, str):
-                return cls(layer.weight, layer.bias, sigmoid, layer.stride, layer.padding, layer.dilation)
+                return cls(layer.weight, layer.bias, sigmoid, layer.stride, layer.padding, layer.dilation, anchors)
         raise TypeError(
             'The closed-form guidance needs a linear classifier (nn.Linear, or nn.Conv2d with groups=1 and numeric padding '
-            f'by zeros) without a forward of its own, but got {layer} ({type(layer).__module__}). Choose a teacher with one; '
-            'a sampler of your own can guide through any head with dskd_mm.guidance.HeadLossGuidance.'
+            f'by zeros) without a forward of its own, but got {layer} ({type(layer).__module__}). Choose a teacher with one, '
+            "or guide a detector through its whole head with site=dict(type='dskd_mm.NeckSite')."
         )
 
     @property
     def num_classes(self) -> int:
-        """Number of classes K (times anchors, for the heads that have them)."""
-        return self.weight.shape[0]
+        """Number of classes K."""
+        return self.weight.shape[0] // self.anchors
 
     @property
     def in_channels(self) -> int:
@@ -162,13 +191,13 @@ class TeacherClassifier(nn.Module):
             feature (Tensor): Features of shape (B, C, H, W), or vectors (B, C) for a linear layer.
 
         Returns:
-            Tensor: Logits (B, K), or (B, K, H', W') for a convolution.
+            Tensor: Logits (B, K), or (B, K, H', W') for a convolution, (B, K, H', W', A) with several anchors.
         """
         with torch.autocast(device_type=feature.device.type, enabled=False):
             feature = feature if feature.dtype == torch.float64 else feature.float()
             weight, bias = self._parameters_like(feature)
             if self.is_dense:
-                return F.conv2d(feature, weight, bias, **self.conv_args)
+                return fold_anchors(F.conv2d(feature, weight, bias, **self.conv_args), self.anchors)
             if feature.ndim == 4:
                 feature = feature.mean(dim=(2, 3))
             return F.linear(feature, weight, bias)
@@ -206,24 +235,26 @@ class TeacherClassifier(nn.Module):
 
         Args:
             feature (Tensor): Features of shape (B, C, H, W) or (B, C).
-            target (Tensor): Target distribution q of the shape of the logits; need not sum to 1 for sigmoid classifiers.
-            weight (Tensor, optional): Weight of each sample or location, broadcastable to the logits with one channel.
+            target (Tensor): Target distribution q of the shape of the logits, or with their locations in one dimension
+                (B, K, M); need not sum to 1 for sigmoid classifiers.
+            weight (Tensor, optional): Weight of each sample or location, of that shape with one channel.
 
         Returns:
             Tensor: Gradient of the shape of ``feature``.
         """
         logits = self(feature)
+        target = target.reshape(logits.shape)
         if self.sigmoid:
             residual = target - logits.sigmoid()
         else:
             # A soft target that sums to m instead of 1 has the gradient q - m p.
             residual = target - target.sum(dim=1, keepdim=True) * logits.softmax(dim=1)
         if weight is not None:
-            residual = residual * weight
+            residual = residual * weight.reshape(weight.shape[0], 1, *logits.shape[2:])
         kernel, _ = self._parameters_like(residual)
         with torch.autocast(device_type=feature.device.type, enabled=False):
             if self.is_dense:
-                return conv2d_input(feature.shape, kernel, residual, **self.conv_args)
+                return conv2d_input(feature.shape, kernel, unfold_anchors(residual, self.anchors), **self.conv_args)
             gradient = residual @ kernel
         if feature.ndim == 4:
             height, width = feature.shape[2:]
@@ -248,6 +279,19 @@ class TeacherClassifier(nn.Module):
 
     def _parameters_like(self, like: Tensor) -> tuple[Tensor, Tensor | None]:
         return self.weight.to(like.dtype), None if self.bias is None else self.bias.to(like.dtype)
+
+
+def fold_anchors(logits: Tensor, anchors: int) -> Tensor:
+    """Part the channels of a dense head, (B, A*K, H, W), into classes and anchors: (B, K, H, W, A); as is for one anchor.
+
+    The order of the locations is that of mmdet's losses, which flatten (B, H, W, A*K).
+    """
+    return logits if anchors == 1 else logits.unflatten(1, (anchors, -1)).permute(0, 2, 3, 4, 1)
+
+
+def unfold_anchors(logits: Tensor, anchors: int) -> Tensor:
+    """The inverse of :func:`fold_anchors`."""
+    return logits if anchors == 1 else logits.permute(0, 4, 1, 2, 3).flatten(1, 2)
 
 
 class ClassifierGuidance:
@@ -313,7 +357,7 @@ class ClassifierGuidance:
 
 
 def target_cross_entropy(logits: Tensor, target: Target, sigmoid: bool = False, temperature: float = 1.0) -> Tensor:
-    r"""KL divergence of the target q from the prediction of ``logits``, in float32.
+    r"""KL divergence of the target q from the prediction of ``logits``, in float32; see :attr:`Target.focus`, too.
 
     Args:
         logits (Tensor): (B, K, ...).
@@ -327,12 +371,15 @@ def target_cross_entropy(logits: Tensor, target: Target, sigmoid: bool = False, 
     logits = logits.float() / temperature
     q = target.probability.float()
     if sigmoid:
-        cross = -(q * F.logsigmoid(logits) + (1 - q) * F.logsigmoid(-logits))
-        entropy = -(torch.xlogy(q, q) + torch.xlogy(1 - q, 1 - q))
+        divergence = -(q * F.logsigmoid(logits) + (1 - q) * F.logsigmoid(-logits))
+        if target.focus:
+            # No entropy is taken away: the factor makes the minimum 0.
+            divergence = divergence * (q - logits.sigmoid()).abs() ** target.focus
+        else:
+            divergence = divergence + torch.xlogy(q, q) + torch.xlogy(1 - q, 1 - q)
     else:
-        cross = -q * logits.log_softmax(dim=1)
-        entropy = -torch.xlogy(q, q)
-    loss = target.apply_weight(cross - entropy).sum() / target.normalizer()
+        divergence = torch.xlogy(q, q) - q * logits.log_softmax(dim=1)
+    loss = target.apply_weight(divergence).sum() / target.normalizer()
     return loss * temperature**2
 
 

@@ -13,7 +13,7 @@ class HeadLossGuidance:
     :class:`~dskd_mm.guidance.TeacherClassifier` needs none. The parameters of the head get no gradient.
 
     Args:
-        head_loss (Callable[[Tensor], Tensor]): Maps features of shape (B, C, H, W) to the *sum* over the batch of the losses
+        head_loss (Callable[[Tensor], Tensor]): Maps features to the *sum* over the batch of the losses
             (a scalar), so that each sample's gradient is its own; multiply a mean by its denominator.
     """
 
@@ -24,7 +24,7 @@ class HeadLossGuidance:
         """Gradient of the log-likelihood at a feature.
 
         Args:
-            feature (Tensor): Features of shape (B, C, H, W), detached or not.
+            feature (Tensor): Features of any shape (B, ...), detached or not.
 
         Returns:
             Tensor: Gradient of the same shape, outside of any graph.

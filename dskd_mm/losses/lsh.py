@@ -67,12 +67,13 @@ class LSHDistillLoss(nn.Module):
         if self.std_from_teacher:
             self.std.copy_(classifier_weight.std())
 
-    def forward(self, feature: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, feature: Tensor, target: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Compare two sets of vectors.
 
         Args:
             feature (Tensor): Vectors to train, of shape (M, D). M may be 0: the loss is then a zero in the graph.
             target (Tensor): Vectors to mimic, of the same shape; without gradient through their signs.
+            weight (Tensor, optional): Weight of each vector, (M, ), 0 to ignore it. Defaults to None: 1.
 
         Returns:
             tuple[Tensor, Tensor]: The loss and the share of bits that agree already, both scalars.
@@ -81,32 +82,38 @@ class LSHDistillLoss(nn.Module):
             feature, target = feature.float(), target.float()
             if feature.shape[0] == 0:
                 if self.bias != 'zero':
-                    self._update_center(feature.new_zeros(0, len(self.projection)))
+                    self._update_center(feature.new_zeros(0, len(self.projection)), feature.new_zeros(0))
                 return feature.sum() * 0, feature.new_zeros(())
+            weight = torch.ones_like(feature[:, 0]) if weight is None else weight.float()
             # One product for both sides: W is the expensive operand.
             projected = F.linear(torch.cat([feature, target]), self.projection) * self.std
             ours, theirs = projected.chunk(2)
             if self.bias != 'zero':
-                self._update_center(theirs.detach())
+                self._update_center(theirs.detach(), weight)
                 ours, theirs = ours - self.center, theirs - self.center
             code = (theirs > 0).float()
-            loss = F.binary_cross_entropy_with_logits(ours, code)
+            # Of each vector, averaged over those that count.
+            share = weight / weight.sum().clamp(min=1)
+            loss = F.binary_cross_entropy_with_logits(ours, code, reduction='none').mean(dim=1) @ share
             if self.magnitude:
-                loss = loss + self.magnitude * F.mse_loss(feature, target)
-            agreement = ((ours.detach() > 0) == (code > 0)).float().mean()
+                loss = loss + self.magnitude * (feature - target).square().mean(dim=1) @ share
+            agreement = ((ours.detach() > 0) == (code > 0)).float().mean(dim=1) @ share
         return loss, agreement
 
     @torch.no_grad()
-    def _update_center(self, projected: Tensor) -> None:
+    def _update_center(self, projected: Tensor, weight: Tensor) -> None:
         if not self.training:
             return
-        has_vectors = projected.new_full((1,), float(len(projected) > 0))
+        counts = weight > 0
+        has_vectors = counts.any().float()[None]
         if len(projected) == 0:
             center = torch.zeros_like(self.center)
         elif self.bias == 'mean':
-            center = projected.mean(dim=0)
+            center = weight @ projected / weight.sum().clamp(min=1e-12)
         else:
-            center = projected.median(dim=0).values
+            # NaN marks what does not count: picking rows out would wait for the device.
+            center = torch.where(counts[:, None], projected, torch.nan).nanmedian(dim=0).values
+        center = torch.where(has_vectors > 0, center, 0.0)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             # Ranks must hash alike, so they share one centre; one without vectors takes part, or the others would wait for it.
             shared = torch.cat([center, has_vectors])

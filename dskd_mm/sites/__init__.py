@@ -1,6 +1,21 @@
 """Sites: where a recogniser's linear classifier sits, what enters it and what it should say. One file a task."""
 
-from dskd_mm.sites.base import Port, Site, build_site
+from dskd_mm.sites.base import Observation, Observed, Port, Site, build_site
 from dskd_mm.sites.classification import ClassificationSite
+from dskd_mm.sites.dense_detection import DenseDetectionSite
+from dskd_mm.sites.neck import NeckSite
+from dskd_mm.sites.segmentation import SegmentationSite
+from dskd_mm.sites.two_stage_detection import TwoStageDetectionSite
 
-__all__ = ['ClassificationSite', 'Port', 'Site', 'build_site']
+__all__ = [
+    'ClassificationSite',
+    'DenseDetectionSite',
+    'NeckSite',
+    'Observation',
+    'Observed',
+    'Port',
+    'SegmentationSite',
+    'Site',
+    'TwoStageDetectionSite',
+    'build_site',
+]

@@ -1,18 +1,29 @@
-"""What a site has to tell a distiller."""
+"""What a site has to tell a distiller, and what all sites share."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from types import TracebackType
 from typing import Any
 
 import torch
+from mmengine.dist import all_reduce
 from torch import Tensor, nn
 
+from dskd_mm.features import CallTap, FeatureTap
 from dskd_mm.guidance import Target
 from dskd_mm.registry import MODELS
+from dskd_mm.teacher import FrozenTeacher
 
-SITES_BY_MODEL = {'mmpretrain.BaseClassifier': 'dskd_mm.ClassificationSite'}
-"""Which site a student gets by itself: the host and name of one of its classes."""
+SITES_BY_MODEL = {
+    'mmpretrain.BaseClassifier': 'dskd_mm.ClassificationSite',
+    'mmseg.EncoderDecoder': 'dskd_mm.SegmentationSite',
+    'mmdet.SingleStageDetector': 'dskd_mm.DenseDetectionSite',
+    'mmdet.TwoStageDetector': 'dskd_mm.TwoStageDetectionSite',
+    'mmdet.BaseDetector': 'dskd_mm.NeckSite',
+}
+"""Which site a student gets by itself, by the host and name of its nearest class that is listed."""
 
 
 @dataclass
@@ -21,52 +32,239 @@ class Port:
 
     Attributes:
         part (str): The part of the model that holds the classifier and has a config of its own, such as ``head``.
-        classifier (str): Dotted path of the classification layer.
+        classifiers (tuple[str, ...]): Dotted paths of the classification layers: one, shared by all levels of a pyramid, or one
+            for each level. Empty where there is no linear classifier.
         sigmoid (bool): Whether its classes are independent.
-        feature (str): Dotted path of the module whose input or output is the feature.
+        num_classes (int): Number of classes K, background included where the classifier has an output for it; 0 without a
+            classifier.
+        features (tuple[str, ...]): Dotted paths of the modules whose input or output is the feature: one, or one per level.
         io (str): 'input' or 'output'.
-        index (int, optional): Which element, if the feature comes in a tuple; None for the last.
         channels (int): Channels of the feature.
-        is_map (bool): Whether it has height and width.
-        is_pooled (bool): Whether the classifier's own input is the average of the feature over its locations.
+        index (int | str, optional): Which element, if the feature comes in a tuple; None for the last, 'all' for each as a
+            level. Defaults to None.
+        is_map (bool): Whether it has height and width. Defaults to True.
+        is_pooled (bool): Whether the classifier's own input is the average of the feature over its locations. Defaults to
+            False.
+        anchors (int): Predictions at each location. Defaults to 1.
+        strides (tuple[tuple[int, int], ...]): Strides of the levels of a pyramid. Defaults to (), which means one map.
+        calls (dict[str, str]): Modules whose arguments the site wants to see, by a name of its own. Defaults to none.
     """
 
     part: str
-    classifier: str
+    classifiers: tuple[str, ...]
     sigmoid: bool
-    feature: str
+    num_classes: int
+    features: tuple[str, ...]
     io: str
-    index: int | None
     channels: int
-    is_map: bool
-    is_pooled: bool
+    index: int | str | None = None
+    is_map: bool = True
+    is_pooled: bool = False
+    anchors: int = 1
+    strides: tuple[tuple[int, int], ...] = ()
+    calls: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def is_pyramid(self) -> bool:
+        """Whether the feature may have several levels."""
+        return len(self.strides) > 1 or self.index == 'all'
+
+
+class Observation:
+    """A model's taps at a site, open during one forward pass.
+
+    Args:
+        model (nn.Module): The model.
+        port (Port): Where to tap it.
+        owner (str): How to call the model in errors.
+    """
+
+    def __init__(self, model: nn.Module, port: Port, owner: str) -> None:
+        self.port = port
+        self.owner = owner
+        self.feature_taps = [FeatureTap(model, path, port.io, port.index, owner) for path in port.features]
+        self.logits_taps = [FeatureTap(model, path, 'output', None, owner) for path in port.classifiers]
+        self.call_taps = {name: CallTap(model, path, owner) for name, path in port.calls.items()}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> 'Observation':
+        for tap in (*self.feature_taps, *self.logits_taps, *self.call_taps.values()):
+            self._stack.enter_context(tap)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stack.close()
+
+    @property
+    def features(self) -> list[Tensor]:
+        """The feature of each level, (B, C, H, W); vectors come with H = W = 1.
+
+        Raises:
+            ValueError: If a shape or the number of levels is not as expected.
+        """
+        maps = []
+        for tap, value in self._values(self.feature_taps):
+            level = value[:, :, None, None] if value.ndim == 2 else value
+            if level.ndim != 4 or level.shape[1] != self.port.channels:
+                raise ValueError(
+                    f'The {tap!r} is expected to be of shape (B, {self.port.channels}, H, W) or (B, {self.port.channels}), but '
+                    f'got {tuple(value.shape)}. Tap another module, or correct its channels.'
+                )
+            maps.append(level)
+        return maps
+
+    @property
+    def logits(self) -> list[Tensor]:
+        """The raw output of the classification layer at each level: (B, K), or (B, A*K, H, W)."""
+        return [value for _, value in self._values(self.logits_taps)]
+
+    def calls(self, name: str) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+        """Positional and named arguments of the calls of a module of :attr:`Port.calls`."""
+        return self.call_taps[name].calls
+
+    def _values(self, taps: Sequence[FeatureTap]) -> list[tuple[FeatureTap, Tensor]]:
+        if not self.port.is_pyramid:
+            return [(tap, tap.value) for tap in taps]
+        found = [(tap, value) for tap in taps for value in tap.values]
+        if taps and self.port.strides and len(found) != len(self.port.strides):
+            raise ValueError(
+                f'The {taps[0]!r} is expected to fire for each of the {len(self.port.strides)} levels of the pyramid, but got '
+                f'{len(found)} tensors. Name the layer that all levels share, or one for each level, in the site.'
+            )
+        return found
+
+
+@dataclass
+class Observed:
+    """What a model showed at a site in one forward pass.
+
+    Attributes:
+        features (list[Tensor]): The feature of each level, (B, C, H, W).
+        logits (Tensor, optional): (B, K), or the M predictions of all levels, (B, K, M). None without a linear classifier.
+    """
+
+    features: list[Tensor]
+    logits: Tensor | None
 
 
 class Site(ABC):
     """How a task's features, targets and vectors are obtained. Everything else is the same for all tasks."""
 
-    part: str
-    """Dotted path of the part that holds the classifier."""
+    temperature: float = 4.0
+    """Softens predictions by default: what is customary (or measured to be good) in the task."""
+    denoiser_norm: str = 'BN'
+    """The norm of the denoiser by default."""
+    vectors_per_image: int | None = None
+    """How many locations of an image are hashed; None for all."""
 
     @abstractmethod
     def student_port(self, model: nn.Module) -> Port:
         """Find the classifier and the feature of a student."""
 
     @abstractmethod
-    def teacher_port(self, model: nn.Module | None, head: nn.Module) -> Port:
-        """Find the classifier of a teacher from its head alone, and its feature if the whole model is there."""
+    def teacher_port(self, model: nn.Module | None, teacher: FrozenTeacher) -> Port:
+        """Find the classifier of a teacher from its config alone, and its feature if the whole model is there."""
 
     @abstractmethod
-    def target(self, data_samples: Sequence[Any], num_classes: int, sigmoid: bool, device: torch.device) -> Target:
-        """The annotations as a distribution at the resolution of the classifier's logits."""
+    def target(self, seen: Observation, data_samples: Sequence[Any], num_classes: int, sigmoid: bool) -> Target | None:
+        """The annotations as a distribution at the resolution of the classifier's logits; None if nothing is classified."""
 
-    @abstractmethod
     def check(self, data_samples: Sequence[Any], num_classes: int) -> None:
         """Refuse annotations that the classifier cannot be guided to, before anything else stumbles over them."""
+        return None
 
-    @abstractmethod
-    def vectors(self, feature: Tensor, target: Target) -> Tensor:
-        """The vectors (M, C) of a map (B, C, H, W) that are hashed."""
+    def run_teacher(self, teacher: FrozenTeacher, inputs: Tensor, data_samples: Sequence[Any], student: Observation) -> None:
+        """Run the teacher on the student's inputs, so that its taps fire."""
+        teacher(inputs, data_samples)
+
+    def head_loss(
+        self, teacher: FrozenTeacher, maps: Sequence[Tensor], inputs: Tensor, data_samples: Sequence[Any]
+    ) -> Tensor:
+        """Loss of the frozen teacher's own head on features, a mean over the batch: guidance without a linear classifier.
+
+        Raises:
+            TypeError: If the site has a linear classifier instead.
+        """
+        raise TypeError(f'{type(self).__name__} guides by a linear classifier, not by the loss of a head.')
+
+    def vectors(
+        self, tensors: Sequence[Tensor], target: Target | None, generator: torch.Generator
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """The vectors that are hashed.
+
+        Args:
+            tensors (Sequence[Tensor]): Packed features (B, C, N), all of the same locations.
+            target (Target, optional): The annotations.
+            generator (torch.Generator): Where a random choice comes from.
+
+        Returns:
+            tuple[list[Tensor], Tensor | None]: For each tensor its vectors (M, C) at the same locations, and their weights
+            (M, ), None for 1.
+        """
+        batch, _, length = tensors[0].shape
+        classes = None if target is None else location_classes(target, length)
+        count = min(self.vectors_per_image or length, length)
+        if count == length:
+            weight = None if classes is None else (classes >= 0).flatten().to(tensors[0].dtype)
+            return [tensor.transpose(1, 2).flatten(0, 1) for tensor in tensors], weight
+        if target is None or classes is None:
+            num_classes, classes = 1, torch.zeros(batch, length, dtype=torch.long, device=tensors[0].device)
+        else:
+            num_classes = target.probability.shape[1] + 1
+        index, weight = sample_stratified(classes, num_classes, count, generator)
+        chosen = index[:, None].expand(-1, tensors[0].shape[1], -1)
+        return [tensor.gather(2, chosen).transpose(1, 2).flatten(0, 1) for tensor in tensors], weight.flatten()
+
+
+def location_classes(target: Target, length: int) -> Tensor:
+    """The class of each location, for a stratified choice.
+
+    Args:
+        target (Target): Annotations (B, K, M); M is a multiple of the number of locations if there are several anchors.
+        length (int): Number N of locations.
+
+    Returns:
+        Tensor: (B, N), long: the class, K for background, -1 for what is ignored.
+    """
+    batch, classes = target.probability.shape[:2]
+    # The anchors of one location follow each other; a location has the class of its most certain one.
+    probability = target.probability.reshape(batch, classes, length, -1)
+    weight = torch.ones_like(probability[:, :1]) if target.weight is None else target.weight.reshape(batch, 1, length, -1)
+    best, index = (probability * (weight > 0)).amax(dim=3).max(dim=1)
+    index = torch.where(best > 0, index, classes)
+    return torch.where(weight.amax(dim=(1, 3)) > 0, index, -1)
+
+
+def sample_stratified(classes: Tensor, num_classes: int, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Choose locations of each image at random, every class that occurs with the same chance.
+
+    Rare classes, such as small objects, would hardly be met otherwise. No size depends on the data, so nothing waits for the
+    device.
+
+    Args:
+        classes (Tensor): Class of each location, (B, N), long, below ``num_classes``; -1 is never chosen unless nothing else is
+            left.
+        num_classes (int): Number of classes, background included.
+        count (int): How many locations to choose in an image, at most N.
+        generator (torch.Generator): Where the randomness comes from.
+
+    Returns:
+        tuple[Tensor, Tensor]: Indices of the locations (B, count), and their weights, 0 for what should have been ignored.
+    """
+    rows, counts = classes.clamp(min=0), (classes >= 0).float()
+    sizes = torch.zeros(len(classes), num_classes, device=classes.device).scatter_add_(1, rows, counts)
+    chance = counts / sizes.gather(1, rows).clamp(min=1)
+    # Weighted sampling without replacement: the largest of u**(1/w), in logarithms (Efraimidis & Spirakis 2006).
+    u = torch.rand(classes.shape, generator=generator, device=classes.device).clamp(min=1e-12)
+    index = (u.log() / chance.clamp(min=1e-30)).topk(count, dim=1).indices
+    return index, counts.gather(1, index)
+
+
+def mean_over_ranks(count: Tensor) -> Tensor:
+    """A scalar averaged over all processes: losses divided by it have the gradient of the joined batch."""
+    count = count.clone()
+    all_reduce(count, op='mean')
+    return count
 
 
 def build_site(config: dict | Site | None, student: nn.Module) -> Site:

@@ -11,7 +11,8 @@ from dskd_mm.features import find_module
 from dskd_mm.guidance import Target
 from dskd_mm.guidance.classifier import computes_as
 from dskd_mm.registry import MODELS
-from dskd_mm.sites.base import Port, Site
+from dskd_mm.sites.base import Observation, Port, Site
+from dskd_mm.teacher import FrozenTeacher
 
 
 @MODELS.register_module()
@@ -55,8 +56,9 @@ class ClassificationSite(Site):
             raise ValueError(f'The student ({type(model).__name__}) has no head, so there is no classifier to distil for.')
         return self._port(model, head, self.classifier, self.feature, 'student')
 
-    def teacher_port(self, model: nn.Module | None, head: nn.Module) -> Port:
+    def teacher_port(self, model: nn.Module | None, teacher: FrozenTeacher) -> Port:
         """See :meth:`Site.teacher_port`."""
+        head = teacher.build_part(self.part) if model is None else model.get_submodule(self.part)
         return self._port(model, head, self.teacher_classifier, self.teacher_feature, 'teacher')
 
     def _port(self, model: nn.Module | None, head: nn.Module, classifier: str | None, feature: dict | None, owner: str) -> Port:
@@ -71,14 +73,13 @@ class ClassificationSite(Site):
             )
         port = Port(
             part=self.part,
-            classifier=classifier,
+            classifiers=(classifier,),
             sigmoid=is_multi_label(head),
-            feature=classifier,
+            num_classes=int(weight.shape[0]),
+            features=(classifier,),
             io='input',
-            index=None,
             channels=int(weight.shape[1]),
             is_map=False,
-            is_pooled=False,
         )
         if feature is not None:
             unknown = set(feature) - {'path', 'io', 'index', 'channels'}
@@ -91,10 +92,10 @@ class ClassificationSite(Site):
                     f"The teacher's feature {feature['path']!r} has {feature['channels']} channels, but its classifier "
                     f'{classifier!r}, which guides in the space of that feature, takes {port.channels}.'
                 )
-            port.feature, port.channels, port.is_map = feature['path'], feature['channels'], True
+            port.features, port.channels, port.is_map = (feature['path'],), feature['channels'], True
             port.io, port.index = feature.get('io', 'output'), feature.get('index')
         elif model is not None and pools_into(model, layer):
-            port.feature, port.is_map, port.is_pooled = 'neck', True, True
+            port.features, port.is_map, port.is_pooled = ('neck',), True, True
         return port
 
     def check(self, data_samples: Sequence[Any], num_classes: int) -> None:
@@ -118,21 +119,28 @@ class ClassificationSite(Site):
                     f'teacher knows the classes 0 to {num_classes - 1}: correct the annotations or num_classes.'
                 )
 
-    def target(self, data_samples: Sequence[Any], num_classes: int, sigmoid: bool, device: torch.device) -> Target:
+    def target(self, seen: Observation, data_samples: Sequence[Any], num_classes: int, sigmoid: bool) -> Target:
         """Labels as (B, K): one-hot, the soft labels of Mixup and CutMix, or multi-hot for independent classes."""
-        if 'gt_score' in data_samples[0]:
-            return Target(torch.stack([sample.gt_score for sample in data_samples]).float().to(device))
-        classes = torch.arange(num_classes, device=device)
-        # All images at once, or there would be hundreds of small operations. A sample may have several labels, or none.
-        labels = pad_sequence([sample.gt_label for sample in data_samples], batch_first=True, padding_value=-1)
-        # Comparison instead of one_hot: that reads the labels back from the device.
-        return Target((labels.to(device)[:, :, None] == classes).any(dim=1).float())
+        return label_target(data_samples, num_classes, seen.logits[0].device)
 
-    def vectors(self, feature: Tensor, target: Target) -> Tensor:
-        """One vector per image, the average of the map; with ``dense`` one per location. Shape (M, C)."""
+    def vectors(
+        self, tensors: Sequence[Tensor], target: Target | None, generator: torch.Generator
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """One vector per image, the average of the map; with ``dense`` one per location."""
         if self.dense:
-            return feature.permute(0, 2, 3, 1).flatten(0, 2)
-        return feature.mean(dim=(2, 3))
+            return [tensor.transpose(1, 2).flatten(0, 1) for tensor in tensors], None
+        return [tensor.mean(dim=2) for tensor in tensors], None
+
+
+def label_target(data_samples: Sequence[Any], num_classes: int, device: torch.device) -> Target:
+    """The annotations of images as a distribution (B, K)."""
+    if 'gt_score' in data_samples[0]:
+        return Target(torch.stack([sample.gt_score for sample in data_samples]).float().to(device))
+    classes = torch.arange(num_classes, device=device)
+    # All images at once, or there would be hundreds of small operations. A sample may have several labels, or none.
+    labels = pad_sequence([sample.gt_label for sample in data_samples], batch_first=True, padding_value=-1)
+    # Comparison instead of one_hot: that reads the labels back from the device.
+    return Target((labels.to(device)[:, :, None] == classes).any(dim=1).float())
 
 
 def find_classifier(head: nn.Module, owner: str) -> str:

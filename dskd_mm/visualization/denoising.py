@@ -10,9 +10,11 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from dskd_mm.distillers import DSKDDistiller
+from dskd_mm.distillers.dskd import per_location
 from dskd_mm.features import FeatureTap
 from dskd_mm.guidance import TeacherClassifier
-from dskd_mm.sites import Port
+from dskd_mm.sites import Observation, Port
+from dskd_mm.sites.classification import label_target
 from dskd_mm.visualization.style import BLUE, GREY, ORANGE, new_figure, tidy
 
 
@@ -97,8 +99,8 @@ def denoising_trajectory(distiller: DSKDDistiller, inputs: Tensor, data_samples:
         raise ValueError('This distiller does not denoise: its loss_weights turn both lsh and virtual off.')
     if not distiller.teacher.is_loaded:
         distiller.load_teacher()
-    classifier = distiller.classifier
-    if classifier.is_dense or classifier.sigmoid:
+    (classifier, *others) = distiller.classifiers
+    if others or classifier.is_dense or classifier.sigmoid:
         kind = 'every location of a map' if classifier.is_dense else 'images into several classes at once'
         raise ValueError(f'Trajectories are drawn for images of one class each, but this teacher classifies {kind}.')
     teacher = run_teacher(distiller, inputs)
@@ -106,9 +108,10 @@ def denoising_trajectory(distiller: DSKDDistiller, inputs: Tensor, data_samples:
     distiller = copy.deepcopy(distiller).train()
     calls: list[tuple] = []
     distiller.sampler.register_forward_pre_hook(lambda module, args: calls.append(args))
-    with FeatureTap(distiller, 'align') as tap:
+    with FeatureTap(distiller, 'align') as tap, Observation(distiller.student, distiller.student_port, 'student') as seen:
         distiller.loss(inputs, list(data_samples))
-        aligned = tap.value.float()
+        size = seen.features[0].shape[2:]
+        aligned = tap.value[..., 0].float()
     denoiser, schedule, start, noise, guidance, gamma = calls[0]
     scale = distiller.feature_std if distiller.normalize else torch.ones_like(distiller.feature_std)
 
@@ -117,10 +120,10 @@ def denoising_trajectory(distiller: DSKDDistiller, inputs: Tensor, data_samples:
         distiller.sampler(denoiser, schedule, start, noise, guidance, gamma, steps)
         steps = [step * scale for step in steps]
         if distiller.autoencoder is not None:
-            steps = [distiller.autoencoder.decode(step).float() for step in steps]
-        return torch.stack([aligned, *steps])
+            steps = [per_location(distiller.autoencoder.decode, step).float() for step in steps]
+        return torch.stack([aligned, *steps]).unflatten(3, size)
 
-    label = distiller.site.target(data_samples, distiller.num_classes, classifier.sigmoid, inputs.device)
+    label = label_target(data_samples, classifier.num_classes, inputs.device)
     return DenoisingTrajectory(
         guided=sample(guidance),
         unguided=sample(None),
@@ -134,20 +137,19 @@ def denoising_trajectory(distiller: DSKDDistiller, inputs: Tensor, data_samples:
 def run_teacher(distiller: DSKDDistiller, inputs: Tensor) -> Tensor:
     """The teacher's features (B, C, H, W) of images that are preprocessed for the student."""
     # A copy, because a distiller may be content with the classifier alone: then it must not get the whole teacher from here.
-    teacher, port, site = copy.copy(distiller.teacher), distiller.teacher_port, distiller.site
+    teacher, port = copy.copy(distiller.teacher), distiller.teacher_port
     if teacher.model is None:
-        teacher.load(port.classifier, port.sigmoid, inputs.device, True, distiller.data_preprocessor)
-    assert teacher.model is not None and teacher.input_adapter is not None
-    port = site.teacher_port(teacher.model, teacher.model.get_submodule(site.part))
-    return run_tapped(teacher.model, port, teacher.input_adapter(inputs))
+        preprocessor = distiller.data_preprocessor
+        teacher.load(port.part, port.classifiers, port.sigmoid, port.anchors, inputs.device, True, preprocessor)
+    assert teacher.model is not None
+    return run_tapped(teacher.model, distiller.site.teacher_port(teacher.model, teacher), teacher.adapt(inputs))
 
 
 def run_tapped(model: nn.Module, port: Port, inputs: Tensor) -> Tensor:
     """Run a model on images and return the feature at its port, (B, C, H, W); a vector gets H = W = 1."""
-    with FeatureTap(model, port.feature, port.io, port.index) as tap:
+    with Observation(model, port, 'model') as seen:
         model(inputs, mode='tensor')
-        feature = tap.value.float()
-    return feature[:, :, None, None] if feature.ndim == 2 else feature
+        return seen.features[0].float()
 
 
 def plot_denoising_steps(trajectories: Mapping[str, DenoisingTrajectory]) -> Figure:

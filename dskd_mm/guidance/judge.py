@@ -1,0 +1,120 @@
+"""The frozen teacher as a judge of features: by its linear classifier, or by the loss of its whole head."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from dskd_mm.features.pyramid import MapFunction, Pyramid
+from dskd_mm.guidance.classifier import ClassifierGuidance, Target, TeacherClassifier, target_cross_entropy
+from dskd_mm.guidance.head_loss import HeadLossGuidance
+
+
+class Judge(ABC):
+    """Judges features of a packed pyramid (B, C, N), see :class:`~dskd_mm.features.Pyramid`."""
+
+    @abstractmethod
+    def loss(self, packed: Tensor, temperature: float) -> Tensor:
+        """How far the features are from what is wanted, a scalar; trains whoever made them.
+
+        Args:
+            packed (Tensor): Features (B, C, N), in the graph.
+            temperature (float): Softens predictions, where there are any.
+        """
+
+    @abstractmethod
+    def guidance(self, unit: str, scale: Tensor, autoencoder: nn.Module | None) -> Callable[[Tensor], Tensor]:
+        """What a sampler is guided by, in the space that is diffused.
+
+        Args:
+            unit (str): 'logit' or 'gradient', what a strength of 1 means.
+            scale (Tensor): What is diffused times this scalar is a feature, or a latent.
+            autoencoder (FeatureAutoEncoder, optional): Decodes a latent to a feature.
+
+        Returns:
+            Callable: Maps (B, C', N) to the gradient there, of the same shape.
+        """
+
+
+class ClassifierJudge(Judge):
+    """Judges by the teacher's linear classifier, in closed form.
+
+    Args:
+        pyramid (Pyramid): The levels.
+        classifiers (Sequence[TeacherClassifier]): One for all levels, or one for each.
+        label (Target): The annotations.
+        opinion (Tensor, optional): Logits of the teacher, which are wanted instead of the annotations. Defaults to None.
+    """
+
+    def __init__(
+        self, pyramid: Pyramid, classifiers: Sequence[TeacherClassifier], label: Target, opinion: Tensor | None = None
+    ) -> None:
+        self.pyramid = pyramid
+        self.classifiers = list(classifiers)
+        self.label = label
+        self.opinion = opinion
+
+    def target(self, temperature: float) -> Target:
+        """What is wanted: the annotations, or the teacher's opinion softened by a temperature."""
+        if self.opinion is None:
+            return self.label
+        return replace(self.label, probability=self.classifiers[0].predict(self.opinion, temperature))
+
+    def loss(self, packed: Tensor, temperature: float) -> Tensor:
+        """Divergence of the classifier's prediction from what is wanted; see :meth:`Judge.loss`."""
+        soften = 1.0 if self.opinion is None else temperature
+        logits = self.pyramid.map(self.classifiers, packed)
+        return target_cross_entropy(logits, self.target(soften), self.classifiers[0].sigmoid, soften)
+
+    def guidance(self, unit: str, scale: Tensor, autoencoder: nn.Module | None) -> Callable[[Tensor], Tensor]:
+        """See :meth:`Judge.guidance`."""
+        decoder = None if autoencoder is None else autoencoder.get_submodule('decoder')
+        assert decoder is None or isinstance(decoder, nn.Conv2d)
+        classifiers = self.classifiers * (len(self.pyramid.sizes) if len(self.classifiers) == 1 else 1)
+        lengths = [length * classifiers[0].anchors for length in self.pyramid.lengths]
+        each: list[MapFunction] = [
+            ClassifierGuidance(classifier, target, unit, scale, decoder)
+            for classifier, target in zip(classifiers, self.target(1.0).split(lengths), strict=True)
+        ]
+        return lambda packed: self.pyramid.map(each, packed)
+
+
+class HeadJudge(Judge):
+    """Judges by the loss of the teacher's head, differentiated by autograd: for recognisers without a linear classifier.
+
+    A strength of 1 in the unit 'logit' moves the features of an image by 1 standard deviation in the root mean square, for the
+    size of a head's loss has no scale of its own; in the unit 'gradient' it is the plain gradient.
+
+    Args:
+        pyramid (Pyramid): The levels.
+        head_loss (Callable): Loss of the frozen head on the maps of all levels, a mean over the batch.
+    """
+
+    def __init__(self, pyramid: Pyramid, head_loss: Callable[[Sequence[Tensor]], Tensor]) -> None:
+        self.pyramid = pyramid
+        self.head_loss = head_loss
+
+    def loss(self, packed: Tensor, temperature: float) -> Tensor:
+        """The head's loss; see :meth:`Judge.loss`."""
+        return self.head_loss(self.pyramid.unpack(packed))
+
+    def guidance(self, unit: str, scale: Tensor, autoencoder: nn.Module | None) -> Callable[[Tensor], Tensor]:
+        """See :meth:`Judge.guidance`."""
+
+        def summed(x: Tensor) -> Tensor:
+            feature = x * scale
+            if autoencoder is not None:
+                feature = autoencoder.get_submodule('decoder')(feature[..., None])[..., 0]
+            return self.head_loss(self.pyramid.unpack(feature)) * len(x)
+
+        gradient = HeadLossGuidance(summed)
+        if unit == 'gradient':
+            return gradient
+
+        def normalised(x: Tensor) -> Tensor:
+            g = gradient(x)
+            return g / g.square().mean(dim=(1, 2), keepdim=True).sqrt().clamp(min=torch.finfo(g.dtype).tiny)
+
+        return normalised

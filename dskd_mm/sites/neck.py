@@ -1,0 +1,100 @@
+"""Any detector: the levels of its neck, guided by the loss of the teacher's whole head."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from dskd_mm.features import find_module
+from dskd_mm.guidance import Target
+from dskd_mm.registry import MODELS
+from dskd_mm.sites.base import Observation, Port, Site
+from dskd_mm.teacher import FrozenTeacher
+
+
+@MODELS.register_module()
+class NeckSite(Site):
+    """The general case, for mmdet's detectors that end in no linear classifier of their own (the DETR family) and any other.
+
+    The feature is what the neck gives to the head. What is wanted of it is told by the loss of the teacher's frozen head on the
+    annotations, differentiated by autograd: one pass forward and back through that head in each sampling step, and one for the
+    anchor. The teacher's backbone runs only with ``prior='teacher'``. There are no class logits, so it needs ``target='label'``
+    and ``loss_weights=dict(virtual=0, logit=0)``.
+
+    Args:
+        channels (int, optional): Channels of the student's neck. Defaults to None: read off its ``out_channels``.
+        teacher_channels (int, optional): The same of the teacher. Defaults to None.
+        vectors_per_image (int): How many locations of an image are hashed. Defaults to 256.
+    """
+
+    part = 'neck'
+    denoiser_norm = 'GN'
+
+    def __init__(
+        self, channels: int | None = None, teacher_channels: int | None = None, vectors_per_image: int = 256
+    ) -> None:
+        self.channels = channels
+        self.teacher_channels = teacher_channels
+        self.vectors_per_image = vectors_per_image
+
+    def student_port(self, model: nn.Module) -> Port:
+        """See :meth:`Site.student_port`."""
+        return self._port(find_module(model, self.part, 'student'), self.channels, 'student')
+
+    def teacher_port(self, model: nn.Module | None, teacher: FrozenTeacher) -> Port:
+        """See :meth:`Site.teacher_port`."""
+        return self._port(teacher.build_part(self.part), self.teacher_channels, 'teacher')
+
+    def _port(self, neck: nn.Module, channels: int | None, owner: str) -> Port:
+        if channels is None:
+            channels = neck_channels(neck)
+        if channels is None:
+            argument = 'teacher_channels' if owner == 'teacher' else 'channels'
+            raise ValueError(
+                f"The {owner}'s neck ({type(neck).__name__}) is expected to tell its out_channels, one number for all levels, "
+                f'but does not. Give it with site=dict({argument}=...).'
+            )
+        return Port(
+            part=self.part,
+            classifiers=(),
+            sigmoid=False,
+            num_classes=0,
+            features=(self.part,),
+            io='output',
+            channels=channels,
+            index='all',
+        )
+
+    def target(self, seen: Observation, data_samples: Sequence[Any], num_classes: int, sigmoid: bool) -> Target | None:
+        """None: it is the head's own loss that knows what to do with annotations."""
+        return None
+
+    def run_teacher(self, teacher: FrozenTeacher, inputs: Tensor, data_samples: Sequence[Any], student: Observation) -> None:
+        """Run the teacher up to its neck; see :meth:`Site.run_teacher`."""
+        model: Any = teacher.model
+        model.extract_feat(teacher.adapt(inputs))
+
+    def head_loss(
+        self, teacher: FrozenTeacher, maps: Sequence[Tensor], inputs: Tensor, data_samples: Sequence[Any]
+    ) -> Tensor:
+        """Sum of the losses of the teacher's head on maps; see :meth:`Site.head_loss`."""
+        model: Any = teacher.model
+        # All that a detector does with its features lies behind extract_feat, in every family alike.
+        model.extract_feat = lambda *args, **kwargs: tuple(maps)
+        try:
+            losses = model.loss(inputs, list(data_samples))
+        finally:
+            del model.extract_feat
+        return model.parse_losses(losses)[0]
+
+
+def neck_channels(neck: nn.Module) -> int | None:
+    """Channels that all outputs of a neck have, by its own word or its output convolutions."""
+    told: Any = getattr(neck, 'out_channels', None)
+    if isinstance(told, int):
+        return told
+    if isinstance(told, Sequence) and len(set(told)) == 1:
+        return int(told[0])
+    convolutions = [module for module in neck.modules() if isinstance(module, nn.Conv2d)]
+    widths = {module.out_channels for module in convolutions}
+    return widths.pop() if len(widths) == 1 else None
