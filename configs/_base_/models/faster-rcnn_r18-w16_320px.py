@@ -1,0 +1,10 @@
+"""The student of faster-rcnn_r18-w32_320px.py: half its width."""
+
+_base_ = './faster-rcnn_r18-w32_320px.py'
+
+model = dict(
+    backbone=dict(base_channels=16, stem_channels=16),
+    neck=dict(in_channels=[32, 64, 128], out_channels=32),
+    rpn_head=dict(in_channels=32, feat_channels=32),
+    roi_head=dict(bbox_roi_extractor=dict(out_channels=32), bbox_head=dict(in_channels=32, fc_out_channels=128)),
+)

@@ -1,0 +1,6 @@
+_base_ = [
+    '../_base_/models/fcn_r14-w32_256px.py',
+    '../_base_/datasets/dsb2018-semantic_bs8.py',
+    '../_base_/schedules/adamw_30e_bs8.py',
+    '../_base_/default_runtime_seg.py',
+]
