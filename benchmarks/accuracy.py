@@ -42,6 +42,13 @@ class Setting:
         train_images (int): Size of the training part.
         holdout (dict): Settings that train on a part of the training images and validate on another.
         holdout_images (int): Size of the training part under ``holdout``.
+        scale (float): What the logged metric is multiplied with: records are in percent, mmdet logs fractions.
+        schedule (tuple): Where a student's config counts its epochs.
+        interval (int): Epochs between validations and checkpoints of a student.
+        amp (bool): Whether to train in bfloat16; some operators of mmcv have none on CPUs.
+        unit (str): The metric's name in tables.
+        test_part (str): What 'test' is in captions.
+        holdout_part (str): What 'holdout' is in captions.
     """
 
     task: str
@@ -54,6 +61,66 @@ class Setting:
     train_images: int
     holdout: dict[str, str] = field(default_factory=dict)
     holdout_images: int = 0
+    scale: float = 1
+    schedule: tuple[str, ...] = ('train_cfg.max_epochs', 'param_scheduler.T_max', 'param_scheduler.end')
+    interval: int = 5
+    amp: bool = True
+    unit: str = 'top-1'
+    test_part: str = 'the official test images'
+    holdout_part: str = 'held-out training images'
+
+
+# The schedules of configs/_base_/schedules/adamw_*.py: a warm-up, then the cosine.
+WARMED_UP = ('train_cfg.max_epochs', 'param_scheduler.1.T_max', 'param_scheduler.1.end')
+BCCD = dict(
+    task='det',
+    metric='coco/bbox_mAP',
+    epochs=60,
+    train_images=205,
+    # The data come with a validation part of their own.
+    holdout={'val_dataloader.dataset.ann_file': 'coco/val.json'},
+    holdout_images=205,
+    scale=100,
+    schedule=WARMED_UP,
+    interval=10,
+    unit='mAP',
+    holdout_part='the official validation images',
+)
+NUCLEI = dict(
+    task='seg',
+    metric='mIoU',
+    epochs=30,
+    train_images=531,
+    holdout={
+        'train_dataloader.dataset.indices': '-398',
+        'val_dataloader.dataset.ann_file': 'train.txt',
+        'val_dataloader.dataset.indices': '133',
+    },
+    holdout_images=398,
+    schedule=WARMED_UP,
+    interval=10,
+    unit='mIoU',
+    test_part='the validation images',
+)
+NUCLEUS_INSTANCES = {
+    **NUCLEI,
+    'task': 'det',
+    'metric': 'coco/segm_mAP',
+    'holdout': {**NUCLEI['holdout'], 'val_dataloader.dataset.ann_file': 'annotations/instances_train.json'},
+    'scale': 100,
+    'unit': 'mask mAP',
+}
+
+
+def small_pair(student: str, teacher: str, data: str) -> dict[str, str]:
+    """The fields of a setting that follow from the names of its configs."""
+    width = teacher.split('_')[1]
+    return dict(
+        pair=f'{student} {teacher}',
+        student=f'configs/plain/{student}_{data}.py',
+        teacher=f'configs/plain/{teacher}_{data}.py',
+        distilled=f'configs/dskd/{student}_{width}_{data}.py',
+    )
 
 
 SETTINGS = {
@@ -89,6 +156,13 @@ SETTINGS = {
         },
         holdout_images=10000,
     ),
+    'bccd-retinanet': Setting(**BCCD, **small_pair('retinanet_r18-w16', 'retinanet_r18-w32', 'bccd')),
+    'bccd-fcos': Setting(**BCCD, **small_pair('fcos_r18-w16', 'fcos_r18-w32', 'bccd')),
+    'bccd-faster-rcnn': Setting(**BCCD, **small_pair('faster-rcnn_r18-w16', 'faster-rcnn_r18-w32', 'bccd')),
+    'dsb2018-fcn': Setting(**NUCLEI, **small_pair('fcn_r14-w8', 'fcn_r14-w32', 'dsb2018')),
+    'dsb2018-pspnet': Setting(**NUCLEI, **small_pair('pspnet_r14-w8', 'pspnet_r14-w32', 'dsb2018')),
+    'dsb2018-deeplabv3': Setting(**NUCLEI, **small_pair('deeplabv3_r14-w8', 'deeplabv3_r14-w32', 'dsb2018')),
+    'dsb2018-mask-rcnn': Setting(**NUCLEUS_INSTANCES, **small_pair('mask-rcnn_r14-w16', 'mask-rcnn_r14-w32', 'dsb2018')),
 }
 
 NO_DIFFUSION = {'model.loss_weights.lsh': '0', 'model.loss_weights.virtual': '0'}
@@ -141,10 +215,11 @@ def run(args: argparse.Namespace, dataset: str, variant: str, seed: int) -> None
     else:
         name = f'{dataset}/{split}-{epochs}e/{variant}-s{seed}'
         work_dir = Path(args.work_dir) / name
-        options |= {'train_cfg.max_epochs': epochs, 'param_scheduler.T_max': epochs, 'param_scheduler.end': epochs}
-        options |= {'train_cfg.val_interval': 5, 'default_hooks.checkpoint.interval': 5}
+        options |= dict.fromkeys(setting.schedule, epochs)
+        options |= {'train_cfg.val_interval': setting.interval, 'default_hooks.checkpoint.interval': setting.interval}
         options |= setting.holdout if args.holdout else {}
-    command = [sys.executable, 'tools/train.py', config, '--work-dir', str(work_dir), '--amp', '--resume']
+    command = [sys.executable, 'tools/train.py', config, '--work-dir', str(work_dir), '--resume']
+    command += ['--amp'] if setting.amp else []
     command += ['--cfg-options', *(f'{key}={value}' for key, value in options.items())]
     key = dict(dataset=dataset, variant=variant, seed=seed, split=split, epochs=epochs)
     if variant == 'teacher':
@@ -170,7 +245,7 @@ def run(args: argparse.Namespace, dataset: str, variant: str, seed: int) -> None
         seed=seed,
         split=split,
         metric=setting.metric,
-        value=round(value, 4),
+        value=round(value * setting.scale, 4),
         epochs=last if variant == 'teacher' else epochs,
         train_images=setting.holdout_images if split == 'holdout' else setting.train_images,
         seconds=round(time.time() - start, 1),
@@ -181,7 +256,7 @@ def run(args: argparse.Namespace, dataset: str, variant: str, seed: int) -> None
     )
     with LOCK, open(args.results, 'a') as file:
         file.write(json.dumps(record) + '\n')
-    print(f'done  {name}: {value:.2f} in {record["seconds"]} s', flush=True)
+    print(f'done  {name}: {record["value"]:.2f} in {record["seconds"]} s', flush=True)
 
 
 def records(path: Path | None = None) -> list[dict]:
@@ -216,7 +291,8 @@ def commit() -> str:
 def versions() -> dict[str, str]:
     """Versions of what the result depends on."""
     found = dict(python=platform.python_version())
-    for name in ('torch', 'onedl-mmengine', 'mmengine', 'onedl-mmpretrain', 'mmpretrain'):
+    packages = ('mmengine', 'mmpretrain', 'mmdet', 'mmdetection', 'mmsegmentation')
+    for name in ('torch', *(prefix + package for package in packages for prefix in ('onedl-', ''))):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

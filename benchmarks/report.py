@@ -67,11 +67,12 @@ def verdict(gains: list[float], mean: float) -> str:
 
 
 def table(dataset: str, split: str, epochs: int) -> str:
-    """Variants of one data set: accuracy, gain over the plain student in paired seeds, share of the teacher gap closed."""
+    """Variants of one data set: the metric, gain over the plain student in paired seeds, share of the teacher gap closed."""
     groups = selected(dataset, split, epochs)
     teacher = [r['value'] for r in selected(dataset, 'test')['teacher']]
     plain = {r['seed']: r['value'] for r in groups.get('plain', [])}
-    lines = ['| variant | top-1, % | gain over plain | teacher gap closed | seeds |', '| --- | --- | --- | --- | --- |']
+    unit = SETTINGS[dataset].unit
+    lines = [f'| variant | {unit}, % | gain over plain | teacher gap closed | seeds |', '| --- | --- | --- | --- | --- |']
     if teacher and split == 'test':
         lines.append(f'| teacher | {spread(teacher)} | | | {len(teacher)} |')
     for variant in VARIANTS:
@@ -99,11 +100,12 @@ def caption(dataset: str, split: str, epochs: int) -> str:
     setting = SETTINGS[dataset]
     seeds = ','.join(map(str, sorted({run['seed'] for run in runs})))
     variants = ','.join(v for v in VARIANTS if v in groups and v != 'teacher')
-    part = 'held-out training images' if split == 'holdout' else 'the official test images'
+    part = setting.holdout_part if split == 'holdout' else setting.test_part
+    metric = 'accuracy' if setting.task == 'cls' else setting.unit
     flags = f' --epochs {epochs}' + (' --holdout' if split == 'holdout' else '')
     student, teacher = setting.pair.split()
     return (
-        f'Student {student}, teacher {teacher}; {runs[0]["train_images"]:,} training images, {epochs} epochs, accuracy on '
+        f'Student {student}, teacher {teacher}; {runs[0]["train_images"]:,} training images, {epochs} epochs, {metric} on '
         f'{part} after the last epoch, mean ± sample deviation over seeds.\n\n'
         f'```shell\npython benchmarks/accuracy.py --dataset {dataset} --variants {variants} --seeds {seeds}{flags}\n```'
     )

@@ -1,0 +1,11 @@
+_base_ = '../plain/fcn_r14-w8_dsb2018.py'
+
+model = dict(
+    _delete_=True,
+    type='dskd_mm.DSKDDistiller',
+    student=_base_.model,
+    teacher=dict(
+        config='{{ fileDirname }}/../plain/fcn_r14-w32_dsb2018.py',
+        checkpoint='work_dirs/fcn_r14-w32_dsb2018/epoch_30.pth',
+    ),
+)

@@ -1,0 +1,43 @@
+"""Every setting of the benchmark fits the configs that it names."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / 'benchmarks'))
+import accuracy  # noqa: E402
+
+
+def schedulers(cfg: Config) -> list[dict]:
+    """The config's schedulers, of which there may be one or several."""
+    return cfg.param_scheduler if isinstance(cfg.param_scheduler, list) else [cfg.param_scheduler]
+
+
+@pytest.mark.parametrize('name', accuracy.SETTINGS)
+def test_setting_fits_its_configs(name):
+    setting = accuracy.SETTINGS[name]
+    student, teacher, distilled = (
+        Config.fromfile(ROOT / path) for path in (setting.student, setting.teacher, setting.distilled)
+    )
+    # The distilled student is the plain one, its teacher the one that the benchmark trains, after its last epoch.
+    assert distilled.model.student == student.model
+    assert Path(distilled.model.teacher.config).resolve() == ROOT / setting.teacher
+    assert distilled.model.teacher.checkpoint == (
+        f'work_dirs/{Path(setting.teacher).stem}/epoch_{teacher.train_cfg.max_epochs}.pth'
+    )
+    # A budget reaches all that counts epochs, and the last epoch is the one at which the learning rate is 0.
+    student.merge_from_dict(dict.fromkeys(setting.schedule, 7))
+    assert student.train_cfg.max_epochs == 7
+    assert [(s.T_max, s.end) for s in schedulers(student) if s.type == 'CosineAnnealingLR'] == [(7, 7)]
+
+
+@pytest.mark.parametrize('name', [name for name, setting in accuracy.SETTINGS.items() if setting.holdout])
+def test_holdout_judges_on_other_images_than_the_results(name):
+    setting = accuracy.SETTINGS[name]
+    cfg = Config.fromfile(ROOT / setting.student)
+    before = cfg.val_dataloader.dataset.to_dict()
+    cfg.merge_from_dict(setting.holdout)
+    assert cfg.val_dataloader.dataset.to_dict() != before
