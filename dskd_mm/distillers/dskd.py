@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -78,8 +78,9 @@ class DSKDDistiller(Distiller):
         schedule (dict, optional): Arguments of :class:`~dskd_mm.diffusion.DDIMSchedule`. Defaults to None.
         sampler (dict, optional): Arguments of :class:`~dskd_mm.diffusion.TeacherGuidedSampler`; ``scale=0`` turns guidance off.
             With ``noise='adapter'`` a :class:`~dskd_mm.diffusion.NoiseAdapter` is built. Defaults to None.
-        autoencoder (dict, optional): ``dict(latent_channels=...)`` to diffuse wide features in a narrow latent; the guidance is
-            pulled back through its decoder. Defaults to None.
+        autoencoder (dict | False, optional): ``dict(latent_channels=...)`` to diffuse wide features in a narrow latent; the
+            guidance is pulled back through its decoder. False for none. Defaults to None: what the site advises, a latent of 256
+            for the box heads of two-stage detectors and none elsewhere.
         lsh (dict, optional): Arguments of :class:`~dskd_mm.losses.LSHDistillLoss`. Defaults to None.
         loss_weights (dict, optional): Weights of 'diff', 'lsh', 'anchor', 'virtual' and 'logit'. A weight of 0 skips the work,
             too; the diffusion is left out if both 'lsh' and 'virtual' are 0. Those not named keep their default of 1.
@@ -108,7 +109,7 @@ class DSKDDistiller(Distiller):
         denoiser: dict | None = None,
         schedule: dict | None = None,
         sampler: dict | None = None,
-        autoencoder: dict | None = None,
+        autoencoder: dict | Literal[False] | None = None,
         lsh: dict | None = None,
         loss_weights: dict | None = None,
         noise_seed: int | None = None,
@@ -148,7 +149,10 @@ class DSKDDistiller(Distiller):
             return
         width = channels
         self.autoencoder = None
-        if autoencoder is not None:
+        advised = self.site.latent_channels
+        if autoencoder is None and advised and advised < channels:
+            autoencoder = dict(latent_channels=advised)
+        if autoencoder:
             self.autoencoder = build(FeatureAutoEncoder, autoencoder, channels=channels)
             width = self.autoencoder.decoder.in_channels
         kernel = dict(kernel_size=3 if self.student_port.is_map else 1, norm=self.site.denoiser_norm)

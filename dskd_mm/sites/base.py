@@ -154,6 +154,8 @@ class Site(ABC):
     """Softens predictions by default: what is customary (or measured to be good) in the task."""
     denoiser_norm: str = 'BN'
     """The norm of the denoiser by default."""
+    latent_channels: int | None = None
+    """Features wider than this are diffused in a latent of this width by default; None for never."""
     vectors_per_image: int | None = None
     """How many locations of an image are hashed; None for all."""
 

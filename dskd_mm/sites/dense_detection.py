@@ -74,7 +74,7 @@ class DenseDetectionSite(Site):
             names = [name.removeprefix(f'{self.part}.') for name in names]
         layers: list[Any] = [find_module(head, name, f"{owner}'s head") for name in names]
         channels = {(getattr(layer, 'in_channels', None), getattr(layer, 'out_channels', None)) for layer in layers}
-        if len(channels) != 1 or (wrong := next(iter(channels)))[1] != classes * count:
+        if len(channels) != 1 or next(iter(channels))[1] != classes * count:
             raise ValueError(
                 f"The {owner}'s classification layers {names} are expected to be convolutions of equal width with "
                 f'{count} x {classes} outputs, but got (inputs, outputs) {sorted(channels, key=str)}. Name others in the site.'
@@ -87,7 +87,7 @@ class DenseDetectionSite(Site):
             num_classes=classes,
             features=paths,
             io='input',
-            channels=wrong[0],
+            channels=int(layers[0].in_channels),
             anchors=count,
             strides=tuple((int(w), int(h)) for w, h in priors.strides),
             calls=dict(loss=f'{self.part}.loss_cls'),

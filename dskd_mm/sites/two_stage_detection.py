@@ -27,6 +27,7 @@ class TwoStageDetectionSite(Site):
     """
 
     temperature = 1.0
+    latent_channels = 256  # box heads end in 1024 channels, for which the denoiser of vectors would have 17 M parameters
 
     def __init__(self, stage: int = -1, classifier: str = 'fc_cls', teacher_classifier: str = 'fc_cls') -> None:
         self.stage = stage
