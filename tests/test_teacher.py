@@ -1,6 +1,7 @@
 """The frozen teacher: loaded with care, owned by nobody, fed with its own normalisation."""
 
 import copy
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -14,9 +15,16 @@ from dskd_mm.testing import random_teacher
 CPU = torch.device('cpu')
 
 
-def load(teacher: FrozenTeacher, full: bool, classifier: str = 'head.fc') -> FrozenTeacher:
+def load(
+    teacher: FrozenTeacher,
+    full: bool,
+    classifiers: Sequence[str] = ('head.fc',),
+    part: str = 'head',
+    sigmoid: bool = False,
+    anchors: int = 1,
+) -> FrozenTeacher:
     preprocessor = ClsDataPreprocessor(mean=[120.0, 110.0, 100.0], std=[60.0, 62.0, 64.0], to_rgb=True)
-    teacher.load(classifier, sigmoid=False, device=CPU, full=full, student_preprocessor=preprocessor)
+    teacher.load(part, classifiers, sigmoid, anchors, device=CPU, full=full, student_preprocessor=preprocessor)
     return teacher
 
 
@@ -46,8 +54,9 @@ def test_the_classifier_alone_is_loaded_without_the_backbone(arguments):
     arguments['config']['model']['backbone'] = dict(type='NoSuchBackbone')
     teacher = load(FrozenTeacher(**arguments), full=False)
     weights = torch.load(arguments['checkpoint'])['state_dict']
-    assert torch.equal(teacher.classifier.weight, weights['head.fc.weight'])
-    assert torch.equal(teacher.classifier.bias, weights['head.fc.bias'])
+    (classifier,) = teacher.classifiers
+    assert torch.equal(classifier.weight, weights['head.fc.weight'])
+    assert torch.equal(classifier.bias, weights['head.fc.bias'])
     assert teacher.model is None
     with pytest.raises(RuntimeError, match='without its backbone'):
         teacher(torch.randn(1, 3, 16, 16))
@@ -86,7 +95,7 @@ def test_it_follows_a_cast(arguments):
     teacher.apply_to_tensors(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
     images = torch.randn(2, 3, 16, 16, dtype=torch.float64)
     assert teacher(images).dtype == torch.float64
-    assert teacher.classifier.weight.dtype == torch.float64
+    assert [classifier.weight.dtype for classifier in teacher.classifiers] == [torch.float64]
 
 
 @pytest.mark.parametrize('prefix', ['module.', 'student.', 'module.student.'])
@@ -99,7 +108,8 @@ def test_checkpoints_of_wrapped_and_distilled_models_are_read(arguments, prefix)
 
     edit(arguments['checkpoint'], wrap)
     teacher = load(FrozenTeacher(**arguments), full=True)
-    assert torch.equal(teacher.classifier.weight, expected)
+    (classifier,) = teacher.classifiers
+    assert torch.equal(classifier.weight, expected)
 
 
 @pytest.mark.parametrize('full', [True, False])
@@ -146,7 +156,7 @@ def test_the_config_of_a_distiller_stands_for_its_student(arguments):
 def test_position_embeddings_are_resized_as_the_host_does(tmp_path):
     arguments = random_teacher(str(tmp_path), kind='vit', image_size=16)
     arguments['config']['model']['backbone']['img_size'] = 32
-    teacher = load(FrozenTeacher(**arguments), full=True, classifier='head.layers.head')
+    teacher = load(FrozenTeacher(**arguments), full=True, classifiers=['head.layers.head'])
     assert teacher.model.backbone.pos_embed.shape[1] == 1 + 8 * 8
 
 

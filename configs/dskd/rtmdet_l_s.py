@@ -14,3 +14,6 @@ model = dict(
         'rtmdet_l_8xb32-300e_coco_20220719_112030-5a0be7c4.pth',
     ),
 )
+
+# mmdet's config inherits the 16 of another schedule; its learning rate is for 8 GPUs with 32 images each.
+auto_scale_lr = dict(base_batch_size=256)

@@ -79,8 +79,8 @@ class DSKDDistiller(Distiller):
         sampler (dict, optional): Arguments of :class:`~dskd_mm.diffusion.TeacherGuidedSampler`; ``scale=0`` turns guidance off.
             With ``noise='adapter'`` a :class:`~dskd_mm.diffusion.NoiseAdapter` is built. Defaults to None.
         autoencoder (dict | False, optional): ``dict(latent_channels=...)`` to diffuse wide features in a narrow latent; the
-            guidance is pulled back through its decoder. False for none. Defaults to None: what the site advises, a latent of 256
-            for the box heads of two-stage detectors and none elsewhere.
+            guidance is pulled back through its decoder. False for none. Defaults to None: what the site advises, a latent of
+            256 for the box heads of two-stage detectors and none elsewhere.
         lsh (dict, optional): Arguments of :class:`~dskd_mm.losses.LSHDistillLoss`. Defaults to None.
         loss_weights (dict, optional): Weights of 'diff', 'lsh', 'anchor', 'virtual' and 'logit'. A weight of 0 skips the work,
             too; the diffusion is left out if both 'lsh' and 'virtual' are 0. Those not named keep their default of 1.

@@ -5,6 +5,7 @@ layer, hidden layers between, transformers with a class token or averaged tokens
 """
 
 import os.path as osp
+import re
 from typing import Any
 
 import torch
@@ -111,15 +112,28 @@ def random_teacher(directory: str, seed: int = 0, **kwargs: Any) -> dict[str, An
         dict: ``config`` and ``checkpoint``, the arguments of a distiller's teacher.
     """
     config = classifier_config(**{'width': 6, **kwargs})
+    checkpoint = osp.join(directory, 'teacher.pth')
+    save_random_model(config, checkpoint, r'^head\.', seed)
+    return dict(config=dict(model=config), checkpoint=checkpoint)
+
+
+def save_random_model(config: ConfigDict, path: str, wide: str, seed: int = 0) -> None:
+    """Save the checkpoint of a model with random weights.
+
+    Args:
+        config (ConfigDict): The model.
+        path (str): Where to write it.
+        wide (str): Regular expression for the names of weights that are drawn with a standard deviation of 0.2, wide enough for
+            predictions that differ between classes.
+        seed (int): Seed of the weights. Defaults to 0.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = MMENGINE_MODELS.build(config)
         for name, parameter in model.named_parameters():
-            if name.startswith('head.') and parameter.ndim == 2:
+            if re.search(wide, name) and parameter.ndim > 1:
                 torch.nn.init.normal_(parameter, std=0.2)
-    checkpoint = osp.join(directory, 'teacher.pth')
-    torch.save(dict(meta=dict(), state_dict=model.state_dict()), checkpoint)
-    return dict(config=dict(model=config), checkpoint=checkpoint)
+    torch.save(dict(meta=dict(), state_dict=model.state_dict()), path)
 
 
 def random_batch(

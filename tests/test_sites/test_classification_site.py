@@ -1,5 +1,7 @@
 """Where classifiers are found in mmpretrain's models, and what their targets are."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from mmengine.registry import MODELS
@@ -8,9 +10,9 @@ from mmpretrain.structures import DataSample
 from torch import nn
 from torch.nn import functional as F
 
-from dskd_mm.features import FeatureTap
 from dskd_mm.guidance import Target
-from dskd_mm.sites import ClassificationSite, build_site
+from dskd_mm.sites import ClassificationSite, Observation, build_site
+from dskd_mm.teacher import FrozenTeacher
 from dskd_mm.testing import classifier_config, random_batch
 
 # Of models of width 4: classifier, module and side of the feature, its channels, whether it is a map, whether sigmoid.
@@ -29,36 +31,55 @@ def build_head(**config) -> nn.Module:
     return MODELS.build(dict(_scope_='mmpretrain', **config))
 
 
+def teacher_of(head: dict) -> FrozenTeacher:
+    """A teacher of which only the head could be built, and nothing be loaded."""
+    model = dict(type='ImageClassifier', _scope_='mmpretrain', backbone=dict(type='NoSuchBackbone'), head=head)
+    return FrozenTeacher(dict(model=model), '/nowhere/teacher.pth')
+
+
+def seen_logits(batch: int, num_classes: int) -> SimpleNamespace:
+    """As much of an observation of the student as the targets of images need."""
+    return SimpleNamespace(logits=[torch.zeros(batch, num_classes)])
+
+
 @pytest.mark.parametrize('kind', PORTS)
 def test_classifier_and_feature_are_found(kind):
     model = MODELS.build(classifier_config(kind))
     port = ClassificationSite().student_port(model)
-    found = (port.classifier, port.feature, port.channels, port.is_map, port.sigmoid)
-    assert found == PORTS[kind]
+    (classifier,), (feature,) = port.classifiers, port.features
+    assert (classifier, feature, port.channels, port.is_map, port.sigmoid) == PORTS[kind]
     assert port.io == 'input'
     assert port.is_pooled == port.is_map
+    assert (port.part, port.num_classes, port.anchors, port.is_pyramid) == ('head', 5, 1, False)
 
 
 @pytest.mark.parametrize('kind', PORTS)
 def test_the_logits_are_the_classifier_on_the_tapped_feature(kind):
     model = MODELS.build(classifier_config(kind)).eval()
     port = ClassificationSite().student_port(model)
-    layer = model.get_submodule(port.classifier)
-    with torch.no_grad(), FeatureTap(model, port.feature, port.io, port.index) as tap:
+    (path,) = port.classifiers
+    layer = model.get_submodule(path)
+    with torch.no_grad(), Observation(model, port, 'student') as seen:
         logits = model(random_batch()[0])
-        feature = tap.value
-    assert feature.shape[1] == port.channels
-    assert feature.ndim == (4 if port.is_map else 2)
-    pooled = feature.flatten(2).mean(dim=2) if port.is_map else feature
-    torch.testing.assert_close(F.linear(pooled, layer.weight, layer.bias), logits)
+        ((feature,), (tapped,)) = seen.features, seen.logits
+    assert feature.shape[:2] == (4, port.channels)
+    # Vectors come as maps of a single location.
+    assert feature.ndim == 4
+    assert (feature.shape[2:] != (1, 1)) == port.is_map
+    torch.testing.assert_close(F.linear(feature.flatten(2).mean(dim=2), layer.weight, layer.bias), logits)
+    assert torch.equal(tapped, logits)
 
 
 @pytest.mark.parametrize('kind', PORTS)
 def test_a_teacher_is_understood_from_its_head_alone(kind):
-    model = MODELS.build(classifier_config(kind))
-    port = ClassificationSite().teacher_port(None, model.head)
+    config = classifier_config(kind)
+    port = ClassificationSite().teacher_port(None, teacher_of(config.head))
     classifier, _, channels, _, sigmoid = PORTS[kind]
-    assert (port.classifier, port.channels, port.sigmoid) == (classifier, channels, sigmoid)
+    assert (port.classifiers, port.channels, port.sigmoid) == ((classifier,), channels, sigmoid)
+    assert (port.part, port.num_classes) == ('head', 5)
+    # With the whole model there, it is where a student of the same kind is tapped.
+    model = MODELS.build(config)
+    assert ClassificationSite().teacher_port(model, teacher_of(config.head)) == ClassificationSite().student_port(model)
 
 
 def test_the_last_level_of_several_is_the_feature():
@@ -66,16 +87,16 @@ def test_the_last_level_of_several_is_the_feature():
     config.backbone.out_indices = (0, 2)
     model = MODELS.build(config).eval()
     port = ClassificationSite().student_port(model)
-    with torch.no_grad(), FeatureTap(model, port.feature, port.io, port.index) as tap:
+    with torch.no_grad(), Observation(model, port, 'student') as seen:
         model(random_batch()[0])
-        assert tap.value.shape == (4, 16, 4, 4)
+        assert [level.shape for level in seen.features] == [(4, 16, 4, 4)]
 
 
 def test_other_poolings_leave_the_classifiers_own_input():
     config = classifier_config('gap')
     config.neck = dict(type='GeneralizedMeanPooling')
     port = ClassificationSite().student_port(MODELS.build(config))
-    assert (port.feature, port.is_map) == ('head.fc', False)
+    assert (port.features, port.is_map) == (('head.fc',), False)
 
 
 @pytest.mark.parametrize(
@@ -100,15 +121,15 @@ def test_no_classifier_or_several_are_a_clear_error(head, message):
 
 
 def test_the_error_about_a_teacher_names_its_own_argument():
-    head = build_head(type='DeiTClsHead', num_classes=5, in_channels=8)
+    teacher = teacher_of(dict(type='DeiTClsHead', num_classes=5, in_channels=8))
     with pytest.raises(ValueError, match=r"The teacher's head.*site=dict\(teacher_classifier="):
-        ClassificationSite().teacher_port(None, head)
+        ClassificationSite().teacher_port(None, teacher)
 
 
 def test_a_named_classifier_settles_it():
-    head = build_head(type='DeiTClsHead', num_classes=5, in_channels=8)
+    teacher = teacher_of(dict(type='DeiTClsHead', num_classes=5, in_channels=8))
     site = ClassificationSite(teacher_classifier='head.layers.head_dist')
-    assert site.teacher_port(None, head).classifier == 'head.layers.head_dist'
+    assert site.teacher_port(None, teacher).classifiers == ('head.layers.head_dist',)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +153,8 @@ def test_a_model_without_head_is_refused():
 def test_a_feature_of_ones_own_is_tapped():
     model = MODELS.build(classifier_config('gap'))
     port = ClassificationSite(feature=dict(path='backbone.layer2', channels=8)).student_port(model)
-    assert (port.feature, port.io, port.channels, port.is_map, port.is_pooled) == ('backbone.layer2', 'output', 8, True, False)
+    assert (port.features, port.io, port.channels) == (('backbone.layer2',), 'output', 8)
+    assert (port.is_map, port.is_pooled) == (True, False)
 
 
 @pytest.mark.parametrize('feature', [dict(path='neck'), dict(channels=4), dict(path='neck', channels=4, layer=1)])
@@ -143,9 +165,9 @@ def test_an_incomplete_feature_is_refused(feature):
 
 
 def test_a_teachers_feature_needs_the_width_of_its_classifier():
-    head = MODELS.build(classifier_config('gap')).head
+    teacher = teacher_of(classifier_config('gap').head)
     with pytest.raises(ValueError, match=r"'backbone.layer2' has 8 channels, but its classifier 'head.fc'.* takes 16"):
-        ClassificationSite(teacher_feature=dict(path='backbone.layer2', channels=8)).teacher_port(None, head)
+        ClassificationSite(teacher_feature=dict(path='backbone.layer2', channels=8)).teacher_port(None, teacher)
 
 
 def samples(*labels) -> list[DataSample]:
@@ -153,15 +175,17 @@ def samples(*labels) -> list[DataSample]:
 
 
 def test_single_labels_become_one_hot():
-    target = ClassificationSite().target(samples(2, 0), 4, False, torch.device('cpu'))
+    target = ClassificationSite().target(seen_logits(2, 4), samples(2, 0), 4, False)
     assert target.probability.tolist() == [[0, 0, 1, 0], [1, 0, 0, 0]]
     assert target.probability.dtype == torch.float32
     assert target.weight is None
+    assert target.count is None
+    assert target.focus == 0
 
 
 def test_several_labels_become_multi_hot_and_none_is_none():
     labels = samples([1, 3], [0], torch.tensor([], dtype=torch.long))
-    target = ClassificationSite().target(labels, 4, True, torch.device('cpu'))
+    target = ClassificationSite().target(seen_logits(3, 4), labels, 4, True)
     assert target.probability.tolist() == [[0, 1, 0, 1], [1, 0, 0, 0], [0, 0, 0, 0]]
 
 
@@ -174,7 +198,7 @@ def test_mixed_images_have_mixed_targets(augment):
     mixed = preprocessor(data, training=True)['data_samples']
     site = ClassificationSite()
     site.check(mixed, 5)
-    target = site.target(mixed, 5, False, torch.device('cpu')).probability
+    target = site.target(seen_logits(4, 5), mixed, 5, False).probability
     torch.testing.assert_close(target, torch.stack([sample.gt_score for sample in mixed]))
     torch.testing.assert_close(target.sum(dim=1), torch.ones(4))
     assert ((target > 0).sum(dim=1) == 2).any()
@@ -194,12 +218,19 @@ def test_a_score_over_other_classes_is_refused():
 
 
 def test_vectors_are_averages_or_single_locations():
-    feature = torch.randn(2, 3, 4, 5)
-    target = Target(torch.eye(3)[:2])
-    torch.testing.assert_close(ClassificationSite().vectors(feature, target), feature.flatten(2).mean(dim=2))
-    dense = ClassificationSite(dense=True).vectors(feature, target)
-    assert dense.shape == (40, 3)
-    torch.testing.assert_close(dense[20 + 5 * 2 + 3], feature[1, :, 2, 3])
+    feature, other = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
+    target, generator = Target(torch.eye(3)[:2]), torch.Generator().manual_seed(0)
+    packed = [feature.flatten(2), other.flatten(2)]
+    for site in (ClassificationSite(), ClassificationSite(dense=True)):
+        vectors, weight = site.vectors(packed, target, generator)
+        assert weight is None
+        for vector, value in zip(vectors, (feature, other), strict=True):
+            if site.dense:
+                assert vector.shape == (40, 3)
+                torch.testing.assert_close(vector[20 + 5 * 2 + 3], value[1, :, 2, 3])
+            else:
+                torch.testing.assert_close(vector, value.flatten(2).mean(dim=2))
+    assert torch.equal(generator.get_state(), torch.Generator().manual_seed(0).get_state()), 'no choice, no random numbers'
 
 
 def test_a_classifier_of_mmpretrain_gets_its_site_by_itself():

@@ -67,7 +67,8 @@ def test_the_last_step_is_what_a_training_step_hashes(tmp_path, switches):
     hashed = []
     distiller.train().lsh.register_forward_pre_hook(lambda module, args: hashed.append(args))
     distiller.loss(images, samples)
-    (feature, target), *_ = hashed
+    (feature, target, weight), *_ = hashed
+    assert weight is None
     torch.testing.assert_close(trajectory.guided[0].mean(dim=(2, 3)), feature, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(trajectory.guided[-1].mean(dim=(2, 3)), target, rtol=1e-4, atol=1e-4)
     assert len(trajectory.guided) == len(trajectory.unguided) == len(trajectory.timesteps) + 1

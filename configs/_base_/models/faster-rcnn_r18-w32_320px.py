@@ -33,8 +33,9 @@ model = dict(
         type='StandardRoIHead',
         bbox_roi_extractor=dict(
             type='SingleRoIExtractor',
-            # A fixed number of samples: as many as fit a bin, the default, takes much longer on CPUs.
-            roi_layer=dict(type='RoIAlign', output_size=7, sampling_ratio=2),
+            # A fixed number of samples: as many as fit a bin, the default, takes much longer on CPUs. In bfloat16 only
+            # torchvision's operator runs on them.
+            roi_layer=dict(type='RoIAlign', output_size=7, sampling_ratio=2, use_torchvision=True),
             out_channels=64,
             featmap_strides=[8, 16, 32],
             finest_scale=28,

@@ -14,7 +14,7 @@ model = dict(
         bbox_head=dict(num_classes=1),
         mask_roi_extractor=dict(
             type='SingleRoIExtractor',
-            roi_layer=dict(type='RoIAlign', output_size=14, sampling_ratio=2),
+            roi_layer=dict(type='RoIAlign', output_size=14, sampling_ratio=2, use_torchvision=True),
             out_channels=64,
             featmap_strides=[4, 8, 16],
             finest_scale=14,
