@@ -1,5 +1,6 @@
 """The frozen teacher: built late, loaded with care, and owned by no module tree."""
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -210,7 +211,8 @@ def _converts_channels(preprocessor: nn.Module) -> bool:
 
 def build_in_scope(config: ConfigDict, scope: str | None) -> nn.Module:
     """Build a model, or a part of one, under the scope of its own library."""
-    config = ConfigDict(config)
+    # Heads write into their configs (DETRHead turns a class weight into a tensor), and cannot be built from them again.
+    config = ConfigDict(copy.deepcopy(config))
     if scope is not None:
         config.setdefault('_scope_', scope)
     return MMENGINE_MODELS.build(config)

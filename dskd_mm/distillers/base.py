@@ -1,5 +1,6 @@
 """What every distiller shares: a student that stays a plain model, and a teacher outside of it."""
 
+import copy
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -240,7 +241,8 @@ def build_student(config: dict | nn.Module, data_preprocessor: dict | nn.Module 
     """
     student: Any = config
     if isinstance(config, dict):
-        cfg = ConfigDict(config)
+        # Hosts write into the configs of what they build, and the teacher may have the same one.
+        cfg = ConfigDict(copy.deepcopy(config))
         if cfg.get('data_preprocessor') is None:
             cfg.data_preprocessor = data_preprocessor
         student = MMENGINE_MODELS.build(cfg)

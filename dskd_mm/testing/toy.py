@@ -4,6 +4,7 @@ Every family of classifier that mmpretrain has is here in small: a map that is p
 layer, hidden layers between, transformers with a class token or averaged tokens, several labels.
 """
 
+import copy
 import os.path as osp
 import re
 from typing import Any
@@ -129,7 +130,7 @@ def save_random_model(config: ConfigDict, path: str, wide: str, seed: int = 0) -
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = MMENGINE_MODELS.build(config)
+        model = MMENGINE_MODELS.build(copy.deepcopy(config))  # some heads write into theirs
         for name, parameter in model.named_parameters():
             if re.search(wide, name) and parameter.ndim > 1:
                 torch.nn.init.normal_(parameter, std=0.2)
