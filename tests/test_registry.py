@@ -72,6 +72,10 @@ with DefaultScope.overwrite_default_scope('mmengine'):
             dict(type='dskd_mm.LSHDistillLoss', in_channels=4),
             dict(type='dskd_mm.ChannelAlign', in_channels=4, out_channels=5),
             dict(type='dskd_mm.ClassificationSite'),
+            dict(type='dskd_mm.SegmentationSite'),
+            dict(type='dskd_mm.DenseDetectionSite'),
+            dict(type='dskd_mm.TwoStageDetectionSite'),
+            dict(type='dskd_mm.NeckSite'),
             dict(type='dskd_mm.CIFARResNet', depth=8),
         )
     ]
@@ -87,6 +91,10 @@ print(json.dumps([getattr(x, '__name__', type(x).__name__) for x in built]))
         'LSHDistillLoss',
         'ChannelAlign',
         'ClassificationSite',
+        'SegmentationSite',
+        'DenseDetectionSite',
+        'TwoStageDetectionSite',
+        'NeckSite',
         'CIFARResNet',
         'DSKDDistiller',
     ]

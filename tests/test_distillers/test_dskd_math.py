@@ -1,6 +1,8 @@
 """DSKD's losses against a straight-line computation, and every switch on real models."""
 
 import math
+from collections.abc import Sequence
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,8 +10,10 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dskd_mm.distillers.base import match_levels
 from dskd_mm.distillers.dskd import hit_rate
 from dskd_mm.guidance import Target
+from dskd_mm.sites import Observed
 from dskd_mm.testing import classifier_config, random_batch, random_teacher
 from dskd_mm.testing.toy import TOY_KINDS
 
@@ -75,7 +79,8 @@ def straight_line(
     scale: float,
 ) -> dict[str, Tensor]:
     """The terms of DSKD written down once more, from section 1 of the method to its end."""
-    weight, bias = distiller.teacher.classifier.weight, distiller.teacher.classifier.bias
+    (classifier,) = distiller.teacher.classifiers
+    weight, bias = classifier.weight, classifier.bias
     temperature = 4.0
     z = distiller.align(feature)
     one_hot = torch.eye(CLASSES)[labels]
@@ -151,6 +156,10 @@ def straight_line(
     return expected
 
 
+def no_head_loss(maps: Sequence[Tensor]) -> Tensor:
+    raise AssertionError('a linear classifier guides, not a head')
+
+
 @pytest.mark.parametrize('prior', ['student', 'teacher'])
 @pytest.mark.parametrize('target', ['label', 'soft', 'local'])
 @pytest.mark.parametrize(('unit', 'point', 'scale'), [('logit', 'noisy', 1.0), ('gradient', 'clean', 30.0)])
@@ -176,7 +185,10 @@ def test_every_term_is_the_straight_line(teachers, monkeypatch, prior, target, u
     expected = straight_line(
         distiller, feature, logits, labels, teacher_feature, teacher_logits, prior, target, unit, point, scale
     )
-    losses = distiller.distill(feature, logits, samples, teacher_feature, teacher_logits)
+    student = Observed([feature], logits)
+    teacher = Observed(match_levels([teacher_feature], [feature]), teacher_logits)
+    annotations = distiller.site.target(SimpleNamespace(logits=[logits]), samples, CLASSES, False)
+    losses = distiller.distill(student, teacher, annotations, no_head_loss)
 
     assert set(losses) == {f'loss_dskd_{name}' for name in weights} | {
         f'dskd_{name}' for name in ('bits', 'acc_start', 'acc_denoised', 'std')
@@ -202,6 +214,52 @@ def test_every_term_is_the_straight_line(teachers, monkeypatch, prior, target, u
         if logits.grad is not None and logits.grad.abs().max() > 0:
             got.add('logits')
         assert got == {trained}, name
+
+
+@pytest.mark.parametrize(('kind', 'switches'), [('gap', dict()), ('vit', dict(prior='teacher')), ('gap', dict(target='label'))])
+def test_a_step_shows_the_distillation_what_the_models_made_of_the_images(teachers, monkeypatch, kind, switches):
+    distiller = build(kind, teachers[kind], **switches)
+    shown: list = []
+
+    def distill(*args) -> dict[str, Tensor]:
+        shown.extend(args)
+        return {}
+
+    monkeypatch.setattr(distiller, 'distill', distill)
+    images, samples = random_batch()
+    distiller.eval()  # or the norms and the dropout would make a difference between two passes
+    distiller(images, samples, mode='loss')
+    student, teacher, target, head_loss = shown
+    module = dict(gap='neck', vit='head.layers.head')[kind]
+    for seen, model in ((student, distiller.student), (teacher, distiller.teacher.model)):
+        entered: list[Tensor] = []
+        handle = model.get_submodule(module).register_forward_pre_hook(
+            lambda module, args, entered=entered: entered.append(args[0][-1] if isinstance(args[0], tuple) else args[0])
+        )
+        logits = model(images)
+        handle.remove()
+        ((feature,), (expected,)) = seen.features, entered
+        torch.testing.assert_close(feature, expected.reshape(feature.shape))
+        torch.testing.assert_close(seen.logits, logits)
+        assert seen.logits.requires_grad == feature.requires_grad == (seen is student)
+    labels = torch.cat([sample.gt_label for sample in samples])
+    assert torch.equal(target.probability, torch.eye(CLASSES)[labels])
+    with pytest.raises(TypeError, match='guides by a linear classifier'):
+        head_loss([feature])
+
+
+def test_levels_of_a_teacher_are_resized_to_those_of_the_student():
+    like = [torch.zeros(2, 3, 4, 6), torch.zeros(2, 3, 2, 3), torch.zeros(2, 3, 1, 1)]
+    maps = [torch.randn(2, 5, 2, 3), torch.randn(2, 5, 4, 6).half(), torch.randn(2, 5, 1, 1)]
+    same, averaged, kept = match_levels(maps, like)
+    torch.testing.assert_close(same, F.interpolate(maps[0], size=(4, 6), mode='bilinear'))
+    torch.testing.assert_close(averaged, maps[1].float().unflatten(2, (2, 2)).unflatten(4, (3, 2)).mean(dim=(3, 5)))
+    assert averaged.dtype == torch.float32
+    assert torch.equal(kept, maps[2])
+    vectors = [torch.randn(2, 5)]
+    assert torch.equal(match_levels(vectors, [torch.zeros(2, 5)])[0], vectors[0])
+    with pytest.raises(ValueError, match='teacher has 3 levels, the student 2'):
+        match_levels(maps, like[:2])
 
 
 def test_distillation_alone_leaves_the_students_own_losses_as_they_are(teachers):
@@ -416,9 +474,15 @@ def test_noise_follows_from_seed_rank_and_iteration_alone(teachers, monkeypatch)
 
 
 def test_any_of_several_labels_is_a_hit_and_the_main_one_of_mixed_images():
-    label = Target(torch.tensor([[0, 1.0, 1], [0, 0, 0], [0.3, 0.7, 0], [0.3, 0.7, 0]]))
+    """What has no class, such as background, can be neither hit nor missed; nor can what is ignored."""
+    probability = torch.tensor([[0, 1.0, 1], [0, 0, 0], [0.3, 0.7, 0], [0.3, 0.7, 0]])
     logits = torch.tensor([[0, 0, 1.0], [0, 0, 1], [0, 1, 0], [1, 0, 0]])
-    assert hit_rate(logits, label) == 0.5
+    assert float(hit_rate(logits, Target(probability))) == pytest.approx(2 / 3)
+    weight = torch.tensor([[1.0], [1], [0], [1]])
+    assert hit_rate(logits, Target(probability, weight)) == 0.5
+    locations = Target(probability.T[None], weight.T[None])
+    assert hit_rate(logits.T[None], locations) == 0.5
+    assert hit_rate(logits, Target(probability, torch.zeros(4, 1))) == 0
 
 
 # ---------------------------------------------------------------------------------------------- refusals

@@ -308,7 +308,7 @@ class Normalised(nn.Linear):
     ids=['grouped', 'named padding', 'reflected padding', '1-d', 'no layer', 'own forward'],
 )
 def test_from_layer_refuses_what_has_no_closed_form(layer):
-    with pytest.raises(TypeError, match='needs a linear classifier.*NeckSite'):
+    with pytest.raises(TypeError, match=r'needs a linear classifier.*NeckSite'):
         TeacherClassifier.from_layer(layer)
 
 
