@@ -59,11 +59,12 @@ class DSKDDistiller(Distiller):
         site (dict, optional): Arguments of the task's site. Chosen by the student's type by default.
         prior (str): What the denoiser is trained on: 'student' for z itself (detached), 'teacher' for the teacher's feature.
             Defaults to 'student'.
-        target (str): What guidance and anchor aim at: 'label' for the ground truth, 'soft' for the teacher's own prediction,
-            'local' for the teacher's own prediction at every location of its map, to which its classifier is applied as a 1x1
-            convolution (a class activation map). Defaults to 'soft'.
+        target (str, optional): What guidance and anchor aim at: 'label' for the ground truth, 'soft' for the teacher's own
+            prediction, 'local' for the teacher's own prediction at every location of its map, to which its classifier is
+            applied as a 1x1 convolution (a class activation map). Defaults to None: 'soft' where there is a linear
+            classifier, else 'label'.
         temperature (float, optional): Softens predictions in the anchor with 'soft' targets, the virtual teacher and the logit
-            loss. Defaults to None: that of the task's site, 4 for images.
+            loss. Defaults to None: 4, or what the task's site advises.
         detach (bool): Whether ẑ is a fixed target, sampled without a graph; otherwise gradients flow through the sampler.
             Defaults to True.
         guidance_unit (str): What the sampler's strength means, see :class:`~dskd_mm.guidance.ClassifierGuidance`. Defaults to
@@ -83,7 +84,8 @@ class DSKDDistiller(Distiller):
             256 for the box heads of two-stage detectors and none elsewhere.
         lsh (dict, optional): Arguments of :class:`~dskd_mm.losses.LSHDistillLoss`. Defaults to None.
         loss_weights (dict, optional): Weights of 'diff', 'lsh', 'anchor', 'virtual' and 'logit'. A weight of 0 skips the work,
-            too; the diffusion is left out if both 'lsh' and 'virtual' are 0. Those not named keep their default of 1.
+            too; the diffusion is left out if both 'lsh' and 'virtual' are 0. Those not named keep their default: 1, or what
+            the task's site advises.
         noise_seed (int, optional): Seed of all noise. None takes that of the run. Defaults to None.
         data_preprocessor (dict, optional): Given to the student if it has none of its own. Defaults to None.
 
@@ -99,7 +101,7 @@ class DSKDDistiller(Distiller):
         teacher: dict,
         site: dict | None = None,
         prior: str = 'student',
-        target: str = 'soft',
+        target: str | None = None,
         temperature: float | None = None,
         detach: bool = True,
         guidance_unit: str = 'logit',
@@ -116,6 +118,9 @@ class DSKDDistiller(Distiller):
         data_preprocessor: dict | nn.Module | None = None,
     ) -> None:
         super().__init__(student, teacher, site, noise_seed, data_preprocessor)
+        advice = self.site.defaults
+        target = advice.get('target', 'soft') if target is None else target
+        temperature = advice.get('temperature', 4.0) if temperature is None else temperature
         for name, value, known in (
             ('prior', prior, ('student', 'teacher')),
             ('target', target, ('label', 'soft', 'local')),
@@ -126,12 +131,18 @@ class DSKDDistiller(Distiller):
         unknown = set(loss_weights or {}) - set(LOSSES)
         if unknown:
             raise ValueError(f'loss_weights of DSKDDistiller knows {sorted(LOSSES)}, but got {sorted(unknown)}.')
-        self.loss_weights = {**LOSSES, **(loss_weights or {})}
-        temperature = self.site.temperature if temperature is None else temperature
+        self.loss_weights = {**LOSSES, **advice.get('loss_weights', {}), **(loss_weights or {})}
         if temperature <= 0 or warmup < 0 or min(self.loss_weights.values()) < 0:
             raise ValueError(
                 'DSKDDistiller expects temperature > 0, warmup >= 0 and no negative loss weight, but got '
                 f'temperature={temperature}, warmup={warmup}, loss_weights={self.loss_weights}.'
+            )
+        if not self.teacher_port.classifiers and (
+            target != 'label' or self.loss_weights['virtual'] or self.loss_weights['logit']
+        ):
+            raise ValueError(
+                f"{type(self.site).__name__} has no linear classifier and expects target='label' and "
+                f'loss_weights=dict(virtual=0, logit=0), but got target={target!r}, loss_weights={self.loss_weights}.'
             )
         self.prior = prior
         self.target = target
@@ -149,17 +160,18 @@ class DSKDDistiller(Distiller):
             return
         width = channels
         self.autoencoder = None
-        advised = self.site.latent_channels
-        if autoencoder is None and advised and advised < channels:
-            autoencoder = dict(latent_channels=advised)
+        advised = advice.get('autoencoder')
+        if autoencoder is None and advised and advised['latent_channels'] < channels:
+            autoencoder = advised
         if autoencoder:
             self.autoencoder = build(FeatureAutoEncoder, autoencoder, channels=channels)
             width = self.autoencoder.decoder.in_channels
-        kernel = dict(kernel_size=3 if self.student_port.is_map else 1, norm=self.site.denoiser_norm)
+        kernel = dict(kernel_size=3 if self.student_port.is_map else 1)
+        denoiser = {**advice.get('denoiser', {}), **(denoiser or {})}
         self.schedule = build(DDIMSchedule, schedule)
         self.sampler = build(TeacherGuidedSampler, sampler)
         self.schedule.timesteps(self.sampler.steps, self.sampler.start)  # refuses what does not fit, before any training
-        self.denoiser = build(DiffusionDenoiser, {**kernel, **(denoiser or {})}, channels=width)
+        self.denoiser = build(DiffusionDenoiser, {**kernel, **denoiser}, channels=width)
         if isinstance(self.denoiser, DiffusionDenoiser):
             rows, length = self.denoiser.time_embedding.num_embeddings, self.schedule.num_train_steps
             if rows < length:
@@ -180,7 +192,7 @@ class DSKDDistiller(Distiller):
                     "noise='adapter' has no loss to be trained by: the bits of a hash have no gradient. Set the loss weight "
                     "'virtual', or lsh=dict(magnitude=...), or noise='schedule'."
                 )
-            norm = {key: denoiser[key] for key in ('norm',) if denoiser and key in denoiser}
+            norm = {key: denoiser[key] for key in ('norm',) if key in denoiser}
             self.noise_adapter = build(NoiseAdapter, {**kernel, **norm}, channels=width)
 
     @property

@@ -1,11 +1,11 @@
 """What a site has to tell a distiller, and what all sites share."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from mmengine.dist import all_reduce
@@ -150,12 +150,8 @@ class Observed:
 class Site(ABC):
     """How a task's features, targets and vectors are obtained. Everything else is the same for all tasks."""
 
-    temperature: float = 4.0
-    """Softens predictions by default: what is customary (or measured to be good) in the task."""
-    denoiser_norm: str = 'BN'
-    """The norm of the denoiser by default."""
-    latent_channels: int | None = None
-    """Features wider than this are diffused in a latent of this width by default; None for never."""
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    """What the task prefers for those arguments of DSKDDistiller that are not given; see docs/en/ablations.md."""
     vectors_per_image: int | None = None
     """How many locations of an image are hashed; None for all."""
 

@@ -32,8 +32,8 @@ class DenseDetectionSite(Site):
     """
 
     part = 'bbox_head'
-    temperature = 1.0
-    denoiser_norm = 'GN'  # few images on a device, and levels of a few locations
+    # Few images on a device, and levels of a few locations: no batch statistics.
+    defaults = dict(temperature=1.0, denoiser=dict(norm='GN'))
 
     def __init__(
         self,

@@ -18,8 +18,8 @@ class NeckSite(Site):
 
     The feature is what the neck gives to the head. What is wanted of it is told by the loss of the teacher's frozen head on the
     annotations, differentiated by autograd: one pass forward and back through that head in each sampling step, and one for the
-    anchor. The teacher's backbone runs only with ``prior='teacher'``. There are no class logits, so it needs ``target='label'``
-    and ``loss_weights=dict(virtual=0, logit=0)``.
+    anchor. The teacher's backbone runs only with ``prior='teacher'``. There are no class logits, so the target is 'label' and
+    the losses 'virtual' and 'logit' are left out.
 
     Args:
         channels (int, optional): Channels of the student's neck. Defaults to None: read off its ``out_channels``.
@@ -28,7 +28,7 @@ class NeckSite(Site):
     """
 
     part = 'neck'
-    denoiser_norm = 'GN'
+    defaults = dict(target='label', denoiser=dict(norm='GN'), loss_weights=dict(virtual=0.0, logit=0.0))
 
     def __init__(
         self, channels: int | None = None, teacher_channels: int | None = None, vectors_per_image: int = 256

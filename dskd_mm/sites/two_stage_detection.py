@@ -26,8 +26,8 @@ class TwoStageDetectionSite(Site):
         teacher_classifier (str): The same of the teacher. Defaults to 'fc_cls'.
     """
 
-    temperature = 1.0
-    latent_channels = 256  # box heads end in 1024 channels, for which the denoiser of vectors would have 17 M parameters
+    # Box heads end in 1024 channels, for which the denoiser of vectors would have 17 M parameters.
+    defaults = dict(temperature=1.0, autoencoder=dict(latent_channels=256))
 
     def __init__(self, stage: int = -1, classifier: str = 'fc_cls', teacher_classifier: str = 'fc_cls') -> None:
         self.stage = stage
