@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dskd_mm.features import FeatureTap, find_module
+from dskd_mm.features import CallTap, FeatureTap, find_module
 
 
 class Pair(nn.Module):
@@ -213,6 +213,155 @@ def test_several_calls_give_several_values():
         outputs = model(levels)
         torch.testing.assert_close(tap.values, outputs)
         assert torch.equal(tap.value, outputs[-1])
+
+
+class Nested(nn.Module):
+    """Returns levels, one of them inside another tuple."""
+
+    def forward(self, x: Tensor) -> tuple:
+        return x, [2 * x, 3 * x]
+
+
+@pytest.mark.parametrize(('path', 'io'), [('pair', 'output'), ('head', 'input')])
+def test_all_elements_are_values_of_their_own(model, images, path, io):
+    with FeatureTap(model, path, io, 'all') as tap:
+        model(images)
+        base = tap.values[0]
+        torch.testing.assert_close(tap.values, [base, 2 * base])
+        assert tap.value is tap.values[-1]
+    torch.testing.assert_close(base, run(model, images, 'pair', 'input'))
+
+
+def test_all_elements_of_what_is_nested_and_of_a_tensor_alone(images):
+    model = nn.Sequential(Nested(), nn.Identity())
+    with FeatureTap(model, '0', index='all') as tap, FeatureTap(model, '0', 'input', 'all') as alone:
+        model(images)
+        torch.testing.assert_close(tap.values, [images, 2 * images, 3 * images])
+        assert [value is images for value in alone.values] == [True]
+
+
+def test_all_elements_of_every_call_in_their_order(model, images):
+    with FeatureTap(model, 'pair', 'output', 'all') as tap:
+        model(images)
+        model(-images)
+        assert len(tap.values) == 4
+        torch.testing.assert_close(tap.values[1], 2 * tap.values[0])
+        torch.testing.assert_close(tap.values[3], 2 * tap.values[2])
+        assert not torch.allclose(tap.values[0], tap.values[2])
+
+
+def test_all_elements_have_gradients_and_are_checked(images):
+    class Levels(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Conv2d(3, 2, 1), nn.Conv2d(3, 2, 1)])
+
+        def forward(self, x: Tensor) -> list[Tensor]:
+            return [layer(x) for layer in self.layers]
+
+    model = nn.Sequential(Levels())
+    with FeatureTap(model, '0', index='all') as tap:
+        outputs = model(images)
+        for output in outputs:
+            output.detach().zero_()  # copies were captured
+        sum(value.square().sum() for value in tap.values).backward()
+    assert all(layer.weight.grad.abs().max() > 0 for layer in model[0].layers)
+
+    with FeatureTap(model, '0', 'input', 'all') as tap:
+        pair = [images.clone(), images.clone()]
+        with pytest.raises(TypeError):
+            model(pair)  # a convolution takes no list; the tap has seen it
+        pair[0].add_(1)
+        with pytest.raises(RuntimeError, match='changed in place'):
+            _ = tap.values
+
+
+def test_an_element_that_is_no_tensor_is_an_error(images):
+    class Mixed(nn.Module):
+        def forward(self, x: Tensor) -> tuple:
+            return x, None
+
+    with pytest.raises(RuntimeError, match="output of '0' in the model expected a tensor, but got NoneType"):
+        run(nn.Sequential(Mixed()), images, '0', 'output', 'all')
+
+
+class Loss(nn.Module):
+    """Takes its arguments as the hosts' losses do."""
+
+    def forward(self, pred: Tensor, target: Tensor, weight: Tensor | None = None, avg_factor: float = 1.0) -> Tensor:
+        return (pred - target).square().sum() / avg_factor
+
+
+class Head(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+        self.loss = Loss()
+        self.unused = nn.Identity()
+
+    def forward(self, levels: list[Tensor]) -> Tensor:
+        return sum(self.loss(self.layer(x), torch.zeros(2), weight=None, avg_factor=i + 1.0) for i, x in enumerate(levels))
+
+
+def test_arguments_of_every_call_are_captured_as_they_are():
+    model, levels = Head(), list(torch.randn(3, 4, 3))
+    with CallTap(model, 'loss') as tap, FeatureTap(model, 'layer') as outputs:
+        model(levels).backward()
+        assert len(tap.calls) == 3
+        for i, ((pred, target), kwargs) in enumerate(tap.calls):
+            torch.testing.assert_close(pred, outputs.values[i])
+            assert pred.requires_grad
+            assert torch.equal(target, torch.zeros(2))
+            assert kwargs == dict(weight=None, avg_factor=i + 1.0)
+        assert tap.calls is not tap.calls, 'a list of its own: who changes it changes nothing here'
+
+
+def test_arguments_may_be_anything():
+    class Extractor(nn.Module):
+        def forward(self, *args, **kwargs) -> int:
+            return len(args)
+
+    model = nn.Sequential(Extractor())
+    levels, rois = (torch.zeros(1), torch.ones(2)), object()
+    with CallTap(model, '0') as tap:
+        model[0](levels, rois=rois)
+        model[0]()
+        ((args, kwargs), empty) = tap.calls
+        assert args == (levels,) and args[0] is levels
+        assert kwargs['rois'] is rois
+        assert empty == ((), {})
+
+
+def test_a_call_that_never_comes_is_an_error():
+    model = Head()
+    with CallTap(model, 'unused', owner='student') as tap:
+        model(list(torch.randn(3, 4, 3)))
+        with pytest.raises(RuntimeError, match=r"tap on the call of 'unused' in the student never fired"):
+            _ = tap.calls
+    with pytest.raises(ValueError, match=r"student \(Head\) has no module 'los'.*'loss'"):
+        CallTap(model, 'los', owner='student')
+
+
+def test_closing_a_tap_on_calls_frees_the_arguments_and_the_hook():
+    model, levels = Head(), list(torch.randn(3, 4, 3))
+    tap = CallTap(model, 'loss')
+    for _ in range(2):
+        with tap:
+            model(levels)
+            assert len(tap.calls) == 3, 'nothing is left of the pass before'
+            freed = weakref.ref(tap.calls[0][0][0])
+            assert freed() is not None
+    gc.collect()
+    assert freed() is None
+    assert not model.loss._forward_pre_hooks
+    with pytest.raises(RuntimeError, match='never fired'):
+        _ = tap.calls
+    with pytest.raises(ZeroDivisionError), tap:
+        model(levels)
+        _ = 1 / 0
+    assert not model.loss._forward_pre_hooks
+    twin = pickle.loads(pickle.dumps(model))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in twin.modules())
 
 
 def test_closing_frees_the_tensors_and_the_hook(model, images):
