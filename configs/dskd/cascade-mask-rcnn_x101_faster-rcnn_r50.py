@@ -13,7 +13,4 @@ model = dict(
         checkpoint='https://mmassets.onedl.ai/mmdetection/v2.0/cascade_rcnn/cascade_mask_rcnn_x101_64x4d_fpn_20e_coco/'
         'cascade_mask_rcnn_x101_64x4d_fpn_20e_coco_20200512_161033-bdb5126a.pth',
     ),
-    # The 1024 channels of the box head's vectors are diffused in 256: a denoiser of vectors grows with the square of their
-    # width, and has 17 M parameters at 1024.
-    autoencoder=dict(latent_channels=256),
 )

@@ -12,7 +12,4 @@ model = dict(
         checkpoint='https://mmassets.onedl.ai/mmdetection/v2.0/cascade_rcnn/cascade_rcnn_r101_fpn_20e_coco/'
         'cascade_rcnn_r101_fpn_20e_coco_bbox_mAP-0.425_20200504_231812-5057dcc5.pth',
     ),
-    # The 1024 channels of the box head's vectors are diffused in 256: a denoiser of vectors grows with the square of their
-    # width, and has 17 M parameters at 1024.
-    autoencoder=dict(latent_channels=256),
 )

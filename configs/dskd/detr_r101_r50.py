@@ -14,5 +14,4 @@ model = dict(
     ),
     # DETR has no linear classifier over features: those of the neck are guided by the teacher's loss.
     site=dict(type='dskd_mm.NeckSite'),
-    target='label',
 )

@@ -12,7 +12,4 @@ model = dict(
         checkpoint='https://mmassets.onedl.ai/mmdetection/v2.0/faster_rcnn/faster_rcnn_r101_fpn_2x_coco/'
         'faster_rcnn_r101_fpn_2x_coco_bbox_mAP-0.398_20200504_210455-1d2dac9c.pth',
     ),
-    # The 1024 channels of the box head's vectors are diffused in 256: a denoiser of vectors grows with the square of their
-    # width, and has 17 M parameters at 1024.
-    autoencoder=dict(latent_channels=256),
 )
