@@ -115,7 +115,7 @@ def assert_trains(distiller: Any, batch: Mapping[str, Any], names: set[str]) -> 
 
 
 def assert_distils(distiller: Any, batch: Mapping[str, Any]) -> None:
-    """Each loss of the distillation but the diffusion model's own reaches the student's backbone by itself, and none the teacher.
+    """Each loss of the distillation reaches the student's backbone by itself, but the diffusion's own, and none the teacher.
 
     Args:
         distiller (Distiller): The distiller.
