@@ -121,7 +121,7 @@ class FeatureTap(Tap):
         owner (str): How to call the model in errors. Defaults to 'model'.
 
     Raises:
-        ValueError: If the path or ``io`` is unknown.
+        ValueError: If the path, ``io`` or ``index`` is unknown.
     """
 
     def __init__(
@@ -129,6 +129,8 @@ class FeatureTap(Tap):
     ) -> None:
         if io not in ('input', 'output'):
             raise ValueError(f"io of a tap must be 'input' or 'output', but got {io!r} for {path!r}.")
+        if not (index in (None, 'all') or isinstance(index, int)):
+            raise ValueError(f"index of a tap must be a number, 'all' or None for the last, but got {index!r} for {path!r}.")
         super().__init__(model, path, owner)
         self.io = io
         self.index = -1 if index is None else index

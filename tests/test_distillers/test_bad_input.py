@@ -327,6 +327,7 @@ TAPS: dict[str, tuple[Callable[[ConfigDict], Any], type[Exception], list[str]]] 
         ["output of 'backbone.layer2' in the student", '(B, 16, H, W)', '(4, 8, 8, 8)', 'correct its channels'],
     ),
     'unknown_io': (set_feature('backbone', io='both'), ValueError, ["'input' or 'output'", "'both'"]),
+    'unknown_index': (set_feature('backbone', index='first'), ValueError, ["a number, 'all' or None", "'first'"]),
     'index_out_of_range': (set_feature('backbone', index=3), RuntimeError, ['element 3', '1 elements']),
 }
 

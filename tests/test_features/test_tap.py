@@ -134,6 +134,11 @@ def test_unknown_side_is_refused(model):
         FeatureTap(model, 'stem', 'both')
 
 
+def test_unknown_index_is_refused(model):
+    with pytest.raises(ValueError, match="a number, 'all' or None for the last, but got 'last' for 'stem'"):
+        FeatureTap(model, 'stem', index='last')
+
+
 @pytest.mark.parametrize('path', ['unused', 'branches'])
 def test_module_that_is_never_called_is_an_error(model, images, path):
     with pytest.raises(RuntimeError, match=f'output of {path!r} in the model never fired.*ModuleList'):
