@@ -374,7 +374,11 @@ def target_cross_entropy(logits: Tensor, target: Target, sigmoid: bool = False, 
         divergence = -(q * F.logsigmoid(logits) + (1 - q) * F.logsigmoid(-logits))
         if target.focus:
             # No entropy is taken away: the factor makes the minimum 0.
-            divergence = divergence * (q - logits.sigmoid()).abs() ** target.focus
+            distance = (q - logits.sigmoid()).abs()
+            if target.focus < 1:
+                # A root has no gradient at 0, which saturated predictions reach.
+                distance = distance.clamp(min=torch.finfo(distance.dtype).tiny)
+            divergence = divergence * distance**target.focus
         else:
             divergence = divergence + torch.xlogy(q, q) + torch.xlogy(1 - q, 1 - q)
     else:

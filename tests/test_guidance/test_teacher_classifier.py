@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dskd_mm.guidance import Target, TeacherClassifier, target_cross_entropy
+from dskd_mm.guidance.classifier import fold_anchors, unfold_anchors
 
 # Derandomised: the same examples in every run.
 random_shapes = settings(derandomize=True, deadline=None, max_examples=60)
@@ -97,6 +98,8 @@ def test_gradient_of_pooled_linear_classifier_is_autograds(batch, channels, clas
     stride=st.sampled_from([1, 2, (2, 1)]),
     padding=st.sampled_from([0, 1, (0, 1)]),
     dilation=st.sampled_from([1, 2]),
+    anchors=st.integers(1, 3),
+    packed=st.booleans(),
     bias=st.booleans(),
     sigmoid=st.booleans(),
     target=targets,
@@ -104,24 +107,72 @@ def test_gradient_of_pooled_linear_classifier_is_autograds(batch, channels, clas
     seed=st.integers(0, 2**16),
 )
 def test_gradient_of_conv_classifier_is_autograds(
-    batch, channels, classes, size, kernel, stride, padding, dilation, bias, sigmoid, target,
+    batch, channels, classes, size, kernel, stride, padding, dilation, anchors, packed, bias, sigmoid, target,
     weight, seed,
 ):  # fmt: skip
+    """Also with several predictions at each location, in mmdet's order; targets as maps or with their locations in a row."""
     pads = padding if isinstance(padding, tuple) else (padding, padding)
     spans = [dilation * (k - 1) + 1 for k in kernel]
     assume(all(n + 2 * p >= span for n, p, span in zip(size, pads, spans, strict=True)))
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    layer = nn.Conv2d(channels, classes, kernel, stride, padding, dilation, bias=bias)
-    classifier = TeacherClassifier.from_layer(layer, sigmoid)
+    layer = nn.Conv2d(channels, anchors * classes, kernel, stride, padding, dilation, bias=bias)
+    classifier = TeacherClassifier.from_layer(layer, sigmoid, anchors)
     layer.double()
     x = torch.randn(batch, channels, *size, generator=generator, dtype=torch.float64)
-    logits = layer(x).detach()
+    shape = classifier(x).shape
+    assert shape[:2] == (batch, classifier.num_classes) == (batch, classes)
+
+    def predictions(value: Tensor) -> Tensor:
+        return layer(value).permute(0, 2, 3, 1).reshape(batch, -1, classes).transpose(1, 2)
+
+    logits = predictions(x).detach()
+    torch.testing.assert_close(classifier(x).flatten(2), logits, rtol=1e-10, atol=1e-10)
     q, w = draw_target(target, logits, generator), draw_weight(weight, logits, generator)
-    gradient = classifier.gradient(x, q, w)
+    maps = (q, w) if packed else (q.reshape(shape), None if w is None else w.reshape(batch, 1, *shape[2:]))
+    gradient = classifier.gradient(x, *maps)
     assert gradient.shape == x.shape
-    expected = autograd_gradient(layer, x, q, w, sigmoid)
+    expected = autograd_gradient(predictions, x, q, w, sigmoid)
     torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-10)
+    likelihood = log_likelihood(logits, q, sigmoid) * (1 if w is None else w)
+    own = classifier.log_prob(x, q.reshape(shape), None if w is None else w.reshape(batch, 1, *shape[2:]))
+    torch.testing.assert_close(own, likelihood.sum(dim=(1, 2)), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize('anchors', [1, 2, 3])
+@pytest.mark.parametrize('size', [(1, 1), (3, 4)])
+def test_predictions_are_in_the_order_of_mmdets_losses(anchors, size):
+    """mmdet flattens (B, A*K, H, W) by permute(0, 2, 3, 1).reshape(B, -1, K)."""
+    logits = torch.randn(2, anchors * 5, *size)
+    folded = fold_anchors(logits, anchors)
+    assert folded.shape == ((2, 5, *size) if anchors == 1 else (2, 5, *size, anchors))
+    flat = logits.permute(0, 2, 3, 1).reshape(2, -1, 5)
+    assert torch.equal(folded.flatten(2), flat.transpose(1, 2))
+    assert torch.equal(unfold_anchors(folded, anchors), logits)
+
+
+def test_several_anchors_are_several_classifiers():
+    torch.manual_seed(0)
+    weight, bias = torch.randn(3, 5, 4, 1, 1), torch.randn(3, 5)
+    classifier = TeacherClassifier(weight.flatten(0, 1), bias.flatten(), anchors=3)
+    each = [TeacherClassifier(weight[a], bias[a]) for a in range(3)]
+    x = torch.randn(2, 4, 3, 3)
+    logits = torch.stack([single(x) for single in each], dim=4)
+    torch.testing.assert_close(classifier(x), logits)
+    q = torch.rand_like(logits)
+    expected = sum(single.gradient(x, q[..., a]) for a, single in enumerate(each))
+    torch.testing.assert_close(classifier.gradient(x, q), expected)
+    torch.testing.assert_close(classifier.logit_gain(), torch.stack([single.logit_gain() for single in each]).mean())
+    assert (classifier.num_classes, classifier.in_channels, classifier.is_dense) == (5, 4, True)
+    torch.testing.assert_close(classifier.predict(logits).sum(dim=1), torch.ones(2, 3, 3, 3))
+
+
+@pytest.mark.parametrize(('shape', 'anchors'), [((10, 4, 1, 1), 3), ((9, 4), 3)], ids=['indivisible', 'linear'])
+def test_outputs_that_are_not_of_so_many_anchors_are_refused(shape, anchors):
+    with pytest.raises(ValueError, match=rf'multiple of its {anchors} anchors as output channels, but got .*\({shape[0]}, 4'):
+        TeacherClassifier(torch.zeros(shape), anchors=anchors)
+    with pytest.raises(ValueError, match='anchors'):
+        TeacherClassifier.from_layer(nn.Linear(4, 9), anchors=3)
 
 
 @pytest.mark.parametrize('sigmoid', [False, True])
@@ -325,12 +376,3 @@ def test_from_layer_accepts_mmcvs_wrappers():
 def test_weight_of_another_rank_is_refused():
     with pytest.raises(ValueError, match=r'\(K, C\).*\(2, 3, 1\)'):
         TeacherClassifier(torch.zeros(2, 3, 1))
-
-
-@pytest.mark.parametrize(
-    ('weight', 'count'),
-    [(None, 6), (torch.zeros(2, 1, 3), 1), (torch.full((2, 1, 3), 0.5), 3)],
-    ids=['all', 'none: at least 1', 'real'],
-)
-def test_normalizer_counts_locations_not_classes(weight, count):
-    assert Target(torch.zeros(2, 5, 3), weight).normalizer() == count
