@@ -4,7 +4,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import torch
 from torch import Tensor, nn
 
 from dskd_mm.features.pyramid import MapFunction, Pyramid
@@ -115,6 +114,7 @@ class HeadJudge(Judge):
 
         def normalised(x: Tensor) -> Tensor:
             g = gradient(x)
-            return g / g.square().mean(dim=(1, 2), keepdim=True).sqrt().clamp(min=torch.finfo(g.dtype).tiny)
+            # The squares of smaller gradients would be 0, and features be thrown about by a head that does not mind.
+            return g / g.square().mean(dim=(1, 2), keepdim=True).sqrt().clamp(min=1e-12)
 
         return normalised
