@@ -1,0 +1,156 @@
+"""Every config loads, finds its teacher, and is listed where configs are listed."""
+
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlparse
+
+import pytest
+import yaml
+from config_helpers import CONFIGS, FULL_SIZE, HOSTS, PAIRS, PLAIN, ROOT, load, name_of, nodes, skip_without, strings
+from mmengine.config import Config
+
+from dskd_mm.utils.config import is_distiller_config, load_config, resolve_config_path, student_config, type_module
+
+# mmengine does not find mmseg's configs as bases in OneDL's packages, so these repeat them.
+MMSEG_TWINS = dict(
+    deeplabv3_r18_cityscapes='mmseg::deeplabv3/deeplabv3_r18-d8_4xb2-80k_cityscapes-512x1024.py',
+    deeplabv3_mobilenetv2_cityscapes='mmseg::mobilenet_v2/mobilenet-v2-d8_deeplabv3_4xb2-80k_cityscapes-512x1024.py',
+    pspnet_r18_cityscapes='mmseg::pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py',
+    segformer_b0_ade20k='mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py',
+)
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=name_of)
+def test_config_loads(path, monkeypatch):
+    cfg = load(path)
+    # Laying out the text of a detector's config takes seconds.
+    monkeypatch.setattr('yapf.yapflib.yapf_api.FormatCode', lambda text, **_: (text, True))
+    # What the runner writes beside the checkpoints must load again.
+    assert Config.fromstring(cfg.pretty_text, '.py').to_dict() == cfg.to_dict()
+
+
+def test_configs_are_there():
+    assert len(PLAIN) >= 10
+    assert len(PAIRS) >= 25
+
+
+@pytest.mark.parametrize('path', [path for path in CONFIGS if 'teacher=' in path.read_text(encoding='utf-8')], ids=name_of)
+def test_distiller_and_its_teacher_belong_together(path):
+    cfg = load(path)
+    assert is_distiller_config(cfg)
+    assert cfg.model.type == 'dskd_mm.DSKDDistiller'
+    assert 'dskd_mm' in cfg.custom_imports.imports
+    # `_delete_` must have taken the base's keys away.
+    assert 'backbone' not in cfg.model
+    # The host's own types and hooks are looked up in the host.
+    assert cfg.default_scope in HOSTS
+
+    package, separator, relative = cfg.model.teacher.config.partition('::')
+    if separator:
+        skip_without(package)
+    teacher_cfg = load_config(cfg.model.teacher.config)
+    assert teacher_cfg.default_scope == cfg.default_scope
+    assert class_counts(teacher_cfg) == class_counts(student_config(cfg))
+    if separator:
+        assert url_path(cfg.model.teacher.checkpoint) == url_path(published_model(package, relative)['Weights'])
+    elif path in PAIRS:
+        assert Path(cfg.model.teacher.checkpoint).parent.name == Path(cfg.model.teacher.config).stem
+
+
+def class_counts(cfg: Config) -> set[int]:
+    """Numbers of classes of a config's heads; mmpretrain's heads know theirs from the preprocessor, too."""
+    counts = {node['num_classes'] for node in nodes(cfg.model) if 'num_classes' in node}
+    return counts | {cfg.data_preprocessor.num_classes} if 'num_classes' in (cfg.get('data_preprocessor') or {}) else counts
+
+
+def url_path(address: str) -> str:
+    """An address without its server: OneDL mirrors OpenMMLab's, and not every metafile names the mirror."""
+    assert address.startswith('https://')
+    return urlparse(address).path
+
+
+def published_model(package: str, relative: str) -> dict:
+    """What a host's metafiles tell of one of its configs, {} for nothing."""
+    folder = Path(resolve_config_path(f'{package}::{relative}')).parent
+    found = []
+    for metafile in folder.glob('metafile.y*ml'):
+        models = yaml.safe_load(metafile.read_text(encoding='utf-8'))['Models']
+        found += [model for model in models if model['Config'] == f'configs/{relative}']
+    # More than one entry for a config means other hardware, not other weights.
+    return found[0] if found else {}
+
+
+def published_figures(address: str) -> list[str]:
+    """Published figures of a config given as ``package::path``, as tables write them."""
+    package, _, relative = address.partition('::')
+    results = published_model(package, relative).get('Results', [])
+    results = [results] if isinstance(results, dict) else results
+    names = {'box AP': '.1f', 'mIoU': '.2f', 'Top 1 Accuracy': '.2f'}
+    return [format(value, names[name]) for result in results for name, value in result['Metrics'].items() if name in names]
+
+
+@pytest.mark.parametrize('path', FULL_SIZE, ids=name_of)
+def test_data_root_is_overridden_by_options(path):
+    """The README's options move all data that training reads."""
+    cfg = load(path)
+    if cfg.default_scope == 'mmpretrain' and path.stem.endswith('_cifar100'):
+        pytest.skip('reads DSKD_DATA_ROOT')
+    root = cfg.train_dataloader.dataset.data_root
+    assert root in ('data/imagenet', 'data/coco/', 'data/cityscapes/', 'data/ade/ADEChallengeData2016')
+    options = {f'{part}_dataloader.dataset.data_root': 'elsewhere/' for part in ('train', 'val', 'test')}
+    if cfg.default_scope == 'mmdet':
+        ann_file = 'elsewhere/annotations/instances_val2017.json'
+        options |= {f'{part}_evaluator.ann_file': ann_file for part in ('val', 'test')}
+    cfg.merge_from_dict(options)
+    for part in ('train', 'val', 'test'):
+        for key in (f'{part}_dataloader', f'{part}_evaluator'):
+            assert not [text for text in strings(cfg.get(key)) if text.startswith('data/')]
+
+
+@pytest.mark.parametrize('path', FULL_SIZE, ids=name_of)
+def test_full_size_pair_keeps_its_hosts_runtime(path):
+    cfg = load(path)
+    assert cfg.auto_scale_lr.base_batch_size % cfg.train_dataloader.batch_size == 0
+    assert {'timer', 'logger', 'param_scheduler', 'checkpoint', 'sampler_seed', 'visualization'} <= set(cfg.default_hooks)
+    assert all(type_module(hook) in ('', 'dskd_mm') for hook in cfg.get('custom_hooks') or [])
+
+
+def test_metafile_matches_the_configs():
+    metafile = Config.fromfile(ROOT / 'configs/dskd/metafile.yml')
+    collections = [collection.Name for collection in metafile.Collections]
+    listed = [model.Config for model in metafile.Models]
+    assert len(listed) == len(set(listed))
+    for model in metafile.Models:
+        assert (ROOT / model.Config).is_file()
+        assert model.Name == f'dskd_{Path(model.Config).stem}'
+        assert model['In Collection'] in collections
+    for collection in metafile.Collections:
+        assert (ROOT / collection.README).is_file()
+    full_size = {str(PurePosixPath(path.relative_to(ROOT))) for path in FULL_SIZE}
+    assert full_size <= set(listed)
+    assert 'configs/dskd/metafile.yml' in Config.fromfile(ROOT / 'model-index.yml').Import
+
+
+@pytest.mark.parametrize('path', FULL_SIZE, ids=name_of)
+def test_readme_lists_the_config_with_published_figures(path):
+    rows = (ROOT / 'configs/dskd/README.md').read_text(encoding='utf-8').splitlines()
+    (row,) = [row for row in rows if f'](./{path.name})' in row]
+    cells = row.replace('(', ' ').replace(')', ' ').split()
+    cfg = load(path)
+    (base,) = Config._get_base_files(str(path))
+    twin = MMSEG_TWINS.get(Path(base).stem, base)
+    for address in (cfg.model.teacher.config, twin):
+        if '::' in address and not (address == twin and cfg.default_scope == 'mmpretrain'):  # recipes differ there
+            skip_without(address.partition('::')[0])
+            assert set(published_figures(address)) <= set(cells), address
+
+
+@pytest.mark.parametrize('name', MMSEG_TWINS)
+def test_segmenter_is_that_of_mmseg(name):
+    """A student trained with a config of this repository is one of mmseg's: the same network, data and schedule."""
+    skip_without('mmseg')
+    ours, theirs = load(ROOT / f'configs/plain/{name}.py').to_dict(), load_config(MMSEG_TWINS[name]).to_dict()
+    for key in ('custom_imports', 'auto_scale_lr'):
+        ours.pop(key)
+    for key in ('optimizer', 'checkpoint'):  # mere helpers
+        ours.pop(key, None), theirs.pop(key, None)
+    assert ours == theirs
