@@ -13,4 +13,6 @@ model = dict(
         checkpoint='https://mmassets.onedl.ai/mmdetection/v2.0/cascade_rcnn/cascade_mask_rcnn_x101_64x4d_fpn_20e_coco/'
         'cascade_mask_rcnn_x101_64x4d_fpn_20e_coco_20200512_161033-bdb5126a.pth',
     ),
+    # The cascade's first stage knows proposals as the student's are: not yet refined, right from an overlap of 0.5.
+    site=dict(stage=0),
 )
