@@ -106,6 +106,7 @@ NUCLEUS_INSTANCES = {
     **NUCLEI,
     'task': 'det',
     'metric': 'coco/segm_mAP',
+    'epochs': 10,
     'holdout': {**NUCLEI['holdout'], 'val_dataloader.dataset.ann_file': 'annotations/instances_train.json'},
     'scale': 100,
     'amp': False,
@@ -159,7 +160,9 @@ SETTINGS = {
     ),
     'bccd-retinanet': Setting(**BCCD, **small_pair('retinanet_r18-w16', 'retinanet_r18-w32', 'bccd')),
     'bccd-fcos': Setting(**BCCD, **small_pair('fcos_r18-w16', 'fcos_r18-w32', 'bccd')),
-    'bccd-faster-rcnn': Setting(**BCCD, **small_pair('faster-rcnn_r18-w16', 'faster-rcnn_r18-w32', 'bccd'), amp=False),
+    'bccd-faster-rcnn': Setting(
+        **{**BCCD, 'epochs': 40, 'amp': False}, **small_pair('faster-rcnn_r18-w16', 'faster-rcnn_r18-w32', 'bccd')
+    ),
     'dsb2018-fcn': Setting(**NUCLEI, **small_pair('fcn_r14-w8', 'fcn_r14-w32', 'dsb2018')),
     'dsb2018-pspnet': Setting(**NUCLEI, **small_pair('pspnet_r14-w8', 'pspnet_r14-w32', 'dsb2018')),
     'dsb2018-deeplabv3': Setting(**NUCLEI, **small_pair('deeplabv3_r14-w8', 'deeplabv3_r14-w32', 'dsb2018')),

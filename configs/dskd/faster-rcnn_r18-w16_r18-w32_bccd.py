@@ -6,6 +6,6 @@ model = dict(
     student=_base_.model,
     teacher=dict(
         config='{{ fileDirname }}/../plain/faster-rcnn_r18-w32_bccd.py',
-        checkpoint='work_dirs/faster-rcnn_r18-w32_bccd/epoch_60.pth',
+        checkpoint='work_dirs/faster-rcnn_r18-w32_bccd/epoch_40.pth',
     ),
 )

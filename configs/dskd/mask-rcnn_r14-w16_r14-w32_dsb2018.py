@@ -6,6 +6,6 @@ model = dict(
     student=_base_.model,
     teacher=dict(
         config='{{ fileDirname }}/../plain/mask-rcnn_r14-w32_dsb2018.py',
-        checkpoint='work_dirs/mask-rcnn_r14-w32_dsb2018/epoch_30.pth',
+        checkpoint='work_dirs/mask-rcnn_r14-w32_dsb2018/epoch_10.pth',
     ),
 )

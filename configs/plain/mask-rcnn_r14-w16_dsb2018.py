@@ -1,6 +1,6 @@
 _base_ = [
     '../_base_/models/mask-rcnn_r14-w16_256px.py',
     '../_base_/datasets/dsb2018-instance_bs8.py',
-    '../_base_/schedules/adamw_30e_bs8.py',
+    '../_base_/schedules/adamw_10e_bs8.py',
     '../_base_/default_runtime_det.py',
 ]

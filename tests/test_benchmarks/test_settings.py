@@ -28,6 +28,7 @@ def test_setting_fits_its_configs(name):
     assert distilled.model.teacher.checkpoint == (
         f'work_dirs/{Path(setting.teacher).stem}/epoch_{teacher.train_cfg.max_epochs}.pth'
     )
+    assert setting.epochs <= student.train_cfg.max_epochs
     # A budget reaches all that counts epochs, and the last epoch is the one at which the learning rate is 0.
     student.merge_from_dict(dict.fromkeys(setting.schedule, 7))
     assert student.train_cfg.max_epochs == 7

@@ -28,6 +28,7 @@ model = dict(
             loss_mask=dict(type='CrossEntropyLoss', use_mask=True, loss_weight=1.0),
         ),
     ),
-    train_cfg=dict(rcnn=dict(mask_size=28)),
+    # Fewer proposals than for blood cells: crops hold up to a few hundred nuclei, and every positive one costs a mask.
+    train_cfg=dict(rpn_proposal=dict(nms_pre=300, max_per_img=200), rcnn=dict(mask_size=28, sampler=dict(num=64))),
     test_cfg=dict(rcnn=dict(max_per_img=300, mask_thr_binary=0.5)),
 )
