@@ -210,8 +210,8 @@ class Site(ABC):
         else:
             num_classes = target.probability.shape[1] + 1
         index, weight = sample_stratified(classes, num_classes, count, generator)
-        chosen = index[:, None].expand(-1, tensors[0].shape[1], -1)
-        return [tensor.gather(2, chosen).transpose(1, 2).flatten(0, 1) for tensor in tensors], weight.flatten()
+        chosen = [tensor.gather(2, index[:, None].expand(-1, tensor.shape[1], -1)) for tensor in tensors]
+        return [tensor.transpose(1, 2).flatten(0, 1) for tensor in chosen], weight.flatten()
 
 
 def location_classes(target: Target, length: int) -> Tensor:
