@@ -1,8 +1,8 @@
 """A linear autoencoder that makes wide features cheap to diffuse."""
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from dskd_mm.diffusion.denoiser import mean_squared_error
 from dskd_mm.features.norm import build_norm
 from dskd_mm.registry import MODELS
 
@@ -41,5 +41,5 @@ class FeatureAutoEncoder(nn.Module):
             autoencoder, and the mean squared reconstruction error, a scalar.
         """
         latent = self.encode(feature)
-        loss = F.mse_loss(self.decode(latent).float(), feature.float())
+        loss = mean_squared_error(self.decode(latent), feature)
         return latent.detach(), loss

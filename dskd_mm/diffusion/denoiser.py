@@ -1,7 +1,7 @@
 """The light noise network of DSKD and DiffKD."""
 
-import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dskd_mm.diffusion.schedule import DDIMSchedule, NoiseModel
 from dskd_mm.features.norm import build_norm
@@ -116,4 +116,11 @@ def noise_prediction_loss(
         Tensor: A scalar.
     """
     predicted = denoiser(schedule.add_noise(clean, noise, timestep), timestep)
-    return torch.nn.functional.mse_loss(predicted.float(), noise.float())
+    return mean_squared_error(predicted, noise)
+
+
+def mean_squared_error(prediction: Tensor, wanted: Tensor) -> Tensor:
+    """Mean squared error in float32, a scalar; 0 and still in the graph without any element (a batch without proposals)."""
+    if prediction.numel() == 0:
+        return prediction.float().sum()
+    return F.mse_loss(prediction.float(), wanted.float())

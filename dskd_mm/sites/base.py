@@ -1,5 +1,6 @@
 """What a site has to tell a distiller, and what all sites share."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -226,8 +227,11 @@ def location_classes(target: Target, length: int) -> Tensor:
     """
     batch, classes = target.probability.shape[:2]
     # The anchors of one location follow each other; a location has the class of its most certain one.
-    probability = target.probability.reshape(batch, classes, length, -1)
-    weight = torch.ones_like(probability[:, :1]) if target.weight is None else target.weight.reshape(batch, 1, length, -1)
+    anchors = math.prod(target.probability.shape[2:]) // length  # not -1: a batch may hold no proposal at all
+    probability = target.probability.reshape(batch, classes, length, anchors)
+    weight = target.probability.new_ones(batch, 1, length, anchors)
+    if target.weight is not None:
+        weight = target.weight.reshape(weight.shape)
     best, index = (probability * (weight > 0)).amax(dim=3).max(dim=1)
     index = torch.where(best > 0, index, classes)
     return torch.where(weight.amax(dim=(1, 3)) > 0, index, -1)

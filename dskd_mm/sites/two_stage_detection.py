@@ -56,8 +56,12 @@ class TwoStageDetectionSite(Site):
 
     def target(self, seen: Observation, data_samples: Sequence[Any], num_classes: int, sigmoid: bool) -> Target:
         """Labels of the sampled proposals, (N, K); the last class is background."""
-        rois = len(seen.logits[0])
-        labels, weight = assigned(seen.calls('loss'), rois, [1], num_classes, type(self).__name__)
+        (logits,) = seen.logits
+        if len(logits):
+            labels, weight = assigned(seen.calls('loss'), len(logits), [1], num_classes, type(self).__name__)
+        else:
+            # Without any proposal mmdet calls no loss.
+            labels, weight = logits.new_zeros(0, num_classes, 1), logits.new_zeros(0, 1, 1)
         weight = weight[:, :, 0]
         return Target(labels[:, :, 0], weight, mean_over_ranks(weight.sum()))
 
