@@ -3,6 +3,7 @@
 All structure (anchors, assigners, losses, dilations) is the host's; only depths, widths, classes and counts are small.
 """
 
+import logging
 import os.path as osp
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -222,7 +223,12 @@ def build_distiller(config: dict) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         distiller = MMENGINE_MODELS.build(config)
-        distiller.init_weights()
+        # mmengine logs several lines for each parameter.
+        logging.disable(logging.INFO)
+        try:
+            distiller.init_weights()
+        finally:
+            logging.disable(logging.NOTSET)
     return distiller.train()
 
 
