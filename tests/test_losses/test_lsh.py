@@ -170,8 +170,72 @@ def test_eval_mode_uses_the_center_and_does_not_move_it():
     assert float(value) == pytest.approx(loop(loss, feature, target, center.tolist())[0], rel=1e-4)
 
 
-def test_a_batch_that_is_not_finite_leaves_no_trace_in_the_center():
-    loss = LSHDistillLoss(in_channels=4, bits=8)
+@pytest.mark.parametrize('bias', ['zero', 'mean', 'median'])
+@pytest.mark.parametrize('magnitude', [0.0, 0.7])
+def test_a_weight_of_zero_is_as_if_the_vector_were_not_there(bias, magnitude):
+    """In the loss, the agreement, the gradient and the centre, over several batches."""
+    torch.manual_seed(0)
+    whole, part = (LSHDistillLoss(5, bits=16, std=0.4, bias=bias, momentum=0.3, magnitude=magnitude) for _ in range(2))
+    for counts in ([1, 0, 1, 1, 0, 1], [0, 0, 0, 1, 0, 0], [1, 1, 1, 1, 1, 1]):
+        weight = torch.tensor(counts)
+        feature, target = torch.randn(2, 6, 5).unbind()
+        target[weight == 0] += 100  # what does not count may be anything
+        all_of_it, chosen = feature.clone().requires_grad_(), feature[weight > 0].clone().requires_grad_()
+        value, agreement = whole(all_of_it, target, weight)
+        expected, share = part(chosen, target[weight > 0])
+        torch.testing.assert_close(value, expected)
+        torch.testing.assert_close(agreement, share)
+        torch.testing.assert_close(whole.center, part.center)
+        assert whole.num_batches == part.num_batches
+        value.backward()
+        expected.backward()
+        torch.testing.assert_close(all_of_it.grad[weight > 0], chosen.grad)
+        assert all_of_it.grad[weight == 0].abs().sum() == 0
+
+
+@pytest.mark.parametrize('bias', ['zero', 'mean'])
+def test_real_weights_are_those_of_a_weighted_mean(bias):
+    torch.manual_seed(0)
+    loss = LSHDistillLoss(4, bits=6, std=0.4, bias=bias)
+    feature, target = torch.randn(2, 3, 4)
+    weight = [0.5, 2.0, 1.5]
+    center = [0.0] * 6
+    if bias == 'mean':
+        center = [sum(w * v for w, v in zip(weight, values, strict=True)) / 4 for values in hash_values(loss, target)]
+    each = [loop(loss, feature[i : i + 1], target[i : i + 1], center) for i in range(3)]
+    value, agreement = loss(feature, target, torch.tensor(weight))
+    assert float(value) == pytest.approx(sum(w * part[0] for w, part in zip(weight, each, strict=True)) / 4, rel=1e-4)
+    assert float(agreement) == pytest.approx(sum(w * part[1] for w, part in zip(weight, each, strict=True)) / 4)
+
+
+@pytest.mark.parametrize('bias', ['zero', 'mean', 'median'])
+def test_weights_of_one_are_no_weights(bias):
+    torch.manual_seed(0)
+    feature, target = torch.randn(2, 7, 5)
+    plain, weighted = LSHDistillLoss(5, bits=16, bias=bias), LSHDistillLoss(5, bits=16, bias=bias)
+    for mine, expected in zip(weighted(feature, target, torch.ones(7)), plain(feature, target), strict=True):
+        torch.testing.assert_close(mine, expected)
+    torch.testing.assert_close(weighted.center, plain.center)
+
+
+@pytest.mark.parametrize('bias', ['zero', 'mean', 'median'])
+def test_weights_that_are_all_zero_give_a_zero_in_the_graph(bias):
+    loss = LSHDistillLoss(5, bits=8, bias=bias, magnitude=1.0)
+    loss(*torch.randn(2, 6, 5))
+    center, count = loss.center.clone(), loss.num_batches.clone()
+    feature = torch.randn(6, 5, requires_grad=True)
+    value, agreement = loss(feature, torch.randn(6, 5), torch.zeros(6))
+    assert value == 0
+    assert agreement == 0
+    value.backward()
+    assert feature.grad.abs().max() == 0
+    assert torch.equal(loss.center, center)
+    assert torch.equal(loss.num_batches, count)
+
+
+@pytest.mark.parametrize('bias', ['mean', 'median'])
+def test_a_batch_that_is_not_finite_leaves_no_trace_in_the_center(bias):
+    loss = LSHDistillLoss(in_channels=4, bits=8, bias=bias)
     good = torch.randn(16, 4)
     loss(good, good)
     center = loss.center.clone()
@@ -195,7 +259,8 @@ def test_unknown_bias_is_refused():
         LSHDistillLoss(5, bias='max')
 
 
-def test_ranks_share_one_center_even_if_one_has_no_vectors(monkeypatch):
+@pytest.mark.parametrize('masked', [False, True])
+def test_ranks_share_one_center_even_if_one_has_no_vectors(monkeypatch, masked):
     """Two threads play two ranks; one that skipped the exchange would leave the other waiting."""
     barrier, lock = threading.Barrier(2, timeout=20), threading.Lock()
     arrived: list[Tensor] = []
@@ -216,8 +281,12 @@ def test_ranks_share_one_center_even_if_one_has_no_vectors(monkeypatch):
 
     def run(rank: int) -> Tensor:
         loss = LSHDistillLoss(3, bits=4, std=1.0)
-        for batch in (vectors[2 * rank : 2 * rank + 2], vectors[: 2 * rank]):  # rank 0 has none in the second
-            loss(batch, batch)
+        batch = vectors[2 * rank : 2 * rank + 2]
+        loss(batch, batch)
+        if masked:  # rank 0 has none that counts in the second
+            loss(vectors[:2], vectors[:2], torch.full((2,), float(rank)))
+        else:
+            loss(vectors[: 2 * rank], vectors[: 2 * rank])
         return loss.center
 
     with ThreadPoolExecutor(2) as pool:
