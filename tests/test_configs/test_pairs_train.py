@@ -27,11 +27,10 @@ WIDTHS = (
 )
 
 
-@pytest.mark.parametrize('path', FULL_SIZE, ids=name_of)
+# Classifiers are built at full size elsewhere.
+@pytest.mark.parametrize('path', [path for path in FULL_SIZE if not path.stem.endswith(('_cifar100', '_in1k'))], ids=name_of)
 def test_pair_takes_a_training_step(path, tmp_path):
     cfg = load(path)
-    if cfg.default_scope == 'mmpretrain':
-        pytest.skip('classifiers are built at full size elsewhere')
     skip_without(cfg.default_scope)
     teacher = load_config(cfg.model.teacher.config)
     student = student_config(cfg)
@@ -83,8 +82,6 @@ def shrink(model: ConfigDict) -> None:
         for key in WIDTHS:
             if key in node:
                 node[key] = narrow(node[key])
-        if node.get('type') == 'SyncBN':  # not on CPUs
-            node['type'] = 'BN'
     backbone = model.backbone
     if backbone.type == 'MobileNetV2':
         # Its widths are rounded to multiples of 8: 96 becomes 16.
