@@ -176,9 +176,7 @@ class Site(ABC):
         """Run the teacher on the student's inputs, so that its taps fire."""
         teacher(inputs, data_samples)
 
-    def head_loss(
-        self, teacher: FrozenTeacher, maps: Sequence[Tensor], inputs: Tensor, data_samples: Sequence[Any]
-    ) -> Tensor:
+    def head_loss(self, teacher: FrozenTeacher, maps: Sequence[Tensor], inputs: Tensor, data_samples: Sequence[Any]) -> Tensor:
         """Loss of the frozen teacher's own head on features, a mean over the batch: guidance without a linear classifier.
 
         Raises:

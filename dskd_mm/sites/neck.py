@@ -30,20 +30,32 @@ class NeckSite(Site):
     part = 'neck'
     defaults = dict(target='label', denoiser=dict(norm='GN'), loss_weights=dict(virtual=0.0, logit=0.0))
 
-    def __init__(
-        self, channels: int | None = None, teacher_channels: int | None = None, vectors_per_image: int = 256
-    ) -> None:
+    def __init__(self, channels: int | None = None, teacher_channels: int | None = None, vectors_per_image: int = 256) -> None:
         self.channels = channels
         self.teacher_channels = teacher_channels
         self.vectors_per_image = vectors_per_image
+        self._levels: int | None = None
 
     def student_port(self, model: nn.Module) -> Port:
         """See :meth:`Site.student_port`."""
-        return self._port(find_module(model, self.part, 'student'), self.channels, 'student')
+        neck = find_module(model, self.part, 'student')
+        self._levels = neck_levels(neck)
+        return self._port(neck, self.channels, 'student')
 
     def teacher_port(self, model: nn.Module | None, teacher: FrozenTeacher) -> Port:
-        """See :meth:`Site.teacher_port`."""
-        return self._port(teacher.build_part(self.part), self.teacher_channels, 'teacher')
+        """See :meth:`Site.teacher_port`.
+
+        Raises:
+            ValueError: If its neck is known to have other levels than the student's.
+        """
+        neck = teacher.build_part(self.part)
+        levels = neck_levels(neck)
+        if self._levels and levels and self._levels != levels:
+            raise ValueError(
+                f"The student's neck makes {self._levels} levels, the teacher's ({type(neck).__name__}) {levels}: the "
+                "teacher's head takes no other number. Give both necks the same num_outs."
+            )
+        return self._port(neck, self.teacher_channels, 'teacher')
 
     def _port(self, neck: nn.Module, channels: int | None, owner: str) -> Port:
         if channels is None:
@@ -74,9 +86,7 @@ class NeckSite(Site):
         model: Any = teacher.model
         model.extract_feat(teacher.adapt(inputs))
 
-    def head_loss(
-        self, teacher: FrozenTeacher, maps: Sequence[Tensor], inputs: Tensor, data_samples: Sequence[Any]
-    ) -> Tensor:
+    def head_loss(self, teacher: FrozenTeacher, maps: Sequence[Tensor], inputs: Tensor, data_samples: Sequence[Any]) -> Tensor:
         """Sum of the losses of the teacher's head on maps; see :meth:`Site.head_loss`."""
         model: Any = teacher.model
         # All that a detector does with its features lies behind extract_feat, in every family alike.
@@ -98,3 +108,13 @@ def neck_channels(neck: nn.Module) -> int | None:
     convolutions = [module for module in neck.modules() if isinstance(module, nn.Conv2d)]
     widths = {module.out_channels for module in convolutions}
     return widths.pop() if len(widths) == 1 else None
+
+
+def neck_levels(neck: nn.Module) -> int | None:
+    """Number of levels of a neck, None if it does not tell."""
+    told: Any = getattr(neck, 'num_outs', None)
+    convolutions: Any = getattr(neck, 'convs', None)
+    if told is None and isinstance(convolutions, nn.ModuleList):  # ChannelMapper
+        extra: Any = getattr(neck, 'extra_convs', None)
+        told = len(convolutions) + len(extra or ())
+    return told
