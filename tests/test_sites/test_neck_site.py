@@ -1,0 +1,178 @@
+"""Detectors without a linear classifier of their own, guided by the loss of the teacher's whole head."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip('mmdet')
+
+import torch
+from mmengine.config import ConfigDict
+from mmengine.registry import MODELS
+from torch import nn
+
+from dskd_mm.sites import NeckSite, build_site
+from dskd_mm.testing import (
+    assert_distils,
+    assert_nothing_is_unused,
+    assert_trains,
+    build_distiller,
+    dense_distiller_config,
+    detection_batch,
+    detector_config,
+    random_boxes,
+    watch,
+)
+
+# DETR by itself, the others because they are told to. Number of levels.
+KINDS = {'detr': 1, 'retinanet': 5, 'faster_rcnn': 5}
+OBJECTS = [random_boxes(3), random_boxes(2, seed=1)]
+
+
+@pytest.fixture(scope='module')
+def configs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ConfigDict]:
+    """A distiller's config for each kind; its checkpoint is written once."""
+    folder = tmp_path_factory.mktemp('teachers')
+    made = {}
+    for kind in KINDS:
+        (folder / kind).mkdir()
+        site = {} if kind == 'detr' else dict(site=dict(type='dskd_mm.NeckSite'))
+        made[kind] = dense_distiller_config(kind, str(folder / kind), **site)
+    return made
+
+
+def build(configs: dict[str, ConfigDict], kind: str, **options: Any) -> Any:
+    return build_distiller({**configs[kind], **options})
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_the_neck_is_tapped(configs: dict[str, ConfigDict], kind: str) -> None:
+    model = MODELS.build(detector_config(kind))
+    site = build_site(configs[kind].get('site'), model)
+    assert isinstance(site, NeckSite)
+    port = site.student_port(model)
+    assert (port.features, port.io, port.index, port.channels) == (('neck',), 'output', 'all', 8)
+    assert port.classifiers == () and port.num_classes == 0
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_two_iterations_train(configs: dict[str, ConfigDict], kind: str) -> None:
+    distiller = build(configs, kind)
+    calls = watch(distiller, 'distill')
+    assert_trains(distiller, detection_batch(distiller, OBJECTS), {'anchor', 'diff', 'lsh'})
+    assert len(calls[-1].args[0].features) == KINDS[kind]
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_gradients_reach_the_student_and_all_of_its_parameters(configs: dict[str, ConfigDict], kind: str) -> None:
+    distiller = build(configs, kind)
+    batch = detection_batch(distiller, OBJECTS)
+    assert_distils(distiller, batch)
+    assert_nothing_is_unused(distiller, batch)
+
+
+@pytest.mark.parametrize('objects', [[OBJECTS[0], []], [[], []]], ids=['one image', 'none'])
+@pytest.mark.parametrize('kind', KINDS)
+def test_images_without_objects(configs: dict[str, ConfigDict], kind: str, objects: list) -> None:
+    distiller = build(configs, kind)
+    batch = detection_batch(distiller, objects)
+    _, log = distiller.parse_losses(distiller(**batch, mode='loss'))
+    assert all(bool(value.isfinite()) for value in log.values()), log
+    assert_nothing_is_unused(distiller, batch)
+
+
+@pytest.mark.parametrize('kind', ['detr', 'retinanet'])
+def test_the_head_judges_as_the_teacher_itself_would(configs: dict[str, ConfigDict], kind: str) -> None:
+    """On the features of the teacher's own neck, the loss is the teacher's own: nothing of it is computed anew."""
+    distiller = build(configs, kind)
+    distiller.load_teacher()
+    batch = detection_batch(distiller, OBJECTS)
+    teacher = distiller.teacher.model
+    with torch.no_grad():
+        expected = teacher.parse_losses(teacher.loss(*batch.values()))[0]
+        maps = teacher.extract_feat(batch['inputs'])
+        judged = distiller.site.head_loss(distiller.teacher, maps, *batch.values())
+        other = distiller.site.head_loss(distiller.teacher, [level + 1 for level in maps], *batch.values())
+        # The teacher is itself again.
+        again = teacher.parse_losses(teacher.loss(*batch.values()))[0]
+    torch.testing.assert_close(judged, expected)
+    torch.testing.assert_close(again, expected)
+    assert not torch.allclose(other, expected)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_the_teacher_as_prior_runs_up_to_its_neck(configs: dict[str, ConfigDict], kind: str) -> None:
+    distiller = build(configs, kind, prior='teacher')
+    distiller.load_teacher()
+    seen = watch(distiller.teacher.model, 'extract_feat')
+    assert_distils(distiller, detection_batch(distiller, OBJECTS))
+    assert len(seen) == 1
+
+
+def test_one_dict_for_student_and_teacher(tmp_path: Path) -> None:
+    """mmdet's heads write into the configs that they are built from."""
+    config = dense_distiller_config('detr', str(tmp_path))
+    before = copy.deepcopy(config.teacher.config)
+    config.student = config.teacher.config.model
+    distiller = build_distiller(config)
+    distiller(**detection_batch(distiller, OBJECTS), mode='loss')
+    assert config.teacher.config == before
+
+
+# kind, how the config is spoilt, what the message says
+REFUSED: dict[str, tuple[str, Callable[[ConfigDict], Any], list[str]]] = {
+    'a soft target': (
+        'detr',
+        lambda config: config.update(target='soft'),
+        ['NeckSite has no linear classifier', "expects target='label'", "target='soft'"],
+    ),
+    'a virtual teacher': (
+        'retinanet',
+        lambda config: config.update(loss_weights=dict(virtual=1.0)),
+        ['NeckSite has no linear classifier', 'virtual=0, logit=0', "'virtual': 1.0"],
+    ),
+    'a teacher without a neck': (
+        'retinanet',
+        lambda config: config.teacher.config.model.pop('neck'),
+        ["no 'neck'", 'another task'],
+    ),
+    'other levels': (
+        'retinanet',
+        lambda config: config.teacher.config.model.neck.update(num_outs=4),
+        ["student's neck makes 5 levels", "teacher's (FPN) 4", 'the same num_outs'],
+    ),
+    'other levels of a mapper': (
+        'detr',
+        lambda config: config.teacher.config.model.neck.update(num_outs=3),
+        ["student's neck makes 1 levels", "teacher's (ChannelMapper) 3"],
+    ),
+}
+
+
+@pytest.mark.parametrize('name', REFUSED)
+def test_what_a_neck_cannot_do_is_refused_when_it_is_built(configs: dict[str, ConfigDict], name: str) -> None:
+    kind, spoil, words = REFUSED[name]
+    config = copy.deepcopy(configs[kind])
+    spoil(config)
+    with pytest.raises(ValueError) as caught:
+        MODELS.build(config)
+    assert [word for word in words if word not in str(caught.value)] == [], str(caught.value)
+
+
+def test_a_neck_that_does_not_tell_its_channels() -> None:
+    model = MODELS.build(detector_config('retinanet'))
+    model.neck = nn.Sequential(nn.Conv2d(4, 8, 1), nn.Conv2d(8, 16, 1))
+    with pytest.raises(ValueError, match=r"student's neck \(Sequential\).*out_channels.*site=dict\(channels=\.\.\.\)"):
+        NeckSite().student_port(model)
+    assert NeckSite(channels=16).student_port(model).channels == 16
+
+
+def test_features_that_are_not_finite_are_named_with_their_level(configs: dict[str, ConfigDict]) -> None:
+    distiller = build(configs, 'retinanet')
+    with torch.no_grad():
+        distiller.student.neck.fpn_convs[1].conv.bias[0] = torch.nan
+    with pytest.raises(FloatingPointError, match=r"level 1 of the output of 'neck' in the student.*NaN"):
+        distiller(**detection_batch(distiller, OBJECTS), mode='loss')
