@@ -69,6 +69,11 @@ class Setting:
     test_part: str = 'the official test images'
     holdout_part: str = 'held-out training images'
 
+    @property
+    def trains_alike(self) -> bool:
+        """Whether ``holdout`` leaves the training as it is, so that a run is judged on both parts."""
+        return bool(self.holdout) and all(key.startswith('val_dataloader.') for key in self.holdout)
+
 
 # The schedules of configs/_base_/schedules/adamw_*.py: a warm-up, then the cosine.
 WARMED_UP = ('train_cfg.max_epochs', 'param_scheduler.1.T_max', 'param_scheduler.1.end')
@@ -191,6 +196,10 @@ VARIANTS: dict[str, dict[str, str]] = {
     'local-dense-prior-teacher': {'model.target': 'local', 'model.prior': 'teacher', 'model.site.dense': 'True'},
     'dense-prior-teacher': {'model.prior': 'teacher', 'model.site.dense': 'True'},
     'strong-lsh': {'model.loss_weights.lsh': '5'},
+    # Dense tasks begin with little noise; this is where images begin.
+    'middle-start': {'model.sampler.start': '0.5', 'model.sampler.scale': '1'},
+    'temperature-1': {'model.temperature': '1'},
+    'temperature-4': {'model.temperature': '4'},
     # The controls: everything but the diffusion.
     'anchor-only': {**NO_DIFFUSION, 'model.loss_weights.logit': '0'},
     'anchor-only-label': {**NO_DIFFUSION, 'model.loss_weights.logit': '0', 'model.target': 'label'},
@@ -240,27 +249,48 @@ def run(args: argparse.Namespace, dataset: str, variant: str, seed: int) -> None
         print(f'FAILED {name}, exit status {code}: see {work_dir / "train.log"}', flush=True)
         return
     value, last = final_metric(work_dir, setting.metric, None if variant == 'teacher' else epochs)
-    record = dict(
+    seconds = round(time.time() - start, 1)
+    found = {split: value}
+    if setting.trains_alike and variant != 'teacher':
+        # One training serves both parts.
+        other = 'test' if split == 'holdout' else 'holdout'
+        found[other] = evaluate(setting, config, work_dir, epochs, other)
+    common = dict(
         task=setting.task,
         dataset=dataset,
         pair=setting.pair,
         method=method_of(variant),
         variant=variant,
         seed=seed,
-        split=split,
         metric=setting.metric,
-        value=round(value * setting.scale, 4),
         epochs=last if variant == 'teacher' else epochs,
         train_images=setting.holdout_images if split == 'holdout' else setting.train_images,
-        seconds=round(time.time() - start, 1),
+        seconds=seconds,
         command=shlex.join(['python', *command[1:]]),
         commit=revision,
         versions=versions(),
         device=get_device(),
     )
-    with LOCK, open(args.results, 'a') as file:
-        file.write(json.dumps(record) + '\n')
-    print(f'done  {name}: {record["value"]:.2f} in {record["seconds"]} s', flush=True)
+    for part, value in found.items():
+        record = dict(common, split=part, value=round(value * setting.scale, 4))
+        with LOCK, open(args.results, 'a') as file:
+            file.write(json.dumps(record) + '\n')
+        print(f'done  {name} on {part}: {record["value"]:.2f} in {seconds} s', flush=True)
+
+
+def evaluate(setting: Setting, config: str, work_dir: Path, epochs: int, split: str) -> float:
+    """The metric of a finished run's last checkpoint on another part of the data."""
+    options = {}
+    if split == 'holdout':
+        options = {key.replace('val_dataloader', 'test_dataloader'): value for key, value in setting.holdout.items()}
+    out = work_dir / f'{split}.json'
+    command = [sys.executable, 'tools/test.py', config, str(work_dir / f'epoch_{epochs}.pth'), '--work-dir', str(work_dir / split)]
+    command += ['--out', str(out), '--out-item', 'metrics']
+    if options:
+        command += ['--cfg-options', *(f'{key}={value}' for key, value in options.items())]
+    with open(work_dir / f'{split}.log', 'a') as log:
+        subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, env={**os.environ, 'OMP_NUM_THREADS': '1'}, check=True)
+    return json.loads(out.read_text())[setting.metric]
 
 
 def records(path: Path | None = None) -> list[dict]:

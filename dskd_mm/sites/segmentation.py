@@ -29,6 +29,8 @@ class SegmentationSite(Site):
         teacher_classifier (str, optional): The same of the teacher. Defaults to None.
     """
 
+    # No pooling averages the noise of pixels out, see DenseDetectionSite.
+    defaults = dict(sampler=dict(start=0.1, scale=100.0))
     part = 'decode_head'
 
     def __init__(
