@@ -164,6 +164,7 @@ SETTINGS = {
         holdout_images=10000,
     ),
     'bccd-retinanet': Setting(**BCCD, **small_pair('retinanet_r18-w16', 'retinanet_r18-w32', 'bccd')),
+    'bccd-retinanet-w8': Setting(**BCCD, **small_pair('retinanet_r18-w8', 'retinanet_r18-w32', 'bccd')),
     'bccd-fcos': Setting(**BCCD, **small_pair('fcos_r18-w16', 'fcos_r18-w32', 'bccd')),
     'bccd-faster-rcnn': Setting(
         **{**BCCD, 'epochs': 40, 'amp': False}, **small_pair('faster-rcnn_r18-w16', 'faster-rcnn_r18-w32', 'bccd')
@@ -284,7 +285,8 @@ def evaluate(setting: Setting, config: str, work_dir: Path, epochs: int, split: 
     if split == 'holdout':
         options = {key.replace('val_dataloader', 'test_dataloader'): value for key, value in setting.holdout.items()}
     out = work_dir / f'{split}.json'
-    command = [sys.executable, 'tools/test.py', config, str(work_dir / f'epoch_{epochs}.pth'), '--work-dir', str(work_dir / split)]
+    checkpoint = work_dir / f'epoch_{epochs}.pth'
+    command = [sys.executable, 'tools/test.py', config, str(checkpoint), '--work-dir', str(work_dir / split)]
     command += ['--out', str(out), '--out-item', 'metrics']
     if options:
         command += ['--cfg-options', *(f'{key}={value}' for key, value in options.items())]

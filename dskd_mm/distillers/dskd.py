@@ -78,7 +78,8 @@ class DSKDDistiller(Distiller):
             1 for vectors unless given; a noise adapter takes the same norm. Defaults to None.
         schedule (dict, optional): Arguments of :class:`~dskd_mm.diffusion.DDIMSchedule`. Defaults to None.
         sampler (dict, optional): Arguments of :class:`~dskd_mm.diffusion.TeacherGuidedSampler`; ``scale=0`` turns guidance off.
-            Those not named keep their default, or what the task's site advises. With ``noise='adapter'`` a :class:`~dskd_mm.diffusion.NoiseAdapter` is built. Defaults to None.
+            Those not named keep their default, or what the task's site advises. With ``noise='adapter'`` a
+            :class:`~dskd_mm.diffusion.NoiseAdapter` is built. Defaults to None.
         autoencoder (dict | False, optional): ``dict(latent_channels=...)`` to diffuse wide features in a narrow latent; the
             guidance is pulled back through its decoder. False for none. Defaults to None: what the site advises, a latent of
             256 for the box heads of two-stage detectors and none elsewhere.

@@ -1,0 +1,54 @@
+"""Teacher of the detection demo: a RetinaNet with ResNet-18 on scenes of handwritten digits."""
+
+_base_ = [
+    '../_base_/datasets/digit-scenes_det.py',
+    '../_base_/schedules/digit-scenes_6e.py',
+    '../_base_/default_runtime_det.py',
+]
+
+norm_cfg = dict(type='BN')
+model = dict(
+    type='RetinaNet',
+    data_preprocessor=_base_.data_preprocessor,
+    backbone=dict(
+        type='ResNet',
+        depth=18,
+        base_channels=32,
+        stem_channels=32,
+        num_stages=3,
+        strides=(1, 2, 2),
+        dilations=(1, 1, 1),
+        out_indices=(1, 2),
+        norm_cfg=norm_cfg,
+        norm_eval=False,
+    ),
+    neck=dict(type='FPN', in_channels=[64, 128], out_channels=64, num_outs=2, norm_cfg=norm_cfg),
+    bbox_head=dict(
+        type='RetinaHead',
+        num_classes=10,
+        in_channels=64,
+        feat_channels=64,
+        stacked_convs=1,
+        norm_cfg=norm_cfg,
+        anchor_generator=dict(
+            type='AnchorGenerator', octave_base_scale=2.5, scales_per_octave=2, ratios=[1.5], strides=[8, 16]
+        ),
+        bbox_coder=dict(type='DeltaXYWHBBoxCoder', target_means=[0.0] * 4, target_stds=[1.0] * 4),
+        loss_cls=dict(type='FocalLoss', use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=1.0),
+        loss_bbox=dict(type='L1Loss', loss_weight=1.0),
+    ),
+    train_cfg=dict(
+        assigner=dict(type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.4, min_pos_iou=0, ignore_iof_thr=-1),
+        sampler=dict(type='PseudoSampler'),
+        allowed_border=-1,
+        pos_weight=-1,
+        debug=False,
+    ),
+    test_cfg=dict(nms_pre=1000, min_bbox_size=0, score_thr=0.05, nms=dict(type='nms', iou_threshold=0.5), max_per_img=100),
+)
+
+default_hooks = dict(
+    logger=dict(interval=10),
+    # Only the last epoch is kept: no choice by the test images.
+    checkpoint=dict(interval=6, save_best=None),
+)
