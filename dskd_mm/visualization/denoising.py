@@ -13,7 +13,7 @@ from dskd_mm.distillers import DSKDDistiller
 from dskd_mm.distillers.dskd import per_location
 from dskd_mm.features import FeatureTap
 from dskd_mm.guidance import TeacherClassifier
-from dskd_mm.sites import Observation, Port
+from dskd_mm.sites import ClassificationSite, Observation, Port
 from dskd_mm.sites.classification import label_target
 from dskd_mm.visualization.style import BLUE, GREY, ORANGE, new_figure, tidy
 
@@ -97,12 +97,13 @@ def denoising_trajectory(distiller: DSKDDistiller, inputs: Tensor, data_samples:
     """
     if not distiller.samples:
         raise ValueError('This distiller does not denoise: its loss_weights turn both lsh and virtual off.')
+    has_images = isinstance(distiller.site, ClassificationSite)
+    if not has_images or distiller.teacher_port.sigmoid:
+        kind = 'images into several classes at once' if has_images else f'what {type(distiller.site).__name__} finds in them'
+        raise ValueError(f'Trajectories are drawn for images of one class each, but this teacher classifies {kind}.')
     if not distiller.teacher.is_loaded:
         distiller.load_teacher()
-    (classifier, *others) = distiller.classifiers
-    if others or classifier.is_dense or classifier.sigmoid:
-        kind = 'every location of a map' if classifier.is_dense else 'images into several classes at once'
-        raise ValueError(f'Trajectories are drawn for images of one class each, but this teacher classifies {kind}.')
+    (classifier,) = distiller.classifiers
     teacher = run_teacher(distiller, inputs)
     # A training step in a copy, to see what the sampler is really called with.
     distiller = copy.deepcopy(distiller).train()

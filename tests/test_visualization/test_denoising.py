@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dskd_mm.distillers import DSKDDistiller
 from dskd_mm.guidance import TeacherClassifier
+from dskd_mm.sites import DenseDetectionSite, NeckSite, SegmentationSite, TwoStageDetectionSite
 from dskd_mm.testing import TOY_CLASSES, classifier_config, random_batch, random_teacher
 from dskd_mm.visualization import (
     DenoisingTrajectory,
@@ -105,6 +106,15 @@ def test_what_has_no_trajectory_is_refused(tmp_path):
     with pytest.raises(ValueError, match='several classes at once'):
         images, samples = random_batch(BATCH, multi_label=True)
         denoising_trajectory(build(tmp_path, kind='multi_label'), images, samples)
+
+
+@pytest.mark.parametrize('site', [SegmentationSite(), DenseDetectionSite(), TwoStageDetectionSite(), NeckSite()])
+def test_other_tasks_have_no_trajectory(tmp_path, site):
+    distiller = build(tmp_path)
+    distiller.site = site
+    with pytest.raises(ValueError, match=f'for images of one class each, .* {type(site).__name__} finds'):
+        denoising_trajectory(distiller, *random_batch(BATCH))
+    assert not distiller.teacher.is_loaded, 'for nothing'
 
 
 def test_measures_by_hand():
