@@ -87,6 +87,11 @@ class ClassificationSite(Site):
                 raise ValueError(
                     f'A feature of the {owner} expects dict(path=..., channels=..., io=..., index=...), but got {feature!r}.'
                 )
+            if feature.get('index') == 'all':
+                raise ValueError(
+                    f"The classifier of images is guided at one map, but the index of the {owner}'s feature is 'all': give the "
+                    'number of one.'
+                )
             if owner == 'teacher' and feature['channels'] != port.channels:
                 raise ValueError(
                     f"The teacher's feature {feature['path']!r} has {feature['channels']} channels, but its classifier "

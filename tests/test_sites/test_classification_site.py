@@ -164,6 +164,12 @@ def test_an_incomplete_feature_is_refused(feature):
         ClassificationSite(feature=feature).student_port(model)
 
 
+def test_a_feature_of_several_levels_is_refused():
+    model = MODELS.build(classifier_config('gap'))
+    with pytest.raises(ValueError, match=r"at one map, but the index of the student's feature is 'all'"):
+        ClassificationSite(feature=dict(path='backbone', channels=16, index='all')).student_port(model)
+
+
 def test_a_teachers_feature_needs_the_width_of_its_classifier():
     teacher = teacher_of(classifier_config('gap').head)
     with pytest.raises(ValueError, match=r"'backbone.layer2' has 8 channels, but its classifier 'head.fc'.* takes 16"):
