@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from dskd_mm.distillers.base import match_levels
 from dskd_mm.distillers.dskd import hit_rate
 from dskd_mm.guidance import Target
-from dskd_mm.sites import Observed
+from dskd_mm.sites import ClassificationSite, Observed
 from dskd_mm.testing import classifier_config, random_batch, random_teacher
 from dskd_mm.testing.toy import TOY_KINDS
 
@@ -418,6 +418,62 @@ def test_strength_of_guidance_shows_in_the_denoised_features_class(teachers):
         accuracies.append(float(losses['dskd_acc_denoised']))
     assert accuracies[0] < 0.8
     assert accuracies[1] == 1
+
+
+class AdvisingSite(ClassificationSite):
+    defaults = dict(
+        target='label',
+        temperature=2.0,
+        denoiser=dict(norm='GN'),
+        sampler=dict(steps=3, scale=2.0),
+        autoencoder=dict(latent_channels=8),
+        loss_weights=dict(logit=0.0, lsh=3.0),
+    )
+
+
+def kinds(module: nn.Module) -> set[str]:
+    return {type(layer).__name__ for layer in module.modules()}
+
+
+def test_a_site_advises_what_is_not_given(teachers):
+    distiller = build('gap', teachers['gap'], site=AdvisingSite())
+    assert (distiller.target, distiller.temperature) == ('label', 2.0)
+    assert (distiller.sampler.steps, distiller.sampler.scale) == (3, 2.0)
+    assert 'GroupNorm' in kinds(distiller.denoiser) and 'BatchNorm2d' not in kinds(distiller.denoiser)
+    assert distiller.autoencoder.decoder.in_channels == distiller.denoiser.channels == 8
+    assert distiller.loss_weights == dict(diff=1.0, lsh=3.0, anchor=1.0, virtual=1.0, logit=0.0)
+    assert_trains(distiller, step(distiller))
+
+
+def test_what_is_given_goes_before_a_sites_advice(teachers):
+    given = dict(
+        target='soft',
+        temperature=1.0,
+        denoiser=dict(norm='BN'),
+        sampler=dict(steps=2),
+        autoencoder=False,
+        loss_weights=dict(logit=0.5),
+    )
+    distiller = build('gap', teachers['gap'], site=AdvisingSite(), **given)
+    assert (distiller.target, distiller.temperature) == ('soft', 1.0)
+    assert (distiller.sampler.steps, distiller.sampler.scale) == (2, 2.0), 'what is not named keeps the advice'
+    assert 'BatchNorm2d' in kinds(distiller.denoiser) and 'GroupNorm' not in kinds(distiller.denoiser)
+    assert distiller.autoencoder is None
+    assert distiller.denoiser.channels == 24
+    assert distiller.loss_weights == dict(diff=1.0, lsh=3.0, anchor=1.0, virtual=1.0, logit=0.5)
+
+
+def test_a_latent_no_narrower_than_the_features_is_not_advised(teachers):
+    site = AdvisingSite()
+    site.defaults = dict(autoencoder=dict(latent_channels=24))
+    assert build('gap', teachers['gap'], site=site).autoencoder is None
+
+
+def test_images_have_the_defaults_of_the_core(teachers):
+    distiller = build('gap', teachers['gap'])
+    assert (distiller.target, distiller.temperature, distiller.autoencoder) == ('soft', 4.0, None)
+    assert set(distiller.loss_weights.values()) == {1.0}
+    assert 'BatchNorm2d' in kinds(distiller.denoiser)
 
 
 def test_warm_up_raises_only_what_rests_on_the_denoised_feature(teachers):

@@ -148,6 +148,8 @@ def test_classes_of_proposals_and_images():
     weight = torch.tensor([[1.0], [1], [1], [0]])
     assert location_classes(Target(probability, weight), 1).tolist() == [[2], [0], [3], [-1]]
     assert location_classes(Target(probability), 1).tolist() == [[2], [0], [3], [1]]
+    for weight in (None, torch.ones(0, 1)):  # a batch of no proposals
+        assert location_classes(Target(torch.zeros(0, 3), weight), 1).shape == (0, 1)
 
 
 # ------------------------------------------------------------------------------------------------------ vectors
