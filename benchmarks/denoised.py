@@ -1,0 +1,113 @@
+"""Is the denoised feature better than the student's own? Measure it, by the teacher's classifier, for several samplers.
+
+No training: a distiller's checkpoint is loaded, and its features of training images are denoised from several points of the
+schedule under several strengths of guidance. What is reported is the divergence of the teacher classifier's prediction from the
+teacher's own one and from the annotations (the losses that DSKD uses, lower is better), and how often it names the annotated
+class. Results are appended to benchmarks/results/denoised.jsonl:
+
+    python benchmarks/denoised.py CONFIG CHECKPOINT --starts 0.5,0.1 --scales 0,1,100
+"""
+
+import argparse
+import json
+import shlex
+import sys
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean
+from unittest.mock import patch
+
+import torch
+from accuracy import ROOT, commit, versions
+from mmengine.config import Config
+from mmengine.runner import Runner
+from torch import Tensor
+
+from dskd_mm.distillers import DSKDDistiller
+from dskd_mm.distillers.dskd import hit_rate, per_location
+from dskd_mm.guidance import target_cross_entropy
+from dskd_mm.utils.checkpoint import load_checkpoint_file
+
+RESULTS = ROOT / 'benchmarks' / 'results' / 'denoised.jsonl'
+
+
+def observe(distiller: DSKDDistiller, data: dict) -> tuple:
+    """What a training step denoises: pyramid, aligned features, the judge and the annotations."""
+    seen: list[tuple] = []
+
+    def remember(self: DSKDDistiller, *args: object) -> dict:
+        seen.append(args)
+        return {}
+
+    with patch.object(DSKDDistiller, '_self_distill', remember):
+        distiller(**data, mode='loss')
+    pyramid, aligned, _, judge, label, _ = seen[0]
+    return pyramid, aligned, judge, label
+
+
+def measure(distiller: DSKDDistiller, data: dict, starts: list[float], scales: list[float]) -> dict[tuple, dict[str, float]]:
+    """Quality of the student's aligned feature, under the key (None, None), and of each denoised one, under (start, scale)."""
+    pyramid, aligned, judge, label = observe(distiller, data)
+    wanted = judge.target(1.0)
+    scale = distiller.feature_std.clone()
+    start = aligned if distiller.autoencoder is None else per_location(distiller.autoencoder.encode, aligned).float()
+    noise = torch.randn(start.shape, generator=torch.Generator().manual_seed(0))
+
+    def quality(feature: Tensor) -> dict[str, float]:
+        logits = pyramid.map(distiller.classifiers, feature)
+        sigmoid = distiller.classifiers[0].sigmoid
+        return dict(
+            to_teacher=float(target_cross_entropy(logits, wanted, sigmoid)),
+            to_label=float(target_cross_entropy(logits, label, sigmoid)),
+            accuracy=100 * float(hit_rate(logits, label)),
+        )
+
+    def denoiser(x: Tensor, timestep: int) -> Tensor:
+        return pyramid.map(lambda level: distiller.denoiser(level, timestep), x)
+
+    found = {(None, None): quality(aligned)}
+    sampler = distiller.sampler
+    for sampler.start in starts:
+        for sampler.scale in scales:
+            guidance = judge.guidance(distiller.guidance_unit, scale, distiller.autoencoder)
+            denoised = sampler(denoiser, distiller.schedule, start / scale, noise, guidance) * scale
+            if distiller.autoencoder is not None:
+                denoised = per_location(distiller.autoencoder.decode, denoised).float()
+            found[sampler.start, sampler.scale] = quality(denoised)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='config of a distiller')
+    parser.add_argument('checkpoint', help='checkpoint of its training')
+    parser.add_argument('--starts', default='0.5,0.2,0.1', help='where sampling begins, as shares of the schedule')
+    parser.add_argument('--scales', default='0,1,20,100', help='strengths of guidance')
+    parser.add_argument('--batches', type=int, default=3, help='batches of training images')
+    parser.add_argument('--results', type=Path, default=RESULTS, help='file to append to; default: %(default)s')
+    args = parser.parse_args()
+    cfg = Config.fromfile(args.config)
+    cfg.work_dir, cfg.log_level, cfg.randomness = 'work_dirs/denoised', 'ERROR', dict(seed=0)
+    runner = Runner.from_cfg(cfg)
+    checkpoint = load_checkpoint_file(args.checkpoint)
+    runner.model.load_state_dict(checkpoint['state_dict'])
+    values: dict[tuple, list[dict[str, float]]] = defaultdict(list)
+    loader = iter(runner.train_dataloader)
+    with torch.no_grad():
+        for _ in range(args.batches):
+            data = runner.model.train().data_preprocessor(next(loader), True)
+            numbers = [[float(text) for text in option.split(',')] for option in (args.starts, args.scales)]
+            for key, value in measure(runner.model, data, *numbers).items():
+                values[key].append(value)
+    with open(args.results, 'a') as file:
+        for (start, scale), found in values.items():
+            record = dict(config=args.config, epoch=checkpoint['meta'].get('epoch'), batches=args.batches)
+            record |= dict(start=start, scale=scale)
+            record |= {key: round(mean(value[key] for value in found), 4) for key in found[0]}
+            record |= dict(command=shlex.join(['python', *sys.argv]), commit=commit(), versions=versions())
+            file.write(json.dumps(record) + '\n')
+            print({key: record[key] for key in ('start', 'scale', 'to_teacher', 'to_label', 'accuracy')})
+
+
+if __name__ == '__main__':
+    main()
