@@ -199,8 +199,6 @@ VARIANTS: dict[str, dict[str, str]] = {
     'strong-lsh': {'model.loss_weights.lsh': '5'},
     # Dense tasks begin with little noise; this is where images begin.
     'middle-start': {'model.sampler.start': '0.5', 'model.sampler.scale': '1'},
-    'temperature-1': {'model.temperature': '1'},
-    'temperature-4': {'model.temperature': '4'},
     # The controls: everything but the diffusion.
     'anchor-only': {**NO_DIFFUSION, 'model.loss_weights.logit': '0'},
     'anchor-only-label': {**NO_DIFFUSION, 'model.loss_weights.logit': '0', 'model.target': 'label'},

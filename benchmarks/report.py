@@ -14,7 +14,7 @@ from collections.abc import Callable
 from accuracy import ROOT, SETTINGS, VARIANTS, records
 
 PAGES = ['README.md', 'docs/en/benchmark.md', 'docs/en/ablations.md']
-IMAGES = ROOT / 'docs' / 'en' / 'images'
+DENOISED = ROOT / 'benchmarks' / 'results' / 'denoised.jsonl'
 LABELS = {
     'plain': 'plain student',
     'teacher': 'teacher',
@@ -35,6 +35,7 @@ LABELS = {
     'local-dense-prior-teacher': 'target: the teacher at every location; prior: teacher features, every location hashed',
     'dense-prior-teacher': 'prior: teacher features, every location hashed',
     'strong-lsh': 'LSH five times as strong',
+    'middle-start': 'sampling from t=400, guidance 1, as for images',
     'anchor-only': 'control: soft anchor alone (no diffusion)',
     'anchor-only-label': 'control: label anchor alone (no diffusion, teacher-free)',
     'anchor-and-logit': 'control: soft anchor + logit loss (no diffusion)',
@@ -116,10 +117,33 @@ def block(dataset: str, split: str, epochs: str) -> str:
     return f'{table(dataset, split, int(epochs))}\n\n{caption(dataset, split, int(epochs))}'
 
 
+def denoised(config: str) -> str:
+    """How good denoised features are, by the teacher's classifier: what benchmarks/denoised.py recorded for a config."""
+    records_of_config = [r for r in records(DENOISED) if r['config'] == config]
+    # The last word on each sampler.
+    rows = {(r['start'], r['scale']): r for r in records_of_config}
+    lines = ['| sampling from | guidance | to the teacher | to the annotations | accuracy, % |']
+    lines.append('| --- | --- | --- | --- | --- |')
+    for (start, scale), row in rows.items():
+        place = f'{start:g} of the schedule | {scale:g}' if start is not None else "(the student's own feature) |"
+        lines.append(f'| {place} | {row["to_teacher"]:.3f} | {row["to_label"]:.3f} | {row["accuracy"]:.2f} |')
+    last = records_of_config[-1]
+    return '\n'.join(lines) + (
+        f'\n\nDivergences, lower is better; {config} after epoch {last["epoch"]}, {last["batches"]} batches of training '
+        f'images.\n\n```shell\n{last["command"]}\n```'
+    )
+
+
 def rewrite(text: str, render: Callable[..., str]) -> str:
     """Replace what stands between ``<!-- table: dataset split epochs -->`` and ``<!-- end -->``."""
     pattern = re.compile(r'(<!-- table: (\S+) (\S+) (\d+) -->\n).*?(<!-- end -->)', re.DOTALL)
     return pattern.sub(lambda m: f'{m[1]}{render(m[2], m[3], m[4])}\n{m[5]}', text)
+
+
+def rewrite_denoised(text: str) -> str:
+    """Replace what stands between ``<!-- denoised: config -->`` and ``<!-- end -->``."""
+    pattern = re.compile(r'(<!-- denoised: (\S+) -->\n).*?(<!-- end -->)', re.DOTALL)
+    return pattern.sub(lambda m: f'{m[1]}{denoised(m[2])}\n{m[3]}', text)
 
 
 def main() -> None:
@@ -130,7 +154,7 @@ def main() -> None:
     for name in PAGES:
         page = ROOT / name
         text = page.read_text()
-        new = rewrite(text, block)
+        new = rewrite_denoised(rewrite(text, block))
         if new != text:
             stale.append(name)
             if not args.check:
