@@ -1,6 +1,7 @@
 """What tests ask of any distiller, whatever the task."""
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,3 +140,23 @@ def assert_nothing_is_unused(distiller: Any, batch: Mapping[str, Any]) -> None:
     """Under DDP no parameter is waited for in vain, unless it is in the plain student, too."""
     plain = {f'student.{name}' for name in parameters_without_gradient(distiller.student, batch)}
     assert parameters_without_gradient(distiller, batch) == plain
+
+
+def assert_refused(config: Any, spoil: Callable[[Any], Any], words: Sequence[str]) -> None:
+    """A spoilt config is refused with a ValueError when it is built, in words that help.
+
+    Args:
+        config (ConfigDict): Config of a distiller; it stays as it is.
+        spoil (Callable): Changes a copy of it.
+        words (Sequence[str]): What the message has to contain.
+    """
+    from mmengine.registry import MODELS
+
+    config = copy.deepcopy(config)
+    spoil(config)
+    try:
+        MODELS.build(config)
+    except ValueError as error:
+        assert [word for word in words if word not in str(error)] == [], str(error)
+    else:
+        raise AssertionError(f'Expected to be refused with {list(words)}, but it was built.')

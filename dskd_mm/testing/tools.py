@@ -1,0 +1,63 @@
+"""Running command-line tools: as processes of their own, or in this one, which spares the imports."""
+
+import json
+import os
+import pickle
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def run_process(*command: Any, **variables: str) -> str:
+    """Run a command from the home directory, so that nothing is found by chance, and return what it printed.
+
+    Args:
+        *command (Any): The command and its arguments.
+        **variables (str): Added to the environment.
+
+    Raises:
+        AssertionError: If it fails; with the end of its output.
+    """
+    done = subprocess.run(
+        [str(part) for part in command],
+        capture_output=True,
+        text=True,
+        env={**os.environ, 'OMP_NUM_THREADS': '1', **variables},
+        cwd=Path.home(),
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+def run_script(script: Path, *arguments: Any) -> None:
+    """Run a script's main part in this process.
+
+    Args:
+        script (Path): The script.
+        *arguments (Any): What follows its name on the command line.
+    """
+    before = sys.argv
+    sys.argv = [script.name, *map(str, arguments)]
+    try:
+        runpy.run_path(str(script), run_name='__main__')
+    finally:
+        sys.argv = before
+
+
+def named(name: str) -> list[str]:
+    """Options for ``--cfg-options`` of a run in this process: mmengine keeps loggers and visualizers by their names."""
+    return [f'experiment_name={name}', f'visualizer.name={name}']
+
+
+def scalars(work_dir: Path) -> list[dict[str, Any]]:
+    """What the latest run in a folder logged, line by line."""
+    log = max(work_dir.glob('*/vis_data/scalars.json'))
+    return [json.loads(line) for line in log.read_text(encoding='utf-8').splitlines()]
+
+
+def predictions(path: Path) -> list[dict[str, Any]]:
+    """What mmengine's DumpResults wrote in this test; a pickle of anybody else is not to be read."""
+    return pickle.loads(path.read_bytes())
