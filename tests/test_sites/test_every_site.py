@@ -1,4 +1,4 @@
-"""What holds at every site of detectors and segmenters: they train, the losses reach the student, and empty images do no harm."""
+"""What holds at every site of detectors and segmenters: they train, losses reach the student, empty images do no harm."""
 
 from importlib.util import find_spec
 from typing import Any
