@@ -60,6 +60,13 @@ def selected(dataset: str, split: str, epochs: int | None = None) -> dict[str, l
     return found
 
 
+def teachers(dataset: str) -> list[float]:
+    """Results of a data set's teacher, which may have been recorded for another student."""
+    setting = SETTINGS[dataset]
+    key = (setting.task, setting.metric, setting.pair.split()[1])
+    return [r['value'] for r in records() if r['variant'] == 'teacher' and (r['task'], r['metric'], r['pair'].split()[1]) == key]
+
+
 def verdict(gains: list[float], mean: float) -> str:
     """A gain, marked where it is within the noise of its paired differences."""
     if len(gains) > 1 and abs(mean) < 2 * statistics.stdev(gains) / len(gains) ** 0.5:
@@ -70,7 +77,7 @@ def verdict(gains: list[float], mean: float) -> str:
 def table(dataset: str, split: str, epochs: int) -> str:
     """Variants of one data set: the metric, gain over the plain student in paired seeds, share of the teacher gap closed."""
     groups = selected(dataset, split, epochs)
-    teacher = [r['value'] for r in selected(dataset, 'test')['teacher']]
+    teacher = teachers(dataset)
     plain = {r['seed']: r['value'] for r in groups.get('plain', [])}
     unit = SETTINGS[dataset].unit
     lines = [f'| variant | {unit}, % | gain over plain | teacher gap closed | seeds |', '| --- | --- | --- | --- | --- |']
