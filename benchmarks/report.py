@@ -64,7 +64,8 @@ def teachers(dataset: str) -> list[float]:
     """Results of a data set's teacher, which may have been recorded for another student."""
     setting = SETTINGS[dataset]
     key = (setting.task, setting.metric, setting.pair.split()[1])
-    return [r['value'] for r in records() if r['variant'] == 'teacher' and (r['task'], r['metric'], r['pair'].split()[1]) == key]
+    found = [r for r in records() if r['variant'] == 'teacher']
+    return [r['value'] for r in found if (r['task'], r['metric'], r['pair'].split()[1]) == key]
 
 
 def verdict(gains: list[float], mean: float) -> str:

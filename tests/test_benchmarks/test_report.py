@@ -44,7 +44,9 @@ def test_table_pairs_seeds_and_marks_noise(tmp_path, monkeypatch):
     with open(path, 'w') as file:
         for variant, seed, value in rows:
             record = dict(dataset='fashion-mnist', variant=variant, seed=seed, value=value, split='test', epochs=5)
-            file.write(json.dumps({**record, 'train_images': 60000}) + '\n')
+            setting = accuracy.SETTINGS['fashion-mnist']
+            common = dict(train_images=60000, task=setting.task, metric=setting.metric, pair=setting.pair)
+            file.write(json.dumps({**record, **common}) + '\n')
     monkeypatch.setattr(accuracy, 'RESULTS', path)
     lines = report.table('fashion-mnist', 'test', 5).splitlines()
     by_label = {line.split('|')[1].strip(): [cell.strip() for cell in line.split('|')[2:-1]] for line in lines[2:]}
@@ -52,6 +54,20 @@ def test_table_pairs_seeds_and_marks_noise(tmp_path, monkeypatch):
     assert dskd == [f'85.00 ± {statistics.stdev((84.0, 86.1, 84.9)):.2f}', '+4.00', '44%', '3']
     assert no_lsh[1] == '+0.50 (within noise)'
     assert by_label['plain student'][1:3] == ['', '']
+
+
+def test_denoised_features_are_tabled_by_their_last_record(tmp_path, monkeypatch):
+    row = dict(config='a.py', epoch=3, batches=2, to_label=1.0, accuracy=50.0, command='python benchmarks/denoised.py a.py b.pth')
+    rows = [dict(row, start=start, scale=scale, to_teacher=value) for start, scale, value in [(None, None, 0.5), (0.1, 20, 0.4)]]
+    rows += [dict(rows[1], to_teacher=0.3), dict(rows[1], config='other.py', to_teacher=0.1)]
+    path = tmp_path / 'denoised.jsonl'
+    path.write_text('\n'.join(map(json.dumps, rows)))
+    monkeypatch.setattr(report, 'DENOISED', path)
+    text = report.rewrite_denoised('before\n<!-- denoised: a.py -->\nold\n<!-- end -->\nafter')
+    assert 'old' not in text and text.startswith('before\n') and text.endswith('<!-- end -->\nafter')
+    assert '| (the student\'s own feature) | | 0.500 | 1.000 | 50.00 |' in text
+    assert '| 0.1 of the schedule | 20 | 0.300 | 1.000 | 50.00 |' in text and '0.400' not in text and '0.100' not in text
+    assert row['command'] in text
 
 
 @pytest.mark.parametrize('arguments, words', [(['--variants', 'nonsense'], 'nonsense'), (['--dataset', 'x'], 'invalid choice')])
