@@ -57,8 +57,9 @@ def test_table_pairs_seeds_and_marks_noise(tmp_path, monkeypatch):
 
 
 def test_denoised_features_are_tabled_by_their_last_record(tmp_path, monkeypatch):
-    row = dict(config='a.py', epoch=3, batches=2, to_label=1.0, accuracy=50.0, command='python benchmarks/denoised.py a.py b.pth')
-    rows = [dict(row, start=start, scale=scale, to_teacher=value) for start, scale, value in [(None, None, 0.5), (0.1, 20, 0.4)]]
+    row = dict(config='a.py', epoch=3, batches=2, to_label=1.0, accuracy=50.0, command='python benchmarks/denoised.py a.py')
+    values = [(None, None, 0.5), (0.1, 20, 0.4)]
+    rows = [dict(row, start=start, scale=scale, to_teacher=value) for start, scale, value in values]
     rows += [dict(rows[1], to_teacher=0.3), dict(rows[1], config='other.py', to_teacher=0.1)]
     path = tmp_path / 'denoised.jsonl'
     path.write_text('\n'.join(map(json.dumps, rows)))
