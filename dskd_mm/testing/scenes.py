@@ -146,6 +146,7 @@ def segmentor_run_config(kind: str, data_root: Path, **kwargs: Any) -> Config:
         for step in ('Resize', 'RandomResize'):
             _set_steps(loader.dataset.pipeline, step, scale=DENSE_SIZE[::-1])
         _set_steps(loader.dataset.pipeline, 'RandomCrop', crop_size=DENSE_SIZE)
+    cfg.test_pipeline = cfg.test_dataloader.dataset.pipeline  # which mmseg's inference reads
     sizes, *others = cfg.tta_pipeline[1].transforms
     cfg.tta_pipeline[1].transforms = [sizes[2:3], *others]
     cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=2, val_interval=2)
