@@ -8,7 +8,7 @@ VENV_PYTHON := .venv/bin/python
 help:  ## show this list
 	@grep -E '^[a-z]+: .*##|^[a-z]+:  ##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */make \1\t/' | expand -t 14
 
-demo: env  ## distil a small student and show what it gained; TASK=... chooses the task
+demo: env  ## distil small students and show what they gained; TASK=cls, det or seg picks one task
 	@$(VENV_PYTHON) tools/demo.py $(if $(TASK),--task $(TASK))
 
 # Two workers of one thread each: on few cores they beat one process of two threads.

@@ -13,8 +13,8 @@ model = dict(
     backbone=dict(
         type='ResNet',
         depth=18,
-        base_channels=32,
-        stem_channels=32,
+        base_channels=24,
+        stem_channels=24,
         num_stages=3,
         strides=(1, 2, 2),
         dilations=(1, 1, 1),
@@ -22,12 +22,12 @@ model = dict(
         norm_cfg=norm_cfg,
         norm_eval=False,
     ),
-    neck=dict(type='FPN', in_channels=[64, 128], out_channels=64, num_outs=2, norm_cfg=norm_cfg),
+    neck=dict(type='FPN', in_channels=[48, 96], out_channels=48, num_outs=2, norm_cfg=norm_cfg),
     bbox_head=dict(
         type='RetinaHead',
         num_classes=10,
-        in_channels=64,
-        feat_channels=64,
+        in_channels=48,
+        feat_channels=48,
         stacked_convs=1,
         norm_cfg=norm_cfg,
         anchor_generator=dict(
@@ -47,6 +47,7 @@ model = dict(
     test_cfg=dict(nms_pre=1000, min_bbox_size=0, score_thr=0.05, nms=dict(type='nms', iou_threshold=0.5), max_per_img=100),
 )
 
+optim_wrapper = dict(optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.01), clip_grad=dict(max_norm=10))
 default_hooks = dict(
     logger=dict(interval=10),
     # Only the last epoch is kept: no choice by the test images.

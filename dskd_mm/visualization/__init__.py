@@ -8,14 +8,18 @@ from dskd_mm.visualization.denoising import (
     plot_denoising_steps,
     plot_feature_maps,
 )
+from dskd_mm.visualization.predictions import Boxes, plot_detections, plot_segmentations
 from dskd_mm.visualization.scalars import read_scalars
 
 __all__ = [
+    'Boxes',
     'DenoisingTrajectory',
     'accuracy_curves',
     'denoising_trajectory',
     'plot_denoising_plane',
     'plot_denoising_steps',
+    'plot_detections',
     'plot_feature_maps',
+    'plot_segmentations',
     'read_scalars',
 ]

@@ -1,9 +1,9 @@
-"""The common budget of the demo's detectors and segmenters: 6 epochs of 75 steps, evaluated after each."""
+"""The common budget of the demo's detectors and segmenters: a warm-up, then a cosine to 0 over 6 epochs of 75 steps."""
 
-optim_wrapper = dict(optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.01), clip_grad=dict(max_norm=10))
-param_scheduler = dict(
-    type='CosineAnnealingLR', T_max=6, eta_min=0, by_epoch=True, begin=0, end=6, convert_to_iter_based=True
-)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=45),
+    dict(type='CosineAnnealingLR', T_max=6, eta_min=0, by_epoch=True, begin=0, end=6, convert_to_iter_based=True),
+]
 train_cfg = dict(by_epoch=True, max_epochs=6, val_interval=1)
 val_cfg = dict()
 test_cfg = dict()
