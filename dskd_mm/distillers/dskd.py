@@ -357,7 +357,10 @@ def hit_rate(logits: Tensor, label: Target) -> Tensor:
     probability = label.probability
     wanted = (probability > 0) & (probability == probability.amax(dim=1, keepdim=True))
     counts = label.apply_weight(wanted.any(dim=1, keepdim=True).float())
-    hits = wanted.gather(1, logits.argmax(dim=1, keepdim=True))
+    if logits.shape[1] == 1:
+        hits = logits > 0  # a single class is named or not
+    else:
+        hits = wanted.gather(1, logits.argmax(dim=1, keepdim=True))
     return (hits * counts).sum() / counts.sum().clamp(min=1)
 
 

@@ -543,6 +543,9 @@ def test_any_of_several_labels_is_a_hit_and_the_main_one_of_mixed_images():
     locations = Target(probability.T[None], weight.T[None])
     assert hit_rate(logits.T[None], locations) == 0.5
     assert hit_rate(logits, Target(probability, torch.zeros(4, 1))) == 0
+    # One class alone is named by a positive logit; what is none of it does not count.
+    single = Target(torch.tensor([[[1.0, 1.0, 0.0]]]))
+    assert hit_rate(torch.tensor([[[2.0, -1.0, 3.0]]]), single) == 0.5
 
 
 # ---------------------------------------------------------------------------------------------- refusals
