@@ -82,7 +82,7 @@ TASKS = {
     'cls': Task(
         title='Classification',
         data='handwritten digits, 898 for training, 899 by others for testing',
-        metric='accuracy',
+        metric='Accuracy',
         key='accuracy/top1',
         unit=1,
         modules=('mmpretrain', 'sklearn'),
@@ -346,8 +346,8 @@ def summary(runs: Sequence[Run]) -> tuple[Table, list[str]]:
     """The table of results, and for each task what to make of it."""
     table = Table(title='On the test images after the last epoch (mean ± standard deviation)')
     table.add_column('Model', no_wrap=True)
-    for column in ('Runs', 'Result (%)', 'Gain', 'Parameters', 'Step (ms)'):
-        table.add_column(column, justify='right')
+    for column in ('Runs', 'Result (%)', 'Gain', 'Weights', 'Step (ms)'):
+        table.add_column(column, justify='right', no_wrap=True)
     texts = []
     for task in dict.fromkeys(run.task for run in runs):
         own = [run for run in runs if run.task is task]
@@ -409,8 +409,8 @@ def draw(runs: Sequence[Run]) -> list[Path]:
         'accuracy': visualization.accuracy_curves(
             {NAMES[role]: [run.curve() for run in by_role[role]] for role in ('plain', 'dskd')},
             reference=('Teacher, last epoch', teacher.result),
-            title=f'{task.metric[0].upper() + task.metric[1:]} on the test images during training',
-            ylabel=f'{task.metric[0].upper() + task.metric[1:]} (%)',
+            title=f'{task.metric} on the test images during training',
+            ylabel=f'{task.metric} (%)',
         ),
     }
     # Data sets and their pipelines are looked up in the host.

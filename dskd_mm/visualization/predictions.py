@@ -41,14 +41,16 @@ def plot_detections(
 ) -> Figure:
     """Plot images with their true boxes and, beside, those of several detectors, marked as right, wrong or missed.
 
+    Of predictions that overlap, whatever their classes, only the most confident one is shown. Missed is what overlaps none.
+
     Args:
         images (Sequence[np.ndarray]): RGB images (H, W, 3), uint8.
         truth (Sequence[Boxes]): The annotated boxes of each image.
         predictions (Mapping[str, Sequence[Boxes]]): What each detector found in each image, by the detector's name.
         class_names (Sequence[str]): Written on the boxes.
         score_threshold (float): Predictions that are less confident are not shown. Defaults to 0.3.
-        iou_threshold (float): A prediction is right if it overlaps a box of its class that much, and no more confident one
-            does. Defaults to 0.5.
+        iou_threshold (float): A prediction is right if it overlaps a true box of its class that much, and hidden if it
+            overlaps a more confident prediction that much. Defaults to 0.5.
 
     Returns:
         Figure: The picture, one row an image, with the counts of each detector above its column.
@@ -63,8 +65,10 @@ def plot_detections(
             if found is None:
                 _draw_boxes(axes, true, class_names, 'white')
                 continue
-            shown = _confident(found[which], score_threshold)
-            hits, seen = match_boxes(true, shown, iou_threshold)
+            shown = strongest(found[which], score_threshold, iou_threshold)
+            hits, _ = match_boxes(true, shown, iou_threshold)
+            # What was found under a wrong name is not missed.
+            seen = (box_iou(true.boxes, shown.boxes) >= iou_threshold).any(axis=1)
             _draw_boxes(axes, _select(true, ~seen), class_names, MISSED, linestyle='--')
             _draw_boxes(axes, _select(shown, ~hits), class_names, WRONG)
             _draw_boxes(axes, _select(shown, hits), class_names, RIGHT)
@@ -85,6 +89,29 @@ def plot_detections(
         labelcolor='white',
     )
     return figure
+
+
+def strongest(found: Boxes, score_threshold: float = 0.3, iou_threshold: float = 0.5) -> Boxes:
+    """Leave out predictions that are unsure or overlap a more confident one.
+
+    Args:
+        found (Boxes): M predicted boxes with scores.
+        score_threshold (float): Least confidence. Defaults to 0.3.
+        iou_threshold (float): Overlap from which on two predictions are of the same thing. Defaults to 0.5.
+
+    Returns:
+        Boxes: What is left, the most confident first.
+    """
+    assert found.scores is not None
+    found = _select(found, found.scores >= score_threshold)
+    assert found.scores is not None
+    found = _select(found, np.argsort(-found.scores, kind='stable'))
+    overlap = box_iou(found.boxes, found.boxes)
+    kept: list[int] = []
+    for index in range(len(found.labels)):
+        if not kept or overlap[index, kept].max() < iou_threshold:
+            kept.append(index)
+    return _select(found, np.array(kept, int))
 
 
 def match_boxes(truth: Boxes, found: Boxes, iou_threshold: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
@@ -182,10 +209,6 @@ def mean_iou(truth: Sequence[np.ndarray], predictions: Sequence[np.ndarray], ign
     classes = np.union1d(true, found)
     shared = [((true == k) & (found == k)).sum() / ((true == k) | (found == k)).sum() for k in classes]
     return float(np.mean(shared)) if shared else 0.0
-
-
-def _confident(found: Boxes, threshold: float) -> Boxes:
-    return found if found.scores is None else _select(found, found.scores >= threshold)
 
 
 def _select(boxes: Boxes, which: np.ndarray) -> Boxes:

@@ -79,7 +79,7 @@ def test_classification_in_processes_of_its_own(tmp_path):
     pytest.importorskip('mmpretrain')
     result = run_demo('--task', 'cls', '--seeds', '1', '--epochs', '1', '--work-dir', str(tmp_path))
     assert result.returncode == 0, result.stdout + result.stderr
-    for text in ('Teacher', 'Plain student', 'DSKD student', 'accuracy', 'Step (ms)', 'says nothing about noise'):
+    for text in ('Teacher', 'Plain student', 'DSKD student', 'Accuracy', 'Step (ms)', 'says nothing about noise'):
         assert text in result.stdout
     assert result.stdout.count('started') == 3
     folder = tmp_path / 'cls'
