@@ -69,7 +69,7 @@ def plot_detections(
             hits, _ = match_boxes(true, shown, iou_threshold)
             # What was found under a wrong name is not missed.
             seen = (box_iou(true.boxes, shown.boxes) >= iou_threshold).any(axis=1)
-            _draw_boxes(axes, _select(true, ~seen), class_names, MISSED, linestyle='--')
+            _draw_boxes(axes, _select(true, np.logical_not(seen)), class_names, MISSED, linestyle='--')
             _draw_boxes(axes, _select(shown, ~hits), class_names, WRONG)
             _draw_boxes(axes, _select(shown, hits), class_names, RIGHT)
             right, wrong, missed = right + hits.sum(), wrong + (~hits).sum(), missed + (~seen).sum()
