@@ -24,7 +24,8 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from dskd_mm.distillers import DSKDDistiller
-from dskd_mm.distillers.dskd import hit_rate, per_location
+from dskd_mm.distillers.dskd import hit_rate
+from dskd_mm.features import per_location
 from dskd_mm.guidance import target_cross_entropy
 from dskd_mm.utils.checkpoint import load_checkpoint_file
 

@@ -1,6 +1,7 @@
 """Distillers: start reading here."""
 
 from dskd_mm.distillers.base import Distiller
+from dskd_mm.distillers.configurable import ConfigurableDistiller
 from dskd_mm.distillers.dskd import DSKDDistiller
 
-__all__ = ['DSKDDistiller', 'Distiller']
+__all__ = ['ConfigurableDistiller', 'DSKDDistiller', 'Distiller']

@@ -2,9 +2,9 @@
 
 import copy
 import logging
-from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,7 +19,9 @@ from torch.nn import functional as F
 from dskd_mm.features import Pyramid, match_space
 from dskd_mm.guidance import Target
 from dskd_mm.guidance.classifier import fold_anchors
-from dskd_mm.sites import Observation, Observed, Port, Site, build_site
+from dskd_mm.losses import FeatureLoss, LogitLoss
+from dskd_mm.registry import MODELS
+from dskd_mm.sites import SITES_BY_MODEL, Layer, Observation, Observed, Port, Site, build_site
 from dskd_mm.teacher import FrozenTeacher
 from dskd_mm.utils.checkpoint import STUDENT_PREFIX
 
@@ -33,21 +35,29 @@ class Distiller(BaseModel):
     student under ``student.`` plus the trainable modules of the distiller; the teacher is in none of it. A plain student's
     checkpoint loads as well.
 
-    Subclasses build their modules in ``__init__`` and implement :meth:`distill`.
+    Subclasses build their modules in ``__init__`` and implement :meth:`distill`. Whatever the method, ``distill_losses`` are
+    added to its own, so methods combine: DSKD and DIST, VkD and logits.
 
     Args:
         student (dict | nn.Module): The student: a host's model.
         teacher (dict): Arguments of :class:`~dskd_mm.teacher.FrozenTeacher`: config and checkpoint.
         site (dict, optional): Arguments of the task's site, see :mod:`dskd_mm.sites`. Chosen by the student's type by default.
+        layers (dict[str, dict], optional): Further modules that losses may read, by a name of your own:
+            ``dict(student=dict(path=..., channels=...), teacher=dict(path=..., channels=...))`` each, the arguments of
+            :class:`~dskd_mm.sites.Layer`. Defaults to None.
+        distill_losses (dict[str, dict], optional): Losses to add, configs of :class:`~dskd_mm.losses.LogitLoss` and
+            :class:`~dskd_mm.losses.FeatureLoss` by a name of your own; they are logged as ``loss_<name>``. Defaults to None.
         noise_seed (int, optional): Seed of all noise. None takes that of the run. Defaults to None.
         data_preprocessor (dict, optional): Given to the student if it has none of its own: the runner passes it here.
             Defaults to None.
 
     Raises:
         TypeError: If student or teacher are of a wrong kind.
-        ValueError: If their classifiers cannot be found or do not fit each other.
+        ValueError: If their classifiers cannot be found or do not fit each other, or a loss reads what is not there.
     """
 
+    default_sites: ClassVar[Mapping[str, str]] = SITES_BY_MODEL
+    """The site by the student's class, where none is given."""
     iteration: Tensor
     noise_seed: Tensor
 
@@ -56,6 +66,8 @@ class Distiller(BaseModel):
         student: dict | nn.Module,
         teacher: dict,
         site: dict | Site | None = None,
+        layers: dict[str, dict] | None = None,
+        distill_losses: dict[str, dict] | None = None,
         noise_seed: int | None = None,
         data_preprocessor: dict | nn.Module | None = None,
     ) -> None:
@@ -63,11 +75,15 @@ class Distiller(BaseModel):
         super().__init__(data_preprocessor=model.data_preprocessor)
         self.student = model
         self.teacher = build_teacher(teacher)
-        self.site = build_site(site, model)
-        self.student_port = self.site.student_port(model)
+        self.site = build_site(site, model, self.default_sites)
+        own, theirs = split_layers(layers or {})
+        self.student_port = replace(self.site.student_port(model), layers=own)
         # The head alone tells the shapes: nothing of the teacher is loaded before the first training step.
-        self.teacher_port = self.site.teacher_port(None, self.teacher)
+        self.teacher_port = replace(self.site.teacher_port(None, self.teacher), layers=theirs)
         check_ports(self.student_port, self.teacher_port)
+        self.distill_losses = nn.ModuleDict(
+            {name: build_loss(name, config, self.student_port, self.teacher_port) for name, config in (distill_losses or {}).items()}
+        )
         seed = torch.initial_seed() if noise_seed is None else noise_seed
         self.register_buffer('noise_seed', torch.tensor(seed % 2**62))
         self.register_buffer('iteration', torch.zeros((), dtype=torch.long))
@@ -77,15 +93,14 @@ class Distiller(BaseModel):
         self._register_load_state_dict_pre_hook(self._accept_student_checkpoint)
 
     @property
-    @abstractmethod
     def uses_teacher_forward(self) -> bool:
         """Whether training runs the whole teacher; otherwise only its classifier's weights are loaded."""
+        return len(self.distill_losses) > 0
 
-    @abstractmethod
     def distill(
         self, student: Observed, teacher: Observed | None, target: Target | None, head_loss: HeadLoss
     ) -> dict[str, Tensor]:
-        """The distillation losses, under keys that begin with ``loss_``, and health figures under keys without 'loss'.
+        """The method's own losses, under keys that begin with ``loss_``, and health figures under keys without 'loss'.
 
         Args:
             student (Observed): The student's features and logits, in the graph.
@@ -93,6 +108,7 @@ class Distiller(BaseModel):
             target (Target, optional): The annotations, if the site has a linear classifier.
             head_loss (Callable): Loss of the teacher's own head on maps (a mean over the batch), if it has none.
         """
+        return {}
 
     def forward(self, inputs: Tensor, data_samples: list | None = None, mode: str = 'tensor') -> Any:
         """Run the student, with distillation in mode 'loss'.
@@ -126,7 +142,7 @@ class Distiller(BaseModel):
             if self._is_first_step and self.student_port.is_pooled:
                 (path,) = self.student_port.classifiers
                 check_pooling(features[0], seen.logits[0], self.student.get_submodule(path))
-            student = Observed(features, self._pack_logits(seen.logits))
+            student = Observed(features, self._pack_logits(seen.logits), seen.layers)
             port = self.teacher_port
             target = self.site.target(seen, data_samples, port.num_classes, port.sigmoid)
             teacher = self._run_teacher(inputs, data_samples, seen) if self.uses_teacher_forward else None
@@ -135,6 +151,9 @@ class Distiller(BaseModel):
                 return self.site.head_loss(self.teacher, maps, inputs, data_samples)
 
             own = self.distill(student, teacher, target, head_loss)
+            if len(self.distill_losses):
+                assert teacher is not None
+                own |= self._add_losses(student, teacher, target)
         shared = set(losses) & set(own)
         if shared:
             raise ValueError(f'The student and the distiller both return {sorted(shared)}; rename those of the student.')
@@ -158,7 +177,9 @@ class Distiller(BaseModel):
         full = self.uses_teacher_forward or not port.classifiers
         self.teacher.load(port.part, port.classifiers, port.sigmoid, port.anchors, device, full, self.data_preprocessor)
         if self.teacher.model is not None:
-            self.teacher_port = self.site.teacher_port(self.teacher.model, self.teacher)
+            self.teacher_port = replace(
+                self.site.teacher_port(self.teacher.model, self.teacher), layers=self.teacher_port.layers
+            )
 
     def noise_generator(self, device: torch.device) -> torch.Generator:
         """A generator that follows from seed, rank and iteration alone.
@@ -180,8 +201,22 @@ class Distiller(BaseModel):
         with torch.no_grad(), Observation(self.teacher.model, self.teacher_port, 'teacher') as seen:
             self.site.run_teacher(self.teacher, inputs, data_samples, student)
             return Observed(
-                match_levels(seen.features, student.features), self._pack_logits(match_levels(seen.logits, student.logits))
+                match_levels(seen.features, student.features),
+                self._pack_logits(match_levels(seen.logits, student.logits)),
+                {name: [level.float() for level in maps] for name, maps in seen.layers.items()},
             )
+
+    def _add_losses(self, student: Observed, teacher: Observed, target: Target | None) -> dict[str, Tensor]:
+        found = {}
+        for name, loss in self.distill_losses.items():
+            if isinstance(loss, LogitLoss):
+                assert student.logits is not None and teacher.logits is not None and target is not None
+                value = loss(student.logits, teacher.logits, target, self.teacher_port.sigmoid)
+            else:
+                ours = student.maps(loss.on)
+                value = loss(ours, match_levels(teacher.maps(loss.on), ours))
+            found[f'loss_{name}'] = value
+        return found
 
     def _pack_logits(self, logits: Sequence[Tensor]) -> Tensor | None:
         if not logits:
@@ -231,6 +266,59 @@ class Distiller(BaseModel):
         # All of them: what does not fit is for the student to translate or for the loading to report.
         for key in keys:
             state_dict[prefix + STUDENT_PREFIX + key] = state_dict.pop(prefix + key)
+
+
+def split_layers(layers: dict[str, dict]) -> tuple[dict[str, Layer], dict[str, Layer]]:
+    """The student's and the teacher's side of the argument ``layers``.
+
+    Raises:
+        ValueError: If an entry has other keys than 'student' and 'teacher', or a name that has a meaning already.
+    """
+    for name, pair in layers.items():
+        if name in ('feature', 'logits'):
+            raise ValueError(f"The name {name!r} of layers has a meaning already: the site's own. Choose another one.")
+        if set(pair) != {'student', 'teacher'}:
+            raise ValueError(
+                f'layers.{name} expects dict(student=dict(path=..., channels=...), teacher=dict(path=..., channels=...)), but got '
+                f'the keys {sorted(pair)}.'
+            )
+    own = {name: Layer(**pair['student']) for name, pair in layers.items()}
+    return own, {name: Layer(**pair['teacher']) for name, pair in layers.items()}
+
+
+def build_loss(name: str, config: dict, student: Port, teacher: Port) -> LogitLoss | FeatureLoss:
+    """Build one of the losses of a distiller's ``distill_losses``.
+
+    Args:
+        name (str): Its name there.
+        config (dict): Its config; channels are filled in.
+        student (Port): Where the student is tapped.
+        teacher (Port): Where the teacher is tapped.
+
+    Raises:
+        TypeError: If it is no loss that compares two models.
+        ValueError: If it reads what the site does not offer.
+    """
+    cls = MODELS.get(config['type']) if isinstance(config.get('type'), str) else config.get('type')
+    if isinstance(cls, type) and issubclass(cls, LogitLoss):
+        if not teacher.classifiers:
+            raise ValueError(f'distill_losses.{name} ({cls.__name__}) reads class logits, but this site has no linear classifier.')
+        return MODELS.build(config)
+    if isinstance(cls, type) and issubclass(cls, FeatureLoss):
+        on = config.get('on', 'feature')
+        known = {'feature': (student.channels, teacher.channels)}
+        if teacher.classifiers:
+            known['logits'] = (student.num_classes, teacher.num_classes)
+        known |= {key: (layer.channels, teacher.layers[key].channels) for key, layer in student.layers.items()}
+        if on not in known:
+            raise ValueError(
+                f"distill_losses.{name} ({cls.__name__}) reads {on!r}, but there is only {', '.join(map(repr, known))}. Name "
+                'further modules in the argument layers.'
+            )
+        return MODELS.build(dict(student_channels=known[on][0], teacher_channels=known[on][1], **config))
+    raise TypeError(
+        f'distill_losses.{name} expects the config of a LogitLoss or FeatureLoss of dskd_mm (dskd_mm.KDLoss, ...), but got {config}.'
+    )
 
 
 def build_student(config: dict | nn.Module, data_preprocessor: dict | nn.Module | None) -> BaseModel:
@@ -326,3 +414,9 @@ def check_pooling(feature: Tensor, logits: Tensor, classifier: Any) -> None:
                 "changes it. Tap the classifier's own input with site=dict(feature=dict(path='head.<classifier>', io='input', "
                 'channels=...)).'
             )
+
+
+def build(cls: type[nn.Module], config: dict | None, **kwargs: Any) -> Any:
+    """Build a part from its arguments; a ``type`` in them replaces the class."""
+    config = {**kwargs, **(config or {})}
+    return MODELS.build(config) if 'type' in config else cls(**config)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -16,10 +15,10 @@ from dskd_mm.diffusion import (
     TeacherGuidedSampler,
     noise_prediction_loss,
 )
-from dskd_mm.distillers.base import Distiller, HeadLoss
-from dskd_mm.features import ChannelAlign, Pyramid
-from dskd_mm.guidance import ClassifierJudge, HeadJudge, Judge, Target, TeacherClassifier, target_cross_entropy
-from dskd_mm.losses import LSHDistillLoss
+from dskd_mm.distillers.base import Distiller, HeadLoss, build
+from dskd_mm.features import ChannelAlign, Pyramid, per_location
+from dskd_mm.guidance import ClassifierJudge, HeadJudge, Judge, Target, TeacherClassifier
+from dskd_mm.losses import KDLoss, LSHDistillLoss
 from dskd_mm.registry import MODELS
 from dskd_mm.sites import Observed
 
@@ -56,7 +55,6 @@ class DSKDDistiller(Distiller):
     Args:
         student (dict | nn.Module): The student: a host's model.
         teacher (dict): ``dict(config=..., checkpoint=...)``, see :class:`~dskd_mm.teacher.FrozenTeacher`.
-        site (dict, optional): Arguments of the task's site. Chosen by the student's type by default.
         prior (str): What the denoiser is trained on: 'student' for z itself (detached), 'teacher' for the teacher's feature.
             Defaults to 'student'.
         target (str, optional): What guidance and anchor aim at: 'label' for the ground truth, 'soft' for the teacher's own
@@ -87,8 +85,7 @@ class DSKDDistiller(Distiller):
         loss_weights (dict, optional): Weights of 'diff', 'lsh', 'anchor', 'virtual' and 'logit'. A weight of 0 skips the work,
             too; the diffusion is left out if both 'lsh' and 'virtual' are 0. Those not named keep their default: 1, or what
             the task's site advises.
-        noise_seed (int, optional): Seed of all noise. None takes that of the run. Defaults to None.
-        data_preprocessor (dict, optional): Given to the student if it has none of its own. Defaults to None.
+        kwargs: Arguments of :class:`Distiller`: site, layers, distill_losses, noise_seed, data_preprocessor.
 
     Raises:
         ValueError: If a switch has an unknown value, or a combination cannot train.
@@ -100,7 +97,6 @@ class DSKDDistiller(Distiller):
         self,
         student: dict | nn.Module,
         teacher: dict,
-        site: dict | None = None,
         prior: str = 'student',
         target: str | None = None,
         temperature: float | None = None,
@@ -115,10 +111,9 @@ class DSKDDistiller(Distiller):
         autoencoder: dict | Literal[False] | None = None,
         lsh: dict | None = None,
         loss_weights: dict | None = None,
-        noise_seed: int | None = None,
-        data_preprocessor: dict | nn.Module | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(student, teacher, site, noise_seed, data_preprocessor)
+        super().__init__(student, teacher, **kwargs)
         advice = self.site.defaults
         target = advice.get('target', 'soft') if target is None else target
         temperature = advice.get('temperature', 4.0) if temperature is None else temperature
@@ -148,6 +143,7 @@ class DSKDDistiller(Distiller):
         self.prior = prior
         self.target = target
         self.temperature = temperature
+        self.imitation = KDLoss(temperature)
         self.detach = detach
         self.guidance_unit = guidance_unit
         self.normalize = normalize
@@ -206,7 +202,8 @@ class DSKDDistiller(Distiller):
         """See :class:`Distiller`."""
         prior_needs_it = self.samples and self.prior == 'teacher'
         target_is_used = self.samples or self.loss_weights['anchor']
-        return bool(prior_needs_it or (self.target != 'label' and target_is_used) or self.loss_weights['logit'])
+        needs_it = prior_needs_it or (self.target != 'label' and target_is_used) or self.loss_weights['logit']
+        return bool(needs_it) or super().uses_teacher_forward
 
     @property
     def classifiers(self) -> list[TeacherClassifier]:
@@ -250,11 +247,8 @@ class DSKDDistiller(Distiller):
         return losses
 
     def _imitate(self, logits: Tensor | None, opinion: Tensor, label: Target) -> Tensor:
-        """Divergence of the student's logits from an opinion, both softened."""
         assert logits is not None
-        probability = self.classifiers[0].predict(opinion, self.temperature)
-        softened = replace(label, probability=probability)
-        return target_cross_entropy(logits, softened, self.classifiers[0].sigmoid, self.temperature)
+        return self.imitation(logits, opinion, label, self.classifiers[0].sigmoid)
 
     def _teacher_opinion(self, pyramid: Pyramid, teacher: Observed | None) -> Tensor | None:
         """Logits that guidance and anchor aim at, at the resolution of :attr:`guides`; None for labels."""
@@ -344,11 +338,6 @@ class DSKDDistiller(Distiller):
         return 1.0 if not self.warmup else torch.clamp((self.iteration + 1) / self.warmup, max=1.0)
 
 
-def per_location(module: Callable[[Tensor], Tensor], packed: Tensor) -> Tensor:
-    """Apply a module of 1x1 convolutions and norms to a packed pyramid (B, C, N): its norms then see all levels together."""
-    return module(packed[..., None])[..., 0]
-
-
 def hit_rate(logits: Tensor, label: Target) -> Tensor:
     """How often the most likely class is the annotated one: the main one of mixed images, any one of several labels.
 
@@ -362,9 +351,3 @@ def hit_rate(logits: Tensor, label: Target) -> Tensor:
     else:
         hits = wanted.gather(1, logits.argmax(dim=1, keepdim=True))
     return (hits * counts).sum() / counts.sum().clamp(min=1)
-
-
-def build(cls: type[nn.Module], config: dict | None, **kwargs: Any) -> Any:
-    """Build a part from its arguments; a ``type`` in them replaces the class."""
-    config = {**kwargs, **(config or {})}
-    return MODELS.build(config) if 'type' in config else cls(**config)

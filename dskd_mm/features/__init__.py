@@ -2,7 +2,16 @@
 
 from dskd_mm.features.align import ChannelAlign, match_space
 from dskd_mm.features.norm import build_norm
-from dskd_mm.features.pyramid import Pyramid
+from dskd_mm.features.pyramid import Pyramid, per_location
 from dskd_mm.features.tap import CallTap, FeatureTap, find_module
 
-__all__ = ['CallTap', 'ChannelAlign', 'FeatureTap', 'Pyramid', 'build_norm', 'find_module', 'match_space']
+__all__ = [
+    'CallTap',
+    'ChannelAlign',
+    'FeatureTap',
+    'Pyramid',
+    'build_norm',
+    'find_module',
+    'match_space',
+    'per_location',
+]

@@ -58,3 +58,8 @@ class Pyramid:
         if len(each) == 1:
             each = each * len(maps)
         return self.pack([function(level) for function, level in zip(each, maps, strict=True)])
+
+
+def per_location(module: MapFunction, packed: Tensor) -> Tensor:
+    """Apply a module of 1x1 convolutions and norms to a packed pyramid (B, C, N): its norms then see all levels together."""
+    return module(packed[..., None])[..., 0]

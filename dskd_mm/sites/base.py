@@ -27,6 +27,28 @@ SITES_BY_MODEL = {
 """Which site a student gets by itself, by the host and name of its nearest class that is listed."""
 
 
+NECK_SITES = {**SITES_BY_MODEL, **dict.fromkeys([name for name in SITES_BY_MODEL if name.startswith('mmdet.')], 'dskd_mm.NeckSite')}
+"""The same for methods that distil a detector's feature pyramid instead of its classifier."""
+
+
+@dataclass
+class Layer:
+    """A further module that losses may read, beside the site's own feature.
+
+    Attributes:
+        path (str): Dotted path of the module.
+        channels (int): Channels of its maps.
+        io (str): 'input' or 'output'. Defaults to 'output'.
+        index (int | str, optional): Which element, if they come in a tuple; None for the last, 'all' for each as a level.
+            Defaults to None.
+    """
+
+    path: str
+    channels: int
+    io: str = 'output'
+    index: int | str | None = None
+
+
 @dataclass
 class Port:
     """Where one model is tapped.
@@ -49,6 +71,7 @@ class Port:
         anchors (int): Predictions at each location. Defaults to 1.
         strides (tuple[tuple[int, int], ...]): Strides of the levels of a pyramid. Defaults to (), which means one map.
         calls (dict[str, str]): Modules whose arguments the site wants to see, by a name of its own. Defaults to none.
+        layers (dict[str, Layer]): Further modules that the distiller's losses read, by a name of its own. Defaults to none.
     """
 
     part: str
@@ -64,6 +87,7 @@ class Port:
     anchors: int = 1
     strides: tuple[tuple[int, int], ...] = ()
     calls: dict[str, str] = field(default_factory=dict)
+    layers: dict[str, Layer] = field(default_factory=dict)
 
     @property
     def is_pyramid(self) -> bool:
@@ -86,10 +110,13 @@ class Observation:
         self.feature_taps = [FeatureTap(model, path, port.io, port.index, owner) for path in port.features]
         self.logits_taps = [FeatureTap(model, path, 'output', None, owner) for path in port.classifiers]
         self.call_taps = {name: CallTap(model, path, owner) for name, path in port.calls.items()}
+        self.layer_taps = {
+            name: FeatureTap(model, layer.path, layer.io, layer.index, owner) for name, layer in port.layers.items()
+        }
         self._stack = ExitStack()
 
     def __enter__(self) -> 'Observation':
-        for tap in (*self.feature_taps, *self.logits_taps, *self.call_taps.values()):
+        for tap in (*self.feature_taps, *self.logits_taps, *self.call_taps.values(), *self.layer_taps.values()):
             self._stack.enter_context(tap)
         return self
 
@@ -103,16 +130,21 @@ class Observation:
         Raises:
             ValueError: If a shape or the number of levels is not as expected.
         """
-        maps = []
-        for tap, value in self._values(self.feature_taps):
-            level = value[:, :, None, None] if value.ndim == 2 else value
-            if level.ndim != 4 or level.shape[1] != self.port.channels:
-                raise ValueError(
-                    f'The {tap!r} is expected to be of shape (B, {self.port.channels}, H, W) or (B, {self.port.channels}), but '
-                    f'got {tuple(value.shape)}. Tap another module, or correct its channels.'
-                )
-            maps.append(level)
-        return maps
+        return [as_map(tap, value, self.port.channels) for tap, value in self._values(self.feature_taps)]
+
+    @property
+    def layers(self) -> dict[str, list[Tensor]]:
+        """The maps (B, C, H, W) of each of :attr:`Port.layers`: one, or one per level.
+
+        Raises:
+            ValueError: If a shape is not as expected.
+        """
+        found = {}
+        for name, tap in self.layer_taps.items():
+            layer = self.port.layers[name]
+            values = tap.values if layer.index == 'all' else [tap.value]
+            found[name] = [as_map(tap, value, layer.channels) for value in values]
+        return found
 
     @property
     def logits(self) -> list[Tensor]:
@@ -142,10 +174,45 @@ class Observed:
     Attributes:
         features (list[Tensor]): The feature of each level, (B, C, H, W).
         logits (Tensor, optional): (B, K), or the M predictions of all levels, (B, K, M). None without a linear classifier.
+        layers (dict[str, list[Tensor]]): The maps of each further layer, (B, C, H, W) a level.
     """
 
     features: list[Tensor]
     logits: Tensor | None
+    layers: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    def maps(self, on: str) -> list[Tensor]:
+        """The maps that a loss reads, (B, C, H, W) a level.
+
+        Args:
+            on (str): 'feature' for the site's, 'logits' (their M predictions as a map of M x 1), or the name of a layer.
+
+        Raises:
+            ValueError: If there is nothing of that name.
+        """
+        if on == 'feature':
+            return self.features
+        if on == 'logits' and self.logits is not None:
+            return [self.logits.reshape(*self.logits.shape[:2], -1, 1)]
+        if on not in self.layers:
+            known = ['feature', *(['logits'] if self.logits is not None else []), *self.layers]
+            raise ValueError(f"A loss reads {on!r}, but the site offers {', '.join(map(repr, known))}; name others in layers.")
+        return self.layers[on]
+
+
+def as_map(tap: FeatureTap, value: Tensor, channels: int) -> Tensor:
+    """What a tap captured as a map (B, C, H, W); vectors come with H = W = 1.
+
+    Raises:
+        ValueError: If its shape is not as expected.
+    """
+    level = value[:, :, None, None] if value.ndim == 2 else value
+    if level.ndim != 4 or level.shape[1] != channels:
+        raise ValueError(
+            f'The {tap!r} is expected to be of shape (B, {channels}, H, W) or (B, {channels}), but got {tuple(value.shape)}. '
+            'Tap another module, or correct its channels.'
+        )
+    return level
 
 
 class Site(ABC):
@@ -267,12 +334,13 @@ def mean_over_ranks(count: Tensor) -> Tensor:
     return count
 
 
-def build_site(config: dict | Site | None, student: nn.Module) -> Site:
+def build_site(config: dict | Site | None, student: nn.Module, sites: Mapping[str, str] = SITES_BY_MODEL) -> Site:
     """Build a site, or choose one by the student's type.
 
     Args:
         config (dict | Site, optional): The site or its arguments, with or without a ``type``. Defaults to None.
         student (nn.Module): The student.
+        sites (Mapping[str, str]): The site by the student's class. Defaults to :data:`SITES_BY_MODEL`.
 
     Returns:
         Site: The site.
@@ -285,10 +353,10 @@ def build_site(config: dict | Site | None, student: nn.Module) -> Site:
     config = dict(config or {})
     if 'type' not in config:
         names = [f'{cls.__module__.split(".")[0]}.{cls.__name__}' for cls in type(student).__mro__]
-        known = [SITES_BY_MODEL[name] for name in names if name in SITES_BY_MODEL]
+        known = [sites[name] for name in names if name in sites]
         if not known:
             raise TypeError(
-                f'No site is known for the student {names[0]}; known are the subclasses of {", ".join(SITES_BY_MODEL)}. '
+                f'No site is known for the student {names[0]}; known are the subclasses of {", ".join(sites)}. '
                 "Name one with site=dict(type='dskd_mm....')."
             )
         config['type'] = known[0]
