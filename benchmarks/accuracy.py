@@ -3,11 +3,15 @@
 Every run is one ``tools/train.py`` process. What is recorded already is skipped, an interrupted run resumes from its last
 checkpoint, and every result is appended to benchmarks/results/accuracy.jsonl as soon as it is there:
 
-    python benchmarks/accuracy.py --dataset cifar100-subset --variants plain,dskd --seeds 0,1,2
-    python benchmarks/accuracy.py --dataset cifar100-subset --holdout --epochs 20 --variants all --seeds 0
+    python benchmarks/accuracy.py --suite cls --methods plain,kd,diffkd,dskd --seeds 0,1,2
+    python benchmarks/accuracy.py --dataset cifar100-subset --methods dskd,no-lsh --seeds 0 --epochs 12 --holdout
+
+``benchmarks/report.py`` makes tables and pictures of them. Killed at any point, also by SIGKILL, it may simply be called
+again: a training that outlived it is waited for.
 """
 
 import argparse
+import fcntl
 import json
 import os
 import platform
@@ -16,6 +20,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -36,7 +41,7 @@ class Setting:
         pair (str): '<student> <teacher>', the field's order.
         student (str): Config of the plain student.
         teacher (str): Config of the teacher.
-        distilled (str): Config of the student under DSKD.
+        distilled (str): Name of the config of the student under a method, the same in each method's folder.
         metric (str): Key of the metric in the logs.
         epochs (int): Default budget of a student.
         train_images (int): Size of the training part.
@@ -68,6 +73,10 @@ class Setting:
     unit: str = 'top-1'
     test_part: str = 'the official test images'
     holdout_part: str = 'held-out training images'
+
+    def config(self, method: str) -> str:
+        """Config of a run under a method."""
+        return {'plain': self.student, 'teacher': self.teacher}.get(method, f'configs/{method}/{self.distilled}')
 
     @property
     def trains_alike(self) -> bool:
@@ -126,7 +135,7 @@ def small_pair(student: str, teacher: str, data: str) -> dict[str, str]:
         pair=f'{student} {teacher}',
         student=f'configs/plain/{student}_{data}.py',
         teacher=f'configs/plain/{teacher}_{data}.py',
-        distilled=f'configs/dskd/{student}_{width}_{data}.py',
+        distilled=f'{student}_{width}_{data}.py',
     )
 
 
@@ -136,7 +145,7 @@ SETTINGS = {
         pair='resnet8-w16 resnet14-w32',
         student='configs/plain/resnet8-w16_cifar100-subset.py',
         teacher='configs/plain/resnet14-w32_cifar100-subset.py',
-        distilled='configs/dskd/resnet8-w16_r14-w32_cifar100-subset.py',
+        distilled='resnet8-w16_r14-w32_cifar100-subset.py',
         metric='accuracy/top1',
         epochs=20,
         train_images=20000,
@@ -152,7 +161,7 @@ SETTINGS = {
         pair='resnet8-w8 resnet14-w16',
         student='configs/plain/resnet8-w8_fashion-mnist.py',
         teacher='configs/plain/resnet14-w16_fashion-mnist.py',
-        distilled='configs/dskd/resnet8-w8_r14-w16_fashion-mnist.py',
+        distilled='resnet8-w8_r14-w16_fashion-mnist.py',
         metric='accuracy/top1',
         epochs=5,
         train_images=60000,
@@ -175,52 +184,128 @@ SETTINGS = {
     'dsb2018-mask-rcnn': Setting(**NUCLEUS_INSTANCES, **small_pair('mask-rcnn_r14-w16', 'mask-rcnn_r14-w32', 'dsb2018')),
 }
 
-NO_DIFFUSION = {'model.loss_weights.lsh': '0', 'model.loss_weights.virtual': '0'}
-VARIANTS: dict[str, dict[str, str]] = {
-    # The names without options are a method's default.
-    'plain': {},
-    'teacher': {},
-    'dskd': {},
-    'label': {'model.target': 'label', 'model.loss_weights.logit': '0'},
-    'no-guidance': {'model.sampler.scale': '0'},
-    'no-lsh': {'model.loss_weights.lsh': '0'},
-    'no-virtual': {'model.loss_weights.virtual': '0'},
-    'no-anchor': {'model.loss_weights.anchor': '0'},
-    'no-logit': {'model.loss_weights.logit': '0'},
-    'prior-teacher': {'model.prior': 'teacher'},
-    'strong-guidance': {'model.sampler.scale': '5'},
-    'early-start': {'model.sampler.start': '0.2', 'model.sampler.scale': '8'},
-    'early-start-strong-guidance': {'model.sampler.start': '0.2', 'model.sampler.scale': '32'},
-    'no-noise': {'model.sampler.noise': 'none', 'model.sampler.start': '0.2', 'model.sampler.scale': '32'},
-    'clean-guidance': {'model.sampler.guidance_point': 'clean'},
-    'local': {'model.target': 'local'},
-    'local-dense-prior-teacher': {'model.target': 'local', 'model.prior': 'teacher', 'model.site.dense': 'True'},
-    'dense-prior-teacher': {'model.prior': 'teacher', 'model.site.dense': 'True'},
-    'strong-lsh': {'model.loss_weights.lsh': '5'},
-    # Dense tasks begin with little noise; this is where images begin.
-    'middle-start': {'model.sampler.start': '0.5', 'model.sampler.scale': '1'},
-    # The controls: everything but the diffusion.
-    'anchor-only': {**NO_DIFFUSION, 'model.loss_weights.logit': '0'},
-    'anchor-only-label': {**NO_DIFFUSION, 'model.loss_weights.logit': '0', 'model.target': 'label'},
-    'anchor-and-logit': NO_DIFFUSION,
-    'local-anchor-and-logit': {**NO_DIFFUSION, 'model.target': 'local'},
-    'logit-only': {**NO_DIFFUSION, 'model.loss_weights.anchor': '0'},
+SUITES = {
+    'cls': ('cifar100-subset', 'fashion-mnist'),
+    'det': ('bccd-retinanet-w8',),
+    'seg': ('dsb2018-fcn',),
 }
+"""The data sets on which a task's methods are compared."""
+
+METHODS = {
+    'teacher': 'teacher',
+    'plain': 'plain student',
+    'kd': 'KD',
+    'dkd': 'DKD',
+    'dist': 'DIST',
+    'fitnet': 'FitNet',
+    'at': 'AT',
+    'cwd': 'CWD',
+    'pkd': 'PKD',
+    'mgd': 'MGD',
+    'lshfm': 'LSHFM',
+    'vkd': 'VkD',
+    'sokd': 'SoKD (approximation)',
+    'rtk': 'RTK-style',
+    'diffkd': 'DiffKD',
+    'dskd': '**DSKD**',
+}
+"""All methods with their names in tables; each has a folder of configs, and its default is the variant of its own name."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method with options other than its default.
+
+    Attributes:
+        label (str): Its name in tables.
+        options (dict[str, str]): The options, as for ``--cfg-options``.
+        method (str): The method. Defaults to DSKD.
+    """
+
+    label: str
+    options: dict[str, str]
+    method: str = 'dskd'
+
+
+NO_DIFFUSION = {'model.loss_weights.lsh': '0', 'model.loss_weights.virtual': '0'}
+NO_LOGIT = {'model.loss_weights.logit': '0'}
+LABEL = {'model.target': 'label'}
+LOCAL = {'model.target': 'local'}
+TEACHER_PRIOR = {'model.prior': 'teacher'}
+DENSE_HASH = {'model.site.dense': 'True'}
+
+
+def sampling(start: float, scale: float) -> dict[str, str]:
+    """Options of a sampler."""
+    return {'model.sampler.start': str(start), 'model.sampler.scale': str(scale)}
+
+
+VARIANTS = {
+    'label': Variant('label guidance, no logit loss (teacher-free)', {**LABEL, **NO_LOGIT}),
+    'no-guidance': Variant('guidance off', {'model.sampler.scale': '0'}),
+    'no-lsh': Variant('LSH off', {'model.loss_weights.lsh': '0'}),
+    'no-virtual': Variant('virtual teacher off', {'model.loss_weights.virtual': '0'}),
+    'no-anchor': Variant('anchor off', {'model.loss_weights.anchor': '0'}),
+    'no-logit': Variant('logit loss off', NO_LOGIT),
+    'prior-teacher': Variant('prior: teacher features', TEACHER_PRIOR),
+    'strong-guidance': Variant('guidance five times as strong', {'model.sampler.scale': '5'}),
+    'early-start': Variant('sampling from t=160 instead of t=400, guidance 8: equal in total', sampling(0.2, 8)),
+    'early-start-strong-guidance': Variant(
+        'sampling from t=160, guidance 32: four times as strong in total', sampling(0.2, 32)
+    ),
+    'no-noise': Variant('the same, but started without noise', {**sampling(0.2, 32), 'model.sampler.noise': 'none'}),
+    'clean-guidance': Variant('guidance at the predicted clean feature', {'model.sampler.guidance_point': 'clean'}),
+    'local': Variant('target: the teacher at every location', LOCAL),
+    'local-dense-prior-teacher': Variant(
+        'target: the teacher at every location; prior: teacher features, every location hashed',
+        {**LOCAL, **TEACHER_PRIOR, **DENSE_HASH},
+    ),
+    'dense-prior-teacher': Variant('prior: teacher features, every location hashed', {**TEACHER_PRIOR, **DENSE_HASH}),
+    'strong-lsh': Variant('LSH five times as strong', {'model.loss_weights.lsh': '5'}),
+    # Dense tasks begin with little noise; this is where images begin.
+    'middle-start': Variant('sampling from t=400, guidance 1, as for images', sampling(0.5, 1)),
+    # The controls: everything but the diffusion.
+    'anchor-only': Variant('control: soft anchor alone (no diffusion)', {**NO_DIFFUSION, **NO_LOGIT}),
+    'anchor-only-label': Variant(
+        'control: label anchor alone (no diffusion, teacher-free)', {**NO_DIFFUSION, **NO_LOGIT, **LABEL}
+    ),
+    'anchor-and-logit': Variant('control: soft anchor + logit loss (no diffusion)', NO_DIFFUSION),
+    'local-anchor-and-logit': Variant(
+        'control: anchor at every location + logit loss (no diffusion)', {**NO_DIFFUSION, **LOCAL}
+    ),
+    'logit-only': Variant(
+        'control: logit loss alone (no anchor, no diffusion)', {**NO_DIFFUSION, 'model.loss_weights.anchor': '0'}
+    ),
+}
+"""What else can be run, by the name that records carry."""
+
 LOCK = Lock()
+ENVIRONMENT = {**os.environ, 'OMP_NUM_THREADS': '1'}
 
 
-def method_of(variant: str) -> str:
-    """The method that a variant belongs to."""
-    return variant if variant in ('plain', 'teacher') else 'dskd'
+def method_of(name: str) -> str:
+    """The method of a variant; a method's name is that of its default."""
+    return VARIANTS[name].method if name in VARIANTS else name
+
+
+def label_of(name: str) -> str:
+    """A variant's name in tables."""
+    return VARIANTS[name].label if name in VARIANTS else METHODS[name]
+
+
+def applicable(setting: Setting) -> list[str]:
+    """Methods and variants that have a config for a data set, the teacher excepted."""
+    names = [*METHODS, *VARIANTS]
+    return [name for name in names if name != 'teacher' and (ROOT / setting.config(method_of(name))).is_file()]
 
 
 def run(args: argparse.Namespace, dataset: str, variant: str, seed: int) -> None:
     """Train once and record the result."""
     setting = SETTINGS[dataset]
-    config = {'plain': setting.student, 'teacher': setting.teacher}.get(variant, setting.distilled)
+    config = setting.config(method_of(variant))
     epochs = args.epochs or setting.epochs
     split = 'holdout' if args.holdout and variant != 'teacher' else 'test'
-    options = {**VARIANTS[variant], 'randomness.seed': seed}
+    options = {**(VARIANTS[variant].options if variant in VARIANTS else {}), 'randomness.seed': seed}
     if variant == 'teacher':
         # Its own schedule, at the place where the students' configs look for it.
         name, work_dir = Path(config).stem, Path('work_dirs') / Path(config).stem
@@ -240,15 +325,20 @@ def run(args: argparse.Namespace, dataset: str, variant: str, seed: int) -> None
         return
     print(f'start {name}', flush=True)
     work_dir.mkdir(parents=True, exist_ok=True)
-    # Before the run: what is committed meanwhile is not what it ran.
-    revision, start = commit(), time.time()
     with open(work_dir / 'train.log', 'a') as log:
-        code = subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, env={**os.environ, 'OMP_NUM_THREADS': '1'}).returncode
+        # The training inherits the lock with its output: if it outlives this script, the next one waits here for its end.
+        fcntl.flock(log, fcntl.LOCK_EX)
+        # Before the run: what is committed meanwhile is not what it ran.
+        revision, start = commit(), time.time()
+        code = subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, env=ENVIRONMENT).returncode
     if code:
         print(f'FAILED {name}, exit status {code}: see {work_dir / "train.log"}', flush=True)
         return
-    value, last = final_metric(work_dir, setting.metric, None if variant == 'teacher' else epochs)
     seconds = round(time.time() - start, 1)
+    value, last = final_metric(work_dir, setting.metric)
+    if variant != 'teacher' and last != epochs:
+        # It was interrupted in its last validation: its last checkpoint is there, its result is not.
+        value = evaluate(setting, config, work_dir, epochs, split)
     found = {split: value}
     if setting.trains_alike and variant != 'teacher':
         # One training serves both parts.
@@ -289,7 +379,7 @@ def evaluate(setting: Setting, config: str, work_dir: Path, epochs: int, split: 
     if options:
         command += ['--cfg-options', *(f'{key}={value}' for key, value in options.items())]
     with open(work_dir / f'{split}.log', 'a') as log:
-        subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, env={**os.environ, 'OMP_NUM_THREADS': '1'}, check=True)
+        subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, env=ENVIRONMENT, check=True)
     return json.loads(out.read_text())[setting.metric]
 
 
@@ -301,17 +391,15 @@ def records(path: Path | None = None) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
 
 
-def final_metric(work_dir: Path, metric: str, epochs: int | None) -> tuple[float, int]:
-    """The metric after the last epoch, not the best one: choosing an epoch on the test part would flatter."""
-    values = []
+def final_metric(work_dir: Path, metric: str) -> tuple[float, int]:
+    """The last logged metric and its epoch; not the best one: choosing an epoch on the test part would flatter."""
+    values = [dict(step=0)]
     for path in sorted(work_dir.glob('*/vis_data/scalars.json')):
-        values += [json.loads(line) for line in path.read_text().splitlines()]
-    last = [value for value in values if metric in value][-1]
-    if epochs is not None and last['step'] != epochs:
-        raise RuntimeError(
-            f'{work_dir} was interrupted in its last validation, after epoch {epochs}: remove it and run it again.'
-        )
-    return last[metric], last['step']
+        for line in path.read_text().splitlines():
+            with suppress(json.JSONDecodeError):  # the last line of a killed run
+                values.append(json.loads(line))
+    last = [value for value in values if metric in value or not value['step']][-1]
+    return last.get(metric, 0.0), last['step']
 
 
 def commit() -> str:
@@ -336,8 +424,12 @@ def versions() -> dict[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--dataset', choices=list(SETTINGS), required=True)
-    parser.add_argument('--variants', default='plain,dskd', help=f'of {", ".join(VARIANTS)}; or all')
+    group = parser.add_mutually_exclusive_group(required=True)
+    group.add_argument('--suite', choices=list(SUITES), help='all data sets of a task')
+    group.add_argument('--dataset', choices=list(SETTINGS), help='one data set')
+    parser.add_argument(
+        '--methods', default='all', help=f'{", ".join(METHODS)} (all: those with a config), or variants: {", ".join(VARIANTS)}'
+    )
     parser.add_argument('--seeds', default='0', help='comma separated')
     parser.add_argument('--epochs', type=int, help='budget of every student; default: that of the data set')
     parser.add_argument('--holdout', action='store_true', help='train on a part and judge on held-out training images')
@@ -345,14 +437,18 @@ def main() -> None:
     parser.add_argument('--results', type=Path, default=RESULTS, help='file to append to; default: %(default)s')
     parser.add_argument('--work-dir', default='work_dirs/benchmarks')
     args = parser.parse_args()
-    names = list(VARIANTS) if args.variants == 'all' else args.variants.split(',')
-    for name in names:
-        if name not in VARIANTS:
-            parser.error(f'--variants knows {", ".join(VARIANTS)} or all, but got {name!r}')
-    if args.holdout and not SETTINGS[args.dataset].holdout:
-        parser.error(f'--holdout is not defined for {args.dataset}')
+    runs = []
+    for dataset in SUITES[args.suite] if args.suite else [args.dataset]:
+        known = applicable(SETTINGS[dataset])
+        names = [name for name in known if name in METHODS] if args.methods == 'all' else args.methods.split(',')
+        for name in names:
+            if name not in (*known, 'teacher'):
+                parser.error(f'--methods knows {", ".join(known)}, teacher or all for {dataset}, but got {name!r}')
+        if args.holdout and not SETTINGS[dataset].holdout:
+            parser.error(f'--holdout is not defined for {dataset}')
+        runs += [(dataset, name, seed) for seed in map(int, args.seeds.split(',')) for name in names]
     with ThreadPoolExecutor(args.jobs) as pool:
-        jobs = [pool.submit(run, args, args.dataset, name, seed) for seed in map(int, args.seeds.split(',')) for name in names]
+        jobs = [pool.submit(run, args, *each) for each in runs]
         for job in jobs:
             job.result()
 

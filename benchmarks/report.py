@@ -1,47 +1,28 @@
 """Write the tables and pictures of the docs from the recorded results.
 
-python benchmarks/report.py            # rewrite the tables between the markers in README.md and docs/en/
+python benchmarks/report.py            # rewrite the tables between the markers in README.md and docs/en/, and their pictures
 python benchmarks/report.py --check    # exit 1 if a table is out of date
 """
 
 import argparse
+import os
 import re
 import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
-from accuracy import ROOT, SETTINGS, VARIANTS, records
+from accuracy import METHODS, ROOT, SETTINGS, VARIANTS, label_of, records
+from matplotlib.figure import Figure
+from scipy.stats import ttest_rel
 
+from dskd_mm.visualization.style import BLUE, GREY, ORANGE, new_figure, tidy
+
+PICTURE_ROWS = 5
 PAGES = ['README.md', 'docs/en/benchmark.md', 'docs/en/ablations.md']
 DENOISED = ROOT / 'benchmarks' / 'results' / 'denoised.jsonl'
-LABELS = {
-    'plain': 'plain student',
-    'teacher': 'teacher',
-    'dskd': '**DSKD (default)**',
-    'label': 'label guidance, no logit loss (teacher-free)',
-    'no-guidance': 'guidance off',
-    'no-lsh': 'LSH off',
-    'no-virtual': 'virtual teacher off',
-    'no-anchor': 'anchor off',
-    'no-logit': 'logit loss off',
-    'prior-teacher': 'prior: teacher features',
-    'strong-guidance': 'guidance five times as strong',
-    'early-start': 'sampling from t=160 instead of t=400, guidance 8: equal in total',
-    'early-start-strong-guidance': 'sampling from t=160, guidance 32: four times as strong in total',
-    'no-noise': 'the same, but started without noise',
-    'clean-guidance': 'guidance at the predicted clean feature',
-    'local': 'target: the teacher at every location',
-    'local-dense-prior-teacher': 'target: the teacher at every location; prior: teacher features, every location hashed',
-    'dense-prior-teacher': 'prior: teacher features, every location hashed',
-    'strong-lsh': 'LSH five times as strong',
-    'middle-start': 'sampling from t=400, guidance 1, as for images',
-    'anchor-only': 'control: soft anchor alone (no diffusion)',
-    'anchor-only-label': 'control: label anchor alone (no diffusion, teacher-free)',
-    'anchor-and-logit': 'control: soft anchor + logit loss (no diffusion)',
-    'local-anchor-and-logit': 'control: anchor at every location + logit loss (no diffusion)',
-    'logit-only': 'control: logit loss alone (no anchor, no diffusion)',
-}
 
 
 def spread(values: list[float]) -> str:
@@ -75,29 +56,75 @@ def verdict(gains: list[float], mean: float) -> str:
     return f'{mean:+.2f}'
 
 
+def paired(runs: list[dict], others: list[dict]) -> list[tuple[float, float]]:
+    """Values of two groups of records with the same seeds."""
+    by_seed = {r['seed']: r['value'] for r in others}
+    return [(r['value'], by_seed[r['seed']]) for r in runs if r['seed'] in by_seed]
+
+
+def lead(dskd: list[dict], runs: list[dict]) -> str:
+    """By how much DSKD is ahead of other runs in paired seeds, and the p-value of a paired t-test."""
+    pairs = paired(dskd, runs)
+    if not pairs:
+        return ''
+    mean = statistics.mean(a - b for a, b in pairs)
+    if len(pairs) < 2:
+        return f'{mean:+.2f}'
+    p = float(ttest_rel(*zip(*pairs, strict=True)).pvalue)
+    return f'{mean:+.2f} (p={p:.2f})' if p >= 0.01 else f'{mean:+.2f} (p<0.01)'
+
+
+def ranked(groups: dict[str, list[dict]]) -> list[str]:
+    """Names of groups of records: the plain student first, the best of the others next."""
+    names = [name for name in (*METHODS, *VARIANTS) if groups.get(name) and name != 'teacher']
+    return sorted(names, key=lambda name: (name != 'plain', -statistics.mean(r['value'] for r in groups[name])))
+
+
 def table(dataset: str, split: str, epochs: int) -> str:
-    """Variants of one data set: the metric, gain over the plain student in paired seeds, share of the teacher gap closed."""
+    """Methods on one data set: the metric, gain over the plain student in paired seeds, share of the teacher gap closed."""
     groups = selected(dataset, split, epochs)
     teacher = teachers(dataset)
-    plain = {r['seed']: r['value'] for r in groups.get('plain', [])}
+    plain = groups.get('plain', [])
     unit = SETTINGS[dataset].unit
-    lines = [f'| variant | {unit}, % | gain over plain | teacher gap closed | seeds |', '| --- | --- | --- | --- | --- |']
+    lines = [f'| method | {unit}, % | gain over plain | teacher gap closed | DSKD is ahead by | seeds |']
+    lines.append('| --- | --- | --- | --- | --- | --- |')
     if teacher and split == 'test':
-        lines.append(f'| teacher | {spread(teacher)} | | | {len(teacher)} |')
-    for variant in VARIANTS:
-        runs = groups.get(variant, [])
-        if not runs or variant == 'teacher':
-            continue
-        values = [r['value'] for r in runs]
-        gains = [r['value'] - plain[r['seed']] for r in runs if r['seed'] in plain]
-        gain = share = ''
-        if gains and variant != 'plain':
+        lines.append(f'| teacher | {spread(teacher)} | | | | {len(teacher)} |')
+    for name in ranked(groups):
+        runs = groups[name]
+        gain = share = ahead = ''
+        gains = [a - b for a, b in paired(runs, plain)]
+        if gains and name != 'plain':
             mean = statistics.mean(gains)
             gain = verdict(gains, mean)
             if teacher and split == 'test':
-                share = f'{mean / (statistics.mean(teacher) - statistics.mean(plain.values())):.0%}'
-        lines.append(f'| {LABELS[variant]} | {spread(values)} | {gain} | {share} | {len(values)} |')
+                share = f'{mean / (statistics.mean(teacher) - statistics.mean(r["value"] for r in plain)):.0%}'
+        if name != 'dskd':
+            ahead = lead(groups.get('dskd', []), runs)
+        values = spread([r['value'] for r in runs])
+        lines.append(f'| {label_of(name)} | {values} | {gain} | {share} | {ahead} | {len(runs)} |')
     return '\n'.join(lines)
+
+
+def picture(dataset: str, split: str, epochs: int) -> Figure:
+    """The table as points: mean and deviation of each method, beside the plain student and the teacher."""
+    groups, teacher = selected(dataset, split, epochs), teachers(dataset)
+    names = ranked(groups)
+    figure, axes = new_figure(6.4, 0.9 + 0.27 * len(names))
+    for row, name in enumerate(reversed(names)):
+        values = [r['value'] for r in groups[name]]
+        deviation = statistics.stdev(values) if len(values) > 1 else 0
+        color = {'dskd': ORANGE, 'plain': GREY}.get(name, BLUE)
+        axes.errorbar(statistics.mean(values), row, xerr=deviation, fmt='o', color=color, capsize=3, markersize=5)
+        axes.scatter(values, [row] * len(values), s=9, color=color, alpha=0.4)
+    if teacher and split == 'test':
+        axes.axvline(statistics.mean(teacher), color=GREY, linestyle='--', linewidth=1.2)
+        axes.text(statistics.mean(teacher), len(names) - 0.45, 'teacher', color=GREY, ha='right', fontsize=8)
+    axes.set_yticks(range(len(names)), [label_of(name).replace('**', '') for name in reversed(names)], fontsize=8)
+    setting = SETTINGS[dataset]
+    axes.set(xlabel=f'{setting.unit} (%)', title=f'{dataset}: mean ± deviation over seeds', ylim=(-0.6, len(names) - 0.1))
+    tidy(axes)
+    return figure
 
 
 def caption(dataset: str, split: str, epochs: int) -> str:
@@ -108,7 +135,7 @@ def caption(dataset: str, split: str, epochs: int) -> str:
         return ''
     setting = SETTINGS[dataset]
     seeds = ','.join(map(str, sorted({run['seed'] for run in runs})))
-    variants = ','.join(v for v in VARIANTS if v in groups and v != 'teacher')
+    methods = ','.join(name for name in (*METHODS, *VARIANTS) if name in groups and name != 'teacher')
     part = setting.holdout_part if split == 'holdout' else setting.test_part
     metric = 'accuracy' if setting.task == 'cls' else setting.unit
     flags = f' --epochs {epochs}' + (' --holdout' if split == 'holdout' else '')
@@ -116,13 +143,22 @@ def caption(dataset: str, split: str, epochs: int) -> str:
     return (
         f'Student {student}, teacher {teacher}; {runs[0]["train_images"]:,} training images, {epochs} epochs, {metric} on '
         f'{part} after the last epoch, mean ± sample deviation over seeds.\n\n'
-        f'```shell\npython benchmarks/accuracy.py --dataset {dataset} --variants {variants} --seeds {seeds}{flags}\n```'
+        f'```shell\npython benchmarks/accuracy.py --dataset {dataset} --methods {methods} --seeds {seeds}{flags}\n```'
     )
 
 
-def block(dataset: str, split: str, epochs: str) -> str:
-    """What stands between one pair of markers."""
-    return f'{table(dataset, split, int(epochs))}\n\n{caption(dataset, split, int(epochs))}'
+def picture_path(dataset: str, split: str, epochs: str) -> Path:
+    """Where a table's picture is."""
+    return ROOT / 'docs' / 'en' / 'images' / f'accuracy_{dataset}_{split}_{epochs}.png'
+
+
+def block(dataset: str, split: str, epochs: str, page: Path) -> str:
+    """What stands between one pair of markers of a page: the table, its picture if there is one to draw, and the command."""
+    parts = [table(dataset, split, int(epochs)), caption(dataset, split, int(epochs))]
+    if len(selected(dataset, split, int(epochs))) >= PICTURE_ROWS:
+        path = os.path.relpath(picture_path(dataset, split, epochs), page.parent)
+        parts.insert(1, f'![{dataset}: methods compared]({path})')
+    return '\n\n'.join(parts)
 
 
 def denoised(config: str) -> str:
@@ -142,10 +178,12 @@ def denoised(config: str) -> str:
     )
 
 
+TABLE = re.compile(r'(<!-- table: (\S+) (\S+) (\d+) -->\n).*?(<!-- end -->)', re.DOTALL)
+
+
 def rewrite(text: str, render: Callable[..., str]) -> str:
     """Replace what stands between ``<!-- table: dataset split epochs -->`` and ``<!-- end -->``."""
-    pattern = re.compile(r'(<!-- table: (\S+) (\S+) (\d+) -->\n).*?(<!-- end -->)', re.DOTALL)
-    return pattern.sub(lambda m: f'{m[1]}{render(m[2], m[3], m[4])}\n{m[5]}', text)
+    return TABLE.sub(lambda m: f'{m[1]}{render(m[2], m[3], m[4])}\n{m[5]}', text)
 
 
 def rewrite_denoised(text: str) -> str:
@@ -162,11 +200,18 @@ def main() -> None:
     for name in PAGES:
         page = ROOT / name
         text = page.read_text()
-        new = rewrite_denoised(rewrite(text, block))
+        new = rewrite_denoised(rewrite(text, partial(block, page=page)))
         if new != text:
             stale.append(name)
             if not args.check:
                 page.write_text(new)
+        for _, dataset, split, epochs, _ in TABLE.findall(new):
+            path = picture_path(dataset, split, epochs)
+            if f'{path.name})' in new and (new != text or not path.exists()):
+                stale.append(str(path.relative_to(ROOT)))
+                if not args.check:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    picture(dataset, split, int(epochs)).savefig(path)
     print('\n'.join(f'{"out of date" if args.check else "updated"}: {name}' for name in stale) or 'all tables are up to date')
     sys.exit(bool(args.check and stale))
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from scipy.stats import ttest_1samp
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / 'benchmarks'))
@@ -50,10 +51,15 @@ def test_table_pairs_seeds_and_marks_noise(tmp_path, monkeypatch):
     monkeypatch.setattr(accuracy, 'RESULTS', path)
     lines = report.table('fashion-mnist', 'test', 5).splitlines()
     by_label = {line.split('|')[1].strip(): [cell.strip() for cell in line.split('|')[2:-1]] for line in lines[2:]}
-    dskd, no_lsh = by_label[report.LABELS['dskd']], by_label[report.LABELS['no-lsh']]
-    assert dskd == [f'85.00 ± {statistics.stdev((84.0, 86.1, 84.9)):.2f}', '+4.00', '44%', '3']
+    dskd, no_lsh = by_label[accuracy.label_of('dskd')], by_label[accuracy.label_of('no-lsh')]
+    assert dskd == [f'85.00 ± {statistics.stdev((84.0, 86.1, 84.9)):.2f}', '+4.00', '44%', '', '3']
     assert no_lsh[1] == '+0.50 (within noise)'
     assert by_label['plain student'][1:3] == ['', '']
+    # The gains over DSKD are -6, -1.1 and -3.4; scipy's test on the differences instead of on the pairs.
+    p = ttest_1samp([6.0, 1.1, 3.4], 0).pvalue
+    assert no_lsh[3] == f'+3.50 (p={p:.2f})'
+    # Best first.
+    assert list(by_label) == ['teacher', 'plain student', accuracy.label_of('dskd'), accuracy.label_of('no-lsh')]
 
 
 def test_denoised_features_are_tabled_by_their_last_record(tmp_path, monkeypatch):
@@ -71,7 +77,14 @@ def test_denoised_features_are_tabled_by_their_last_record(tmp_path, monkeypatch
     assert row['command'] in text
 
 
-@pytest.mark.parametrize('arguments, words', [(['--variants', 'nonsense'], 'nonsense'), (['--dataset', 'x'], 'invalid choice')])
+@pytest.mark.parametrize(
+    'arguments, words',
+    [
+        (['--methods', 'nonsense'], 'nonsense'),
+        (['--dataset', 'x'], 'invalid choice'),
+        (['--suite', 'cls'], 'not allowed with'),
+    ],
+)
 def test_mistakes_are_named(arguments, words):
     command = [sys.executable, 'benchmarks/accuracy.py', '--dataset', 'fashion-mnist', *arguments]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -20,7 +20,7 @@ def schedulers(cfg: Config) -> list[dict]:
 def test_setting_fits_its_configs(name):
     setting = accuracy.SETTINGS[name]
     student, teacher, distilled = (
-        Config.fromfile(ROOT / path) for path in (setting.student, setting.teacher, setting.distilled)
+        Config.fromfile(ROOT / path) for path in (setting.student, setting.teacher, setting.config('dskd'))
     )
     # The distilled student is the plain one, its teacher the one that the benchmark trains, after its last epoch.
     assert distilled.model.student == student.model
