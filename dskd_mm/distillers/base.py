@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from dskd_mm.features import Pyramid, match_space
 from dskd_mm.guidance import Target
 from dskd_mm.guidance.classifier import fold_anchors
-from dskd_mm.losses import FeatureLoss, LogitLoss
+from dskd_mm.losses import AlignedFeatureLoss, FeatureLoss, LogitLoss
 from dskd_mm.registry import MODELS
 from dskd_mm.sites import SITES_BY_MODEL, Layer, Observation, Observed, Port, Site, build_site
 from dskd_mm.teacher import FrozenTeacher
@@ -181,14 +181,18 @@ class Distiller(BaseModel):
                 self.site.teacher_port(self.teacher.model, self.teacher), layers=self.teacher_port.layers
             )
 
-    def noise_generator(self, device: torch.device) -> torch.Generator:
+    def noise_generator(self, device: torch.device, *key: int) -> torch.Generator:
         """A generator that follows from seed, rank and iteration alone.
 
         A resumed run thereby continues the same sequence, and ranks draw different noise, whatever the seed of the run.
+
+        Args:
+            device (torch.device): Where it draws.
+            key (int): Numbers that tell apart what draws in the same step and shall not draw the same. Defaults to none.
         """
         if self._clock is None:
             self._clock = int(self.noise_seed), int(self.iteration)
-        entropy = np.random.SeedSequence([*self._clock, get_rank()]).generate_state(1, np.uint64)[0]
+        entropy = np.random.SeedSequence([*self._clock, get_rank()], spawn_key=key).generate_state(1, np.uint64)[0]
         return torch.Generator(device).manual_seed(int(entropy >> np.uint64(1)))
 
     def _tick(self) -> None:
@@ -208,13 +212,15 @@ class Distiller(BaseModel):
 
     def _add_losses(self, student: Observed, teacher: Observed, target: Target | None) -> dict[str, Tensor]:
         found = {}
+        generator = self.noise_generator(student.features[0].device, 1)  # 1: not the noise of the method itself
         for name, loss in self.distill_losses.items():
             if isinstance(loss, LogitLoss):
                 assert student.logits is not None and teacher.logits is not None and target is not None
                 value = loss(student.logits, teacher.logits, target, self.teacher_port.sigmoid)
             else:
+                assert isinstance(loss, FeatureLoss)
                 ours = student.maps(loss.on)
-                value = loss(ours, match_levels(teacher.maps(loss.on), ours))
+                value = loss(ours, match_levels(teacher.maps(loss.on), ours), generator)
             found[f'loss_{name}'] = value
         return found
 
@@ -297,25 +303,32 @@ def build_loss(name: str, config: dict, student: Port, teacher: Port) -> LogitLo
 
     Raises:
         TypeError: If it is no loss that compares two models.
-        ValueError: If it reads what the site does not offer.
+        ValueError: If it reads what the site does not offer, or what it is not defined for.
     """
     cls = MODELS.get(config['type']) if isinstance(config.get('type'), str) else config.get('type')
     if isinstance(cls, type) and issubclass(cls, LogitLoss):
         if not teacher.classifiers:
             raise ValueError(f'distill_losses.{name} ({cls.__name__}) reads class logits, but this site has no linear classifier.')
-        return MODELS.build(config)
+        logit_loss: LogitLoss = MODELS.build(config)
+        logit_loss.check(teacher.num_classes, teacher.sigmoid)
+        return logit_loss
     if isinstance(cls, type) and issubclass(cls, FeatureLoss):
         on = config.get('on', 'feature')
-        known = {'feature': (student.channels, teacher.channels)}
+        # Channels of both sides, and whether there are maps; of a layer that is known only in a step.
+        known = {'feature': (student.channels, teacher.channels, student.is_map)}
         if teacher.classifiers:
-            known['logits'] = (student.num_classes, teacher.num_classes)
-        known |= {key: (layer.channels, teacher.layers[key].channels) for key, layer in student.layers.items()}
+            known['logits'] = (student.num_classes, teacher.num_classes, student.is_map and not student.is_pooled)
+        known |= {key: (layer.channels, teacher.layers[key].channels, True) for key, layer in student.layers.items()}
         if on not in known:
             raise ValueError(
                 f"distill_losses.{name} ({cls.__name__}) reads {on!r}, but there is only {', '.join(map(repr, known))}. Name "
                 'further modules in the argument layers.'
             )
-        return MODELS.build(dict(student_channels=known[on][0], teacher_channels=known[on][1], **config))
+        ours, theirs, is_map = known[on]
+        channels = dict(student_channels=ours, teacher_channels=theirs) if issubclass(cls, AlignedFeatureLoss) else {}
+        feature_loss: FeatureLoss = MODELS.build({**channels, **config})
+        feature_loss.check(is_map)
+        return feature_loss
     raise TypeError(
         f'distill_losses.{name} expects the config of a LogitLoss or FeatureLoss of dskd_mm (dskd_mm.KDLoss, ...), but got {config}.'
     )

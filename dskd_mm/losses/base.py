@@ -1,9 +1,10 @@
 """What the losses have in common that compare a student with its teacher: any distiller takes them by config."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from dskd_mm.features import ChannelAlign, Pyramid, per_location
@@ -24,6 +25,18 @@ class LogitLoss(nn.Module):
         super().__init__()
         self.loss_weight = check_weight(self, loss_weight)
 
+    def check(self, num_classes: int, sigmoid: bool) -> None:
+        """Refuse a classifier that the loss is not defined for: a distiller asks when it is built.
+
+        Args:
+            num_classes (int): Number of classes K.
+            sigmoid (bool): Whether they are independent instead of exclusive.
+
+        Raises:
+            ValueError: If the loss is not defined for it; none is refused by default.
+        """
+        return None
+
     @abstractmethod
     def forward(self, student: Tensor, teacher: Tensor, label: Target, sigmoid: bool = False) -> Tensor:
         """Compare two sets of logits.
@@ -31,7 +44,8 @@ class LogitLoss(nn.Module):
         Args:
             student (Tensor): The student's, in the graph, (B, K) for images or (B, K, M) for M predictions an image.
             teacher (Tensor): The teacher's, of the same shape.
-            label (Target): The annotations at their resolution: which class is the true one, and what weight each prediction has.
+            label (Target): The annotations at their resolution: which class is the true one, and what weight each prediction
+                has.
             sigmoid (bool): Whether classes are independent instead of exclusive. Defaults to False.
 
         Returns:
@@ -42,66 +56,120 @@ class LogitLoss(nn.Module):
 class FeatureLoss(nn.Module):
     """Base of the losses on feature maps. Subclasses say in :meth:`compare` what they ask of one level.
 
-    The student's channels are mapped to the teacher's first, at all levels by the same layer.
+    Student and teacher are compared as they are, so their channels must be equal or not matter; see
+    :class:`AlignedFeatureLoss`.
 
     Args:
-        student_channels (int): Channels of the student; the distiller fills them in.
-        teacher_channels (int): Channels of the teacher, likewise.
-        on (str): What is compared: 'feature' for the site's feature, 'logits', or the name of one of the distiller's ``layers``.
-            Defaults to 'feature'.
-        align (dict, optional): Arguments of :class:`~dskd_mm.features.ChannelAlign`. Defaults to None: :attr:`default_align`.
+        on (str): What is compared: 'feature' for the site's feature, 'logits', or the name of one of the distiller's
+            ``layers``. Defaults to 'feature'.
         loss_weight (float): What the loss is multiplied with. Defaults to 1.
 
     Raises:
         ValueError: If the weight is negative.
     """
 
-    default_align: dict[str, Any] = {}
-    """The alignment where none is given."""
+    needs_map: bool = False
+    """Whether the loss says nothing about vectors, maps (B, C, 1, 1) of one location."""
 
-    def __init__(
-        self,
-        student_channels: int,
-        teacher_channels: int,
-        on: str = 'feature',
-        align: dict | None = None,
-        loss_weight: float = 1.0,
-    ) -> None:
+    def __init__(self, on: str = 'feature', loss_weight: float = 1.0) -> None:
         super().__init__()
         self.loss_weight = check_weight(self, loss_weight)
         self.on = on
-        self.align = ChannelAlign(
-            **{**dict(in_channels=student_channels, out_channels=teacher_channels), **self.default_align, **(align or {})}
-        )
+
+    def check(self, is_map: bool) -> None:
+        """Refuse vectors where the loss needs maps: a distiller asks when it is built, as far as it knows.
+
+        Args:
+            is_map (bool): Whether there is a level of more than one location.
+
+        Raises:
+            ValueError: If not, and the loss needs one.
+        """
+        if self.needs_map and not is_map:
+            raise ValueError(
+                f'{type(self).__name__} compares the locations of maps (B, C, H, W), but {self.on!r} has only one, a vector: '
+                'the loss would be 0 whatever the student does. Read a layer before the pooling (on=..., see layers), or take '
+                'a loss that compares vectors: FitNetLoss, PKDLoss, KDLoss.'
+            )
+
+    def prepare(self, student: Sequence[Tensor], generator: torch.Generator | None = None) -> list[Tensor]:
+        """What of the student is compared with the teacher: its maps as they are, unless a subclass says otherwise.
+
+        Args:
+            student (Sequence[Tensor]): The student's maps, (B, C_s, H, W) a level.
+            generator (torch.Generator, optional): Where a random choice comes from. Defaults to None: torch's own.
+
+        Returns:
+            list[Tensor]: As many maps of the same sizes.
+        """
+        return list(student)
 
     @abstractmethod
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The loss of one level.
 
         Args:
-            student (Tensor): The student's aligned map, (B, C, H, W), float32, in the graph.
-            teacher (Tensor): The teacher's, of the same shape, float32.
+            student (Tensor): What :meth:`prepare` made of the student's map, (B, C, H, W), float32, in the graph. B may be 0.
+            teacher (Tensor): The teacher's, of the same height and width, float32.
 
         Returns:
-            Tensor: A scalar.
+            Tensor: A scalar; 0, and still in the graph, if B is 0.
         """
 
-    def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    def forward(
+        self, student: Sequence[Tensor], teacher: Sequence[Tensor], generator: torch.Generator | None = None
+    ) -> Tensor:
         """Compare two pyramids.
 
         Args:
             student (Sequence[Tensor]): The student's maps, (B, C_s, H, W) a level, in the graph.
             teacher (Sequence[Tensor]): The teacher's, (B, C_t, H, W), of the same sizes.
+            generator (torch.Generator, optional): Where a random choice comes from. Defaults to None: torch's own.
 
         Returns:
             Tensor: A scalar, summed over the levels and multiplied by ``loss_weight``.
+
+        Raises:
+            ValueError: If there are only vectors, and the loss needs maps.
         """
-        aligned = Pyramid.of(student).unpack(per_location(self.align, Pyramid.pack(student)).float())
-        levels = [self.compare(ours, theirs.float()) for ours, theirs in zip(aligned, teacher, strict=True)]
-        total = levels[0]
-        for level in levels[1:]:
-            total = total + level
-        return self.loss_weight * total
+        # The top of a pyramid may well have a single location.
+        self.check(any(level.shape[2] * level.shape[3] > 1 for level in student))
+        prepared = self.prepare(student, generator)
+        levels = [self.compare(ours.float(), theirs.float()) for ours, theirs in zip(prepared, teacher, strict=True)]
+        return self.loss_weight * sum(levels[1:], levels[0])
+
+
+class AlignedFeatureLoss(FeatureLoss):
+    """Base of the losses that map the student's channels to the teacher's first, at all levels by the same layer.
+
+    Args:
+        student_channels (int): Channels of the student; the distiller fills them in.
+        teacher_channels (int): Channels of the teacher, likewise.
+        align (dict, optional): Arguments of :class:`~dskd_mm.features.ChannelAlign`. Defaults to None: :attr:`default_align`.
+        kwargs: Arguments of :class:`FeatureLoss`: on, loss_weight.
+
+    Raises:
+        ValueError: If the alignment cannot be built.
+    """
+
+    default_align: ClassVar[Mapping[str, Any] | None] = None
+    """The alignment where none is given. None for a 1x1 convolution without a norm, and that only if the channels differ."""
+
+    def __init__(self, student_channels: int, teacher_channels: int, align: dict | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        config = self.default_align if align is None else align
+        if config is None:
+            config = dict(kind='identity') if student_channels == teacher_channels else dict(norm=None)
+        self.align = ChannelAlign(student_channels, teacher_channels, **config)
+
+    def prepare(self, student: Sequence[Tensor], generator: torch.Generator | None = None) -> list[Tensor]:
+        """The student's maps with the teacher's channels, (B, C_t, H, W) a level; see :meth:`FeatureLoss.prepare`."""
+        return Pyramid.of(student).unpack(per_location(self.align, Pyramid.pack(student)))
+
+
+def mean(values: Tensor) -> Tensor:
+    """The mean of a tensor; of an empty one 0, and still in the graph."""
+    return values.sum() / max(values.numel(), 1)
 
 
 def check_weight(owner: nn.Module, weight: float) -> float:
@@ -113,3 +181,14 @@ def check_weight(owner: nn.Module, weight: float) -> float:
     if weight < 0:
         raise ValueError(f'loss_weight of {type(owner).__name__} must not be negative, but got {weight}.')
     return weight
+
+
+def check_temperature(owner: nn.Module, temperature: float) -> float:
+    """A temperature, if it can be one.
+
+    Raises:
+        ValueError: If it is not positive.
+    """
+    if temperature <= 0:
+        raise ValueError(f'temperature of {type(owner).__name__} must be positive, but got {temperature}.')
+    return temperature

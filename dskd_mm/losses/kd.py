@@ -5,7 +5,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from dskd_mm.guidance import Target, target_cross_entropy
-from dskd_mm.losses.base import LogitLoss
+from dskd_mm.losses.base import LogitLoss, check_temperature
 from dskd_mm.registry import MODELS
 
 
@@ -26,9 +26,7 @@ class KDLoss(LogitLoss):
 
     def __init__(self, temperature: float = 4.0, loss_weight: float = 1.0) -> None:
         super().__init__(loss_weight)
-        if temperature <= 0:
-            raise ValueError(f'temperature of KDLoss must be positive, but got {temperature}.')
-        self.temperature = temperature
+        self.temperature = check_temperature(self, temperature)
 
     def forward(self, student: Tensor, teacher: Tensor, label: Target, sigmoid: bool = False) -> Tensor:
         """See :meth:`LogitLoss.forward`; averaged over the predictions that count."""

@@ -12,7 +12,7 @@ import torch
 from mmengine.dist import all_reduce
 from torch import Tensor, nn
 
-from dskd_mm.features import CallTap, FeatureTap
+from dskd_mm.features import CallTap, FeatureTap, Pyramid
 from dskd_mm.guidance import Target
 from dskd_mm.registry import MODELS
 from dskd_mm.teacher import FrozenTeacher
@@ -185,7 +185,8 @@ class Observed:
         """The maps that a loss reads, (B, C, H, W) a level.
 
         Args:
-            on (str): 'feature' for the site's, 'logits' (their M predictions as a map of M x 1), or the name of a layer.
+            on (str): 'feature' for the site's, 'logits', or the name of a layer. Logits are maps of the feature's levels, the
+                anchors of a location beside each other (H, W * A).
 
         Raises:
             ValueError: If there is nothing of that name.
@@ -193,11 +194,19 @@ class Observed:
         if on == 'feature':
             return self.features
         if on == 'logits' and self.logits is not None:
-            return [self.logits.reshape(*self.logits.shape[:2], -1, 1)]
+            return self._logit_maps(self.logits)
         if on not in self.layers:
             known = ['feature', *(['logits'] if self.logits is not None else []), *self.layers]
             raise ValueError(f"A loss reads {on!r}, but the site offers {', '.join(map(repr, known))}; name others in layers.")
         return self.layers[on]
+
+    def _logit_maps(self, logits: Tensor) -> list[Tensor]:
+        """The predictions (B, K, M) as a map for each level of the feature; those of an image (B, K) as one of a location."""
+        if logits.ndim == 2:
+            return [logits[:, :, None, None]]
+        sizes = Pyramid.of(self.features).sizes
+        anchors = logits.shape[2] // sum(height * width for height, width in sizes)
+        return Pyramid([(height, width * anchors) for height, width in sizes]).unpack(logits)
 
 
 def as_map(tap: FeatureTap, value: Tensor, channels: int) -> Tensor:
