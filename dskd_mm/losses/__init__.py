@@ -1,17 +1,27 @@
 """Losses: tensors in, scalar out."""
 
+from dskd_mm.losses.at import ATLoss
 from dskd_mm.losses.base import AlignedFeatureLoss, FeatureLoss, LogitLoss
+from dskd_mm.losses.cwd import CWDLoss
 from dskd_mm.losses.dist import DISTLoss
 from dskd_mm.losses.dkd import DKDLoss
+from dskd_mm.losses.fitnet import FitNetLoss
 from dskd_mm.losses.kd import KDLoss
 from dskd_mm.losses.lsh import LSHDistillLoss
+from dskd_mm.losses.mgd import MGDLoss
+from dskd_mm.losses.pkd import PKDLoss
 
 __all__ = [
+    'ATLoss',
     'AlignedFeatureLoss',
+    'CWDLoss',
     'DISTLoss',
     'DKDLoss',
     'FeatureLoss',
+    'FitNetLoss',
     'KDLoss',
     'LSHDistillLoss',
     'LogitLoss',
+    'MGDLoss',
+    'PKDLoss',
 ]
