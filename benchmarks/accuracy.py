@@ -247,6 +247,7 @@ VARIANTS = {
     'no-virtual': Variant('virtual teacher off', {'model.loss_weights.virtual': '0'}),
     'no-anchor': Variant('anchor off', {'model.loss_weights.anchor': '0'}),
     'no-logit': Variant('logit loss off', NO_LOGIT),
+    'no-box': Variant('box loss off', {'model.loss_weights.box': '0'}),
     'prior-teacher': Variant('prior: teacher features', TEACHER_PRIOR),
     'strong-guidance': Variant('guidance five times as strong', {'model.sampler.scale': '5'}),
     'early-start': Variant('sampling from t=160 instead of t=400, guidance 8: equal in total', sampling(0.2, 8)),
@@ -265,6 +266,9 @@ VARIANTS = {
     # Dense tasks begin with little noise; this is where images begin.
     'middle-start': Variant('sampling from t=400, guidance 1, as for images', sampling(0.5, 1)),
     # The controls: everything but the diffusion.
+    'anchor-and-logit-no-box': Variant(
+        'control: soft anchor + logit loss, box loss off (no diffusion)', {**NO_DIFFUSION, 'model.loss_weights.box': '0'}
+    ),
     'anchor-only': Variant('control: soft anchor alone (no diffusion)', {**NO_DIFFUSION, **NO_LOGIT}),
     'anchor-only-label': Variant(
         'control: label anchor alone (no diffusion, teacher-free)', {**NO_DIFFUSION, **NO_LOGIT, **LABEL}

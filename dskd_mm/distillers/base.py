@@ -142,7 +142,7 @@ class Distiller(BaseModel):
             if self._is_first_step and self.student_port.is_pooled:
                 (path,) = self.student_port.classifiers
                 check_pooling(features[0], seen.logits[0], self.student.get_submodule(path))
-            student = Observed(features, self._pack_logits(seen.logits), seen.layers)
+            student = Observed(features, self._pack(seen.logits), self._pack(seen.boxes), seen.layers)
             port = self.teacher_port
             target = self.site.target(seen, data_samples, port.num_classes, port.sigmoid)
             teacher = self._run_teacher(inputs, data_samples, seen) if self.uses_teacher_forward else None
@@ -206,7 +206,8 @@ class Distiller(BaseModel):
             self.site.run_teacher(self.teacher, inputs, data_samples, student)
             return Observed(
                 match_levels(seen.features, student.features),
-                self._pack_logits(match_levels(seen.logits, student.logits)),
+                self._pack(match_levels(seen.logits, student.logits)),
+                self._pack(match_levels(seen.boxes, student.boxes)),
                 {name: [level.float() for level in maps] for name, maps in seen.layers.items()},
             )
 
@@ -224,10 +225,11 @@ class Distiller(BaseModel):
             found[f'loss_{name}'] = value
         return found
 
-    def _pack_logits(self, logits: Sequence[Tensor]) -> Tensor | None:
-        if not logits:
+    def _pack(self, predictions: Sequence[Tensor]) -> Tensor | None:
+        """Predictions of all levels, (B, K, M), with several anchors at a location one after the other."""
+        if not predictions:
             return None
-        return Pyramid.pack([fold_anchors(level.float(), self.student_port.anchors) for level in logits])
+        return Pyramid.pack([fold_anchors(level.float(), self.student_port.anchors) for level in predictions])
 
     def _check_finite(self, features: Sequence[Tensor]) -> None:
         for level, feature in enumerate(features):

@@ -18,7 +18,7 @@ from dskd_mm.diffusion import (
 from dskd_mm.distillers.base import Distiller, HeadLoss, build
 from dskd_mm.features import ChannelAlign, Pyramid, per_location
 from dskd_mm.guidance import ClassifierJudge, HeadJudge, Judge, Target, TeacherClassifier
-from dskd_mm.losses import KDLoss, LSHDistillLoss
+from dskd_mm.losses import BoxLoss, KDLoss, LSHDistillLoss
 from dskd_mm.registry import MODELS
 from dskd_mm.sites import Observed
 
@@ -40,7 +40,8 @@ class DSKDDistiller(Distiller):
     4. ẑ: z is noised and denoised again in a few guided DDIM steps, outside of the graph;
     5. ``loss_dskd_lsh``: the hash of z should be that of ẑ;
     6. ``loss_dskd_virtual``: the student's own logits should follow the teacher classifier's opinion of ẑ (ours);
-    7. ``loss_dskd_logit``: and the teacher's own logits (Hinton et al. 2015).
+    7. ``loss_dskd_logit``: and the teacher's own logits (Hinton et al. 2015);
+    8. ``loss_dskd_box``: likewise a dense detector's boxes, which no classifier could teach.
 
     With an autoencoder there is ``loss_dskd_autoencoder``, its reconstruction error, with a weight of 1.
 
@@ -82,9 +83,9 @@ class DSKDDistiller(Distiller):
             guidance is pulled back through its decoder. False for none. Defaults to None: what the site advises, a latent of
             256 for the box heads of two-stage detectors and none elsewhere.
         lsh (dict, optional): Arguments of :class:`~dskd_mm.losses.LSHDistillLoss`. Defaults to None.
-        loss_weights (dict, optional): Weights of 'diff', 'lsh', 'anchor', 'virtual' and 'logit'. A weight of 0 skips the work,
-            too; the diffusion is left out if both 'lsh' and 'virtual' are 0. Those not named keep their default: 1, or what
-            the task's site advises.
+        loss_weights (dict, optional): Weights of 'diff', 'lsh', 'anchor', 'virtual', 'logit' and 'box'. A weight of 0 skips the
+            work, too; the diffusion is left out if both 'lsh' and 'virtual' are 0. Those not named keep their default: 1, or what
+            the task's site advises; for 'box' the weight of 'logit'.
         kwargs: Arguments of :class:`Distiller`: site, layers, distill_losses, noise_seed, data_preprocessor.
 
     Raises:
@@ -124,10 +125,12 @@ class DSKDDistiller(Distiller):
         ):
             if value not in known:
                 raise ValueError(f'{name} of DSKDDistiller must be one of {known}, but got {value!r}.')
-        unknown = set(loss_weights or {}) - set(LOSSES)
+        unknown = set(loss_weights or {}) - {*LOSSES, 'box'}
         if unknown:
-            raise ValueError(f'loss_weights of DSKDDistiller knows {sorted(LOSSES)}, but got {sorted(unknown)}.')
+            raise ValueError(f'loss_weights of DSKDDistiller knows {sorted({*LOSSES, "box"})}, but got {sorted(unknown)}.')
         self.loss_weights = {**LOSSES, **advice.get('loss_weights', {}), **(loss_weights or {})}
+        # Both are the teacher's own word: what is teacher-free without the one is so without the other.
+        self.loss_weights.setdefault('box', self.loss_weights['logit'])
         if temperature <= 0 or warmup < 0 or min(self.loss_weights.values()) < 0:
             raise ValueError(
                 'DSKDDistiller expects temperature > 0, warmup >= 0 and no negative loss weight, but got '
@@ -144,6 +147,7 @@ class DSKDDistiller(Distiller):
         self.target = target
         self.temperature = temperature
         self.imitation = KDLoss(temperature)
+        self.box_imitation = BoxLoss()
         self.detach = detach
         self.guidance_unit = guidance_unit
         self.normalize = normalize
@@ -198,12 +202,17 @@ class DSKDDistiller(Distiller):
         return bool(self.loss_weights['lsh'] or self.loss_weights['virtual'])
 
     @property
+    def imitates_boxes(self) -> bool:
+        """Whether the student's boxes follow the teacher's: both have some, in the same encoding."""
+        return bool(self.loss_weights['box'] and self.student_port.boxes and self.student_port.boxes == self.teacher_port.boxes)
+
+    @property
     def uses_teacher_forward(self) -> bool:
         """See :class:`Distiller`."""
         prior_needs_it = self.samples and self.prior == 'teacher'
         target_is_used = self.samples or self.loss_weights['anchor']
         needs_it = prior_needs_it or (self.target != 'label' and target_is_used) or self.loss_weights['logit']
-        return bool(needs_it) or super().uses_teacher_forward
+        return bool(needs_it or self.imitates_boxes) or super().uses_teacher_forward
 
     @property
     def classifiers(self) -> list[TeacherClassifier]:
@@ -240,6 +249,10 @@ class DSKDDistiller(Distiller):
         if weights['logit']:
             assert teacher is not None and teacher.logits is not None and target is not None
             losses['loss_dskd_logit'] = weights['logit'] * self._imitate(student.logits, teacher.logits, target)
+        if self.imitates_boxes:
+            assert student.boxes is not None and teacher is not None and teacher.boxes is not None and target is not None
+            boxes = self.box_imitation(student.boxes, teacher.boxes, target, self.student_port.boxes)
+            losses['loss_dskd_box'] = weights['box'] * boxes
         if self.samples:
             losses.update(self._self_distill(pyramid, aligned, student.logits, judge, target, teacher))
         # With its losses off, φ must still be in the graph: DDP waits for every parameter.

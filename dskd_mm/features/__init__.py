@@ -1,15 +1,18 @@
 """Getting features out of models and into one shape."""
 
 from dskd_mm.features.align import ChannelAlign, match_space
+from dskd_mm.features.augment import FeatureAugmentation
 from dskd_mm.features.norm import build_norm
 from dskd_mm.features.pyramid import Pyramid, per_location
-from dskd_mm.features.tap import CallTap, FeatureTap, find_module
+from dskd_mm.features.tap import CallTap, FeatureTap, Tap, find_module
 
 __all__ = [
     'CallTap',
     'ChannelAlign',
+    'FeatureAugmentation',
     'FeatureTap',
     'Pyramid',
+    'Tap',
     'build_norm',
     'find_module',
     'match_space',

@@ -116,8 +116,9 @@ class FeatureTap(Tap):
         model (nn.Module): The model to tap.
         path (str): Dotted path of the module.
         io (str): 'input' or 'output'. Defaults to 'output'.
-        index (int | str, optional): Which element, if the tensor arrives in a tuple or list: a number, 'all' for each of them
-            as a value of its own, or None for the last. Defaults to None.
+        index (int | str | tuple, optional): Which element, if the tensor arrives in a tuple or list: a number, 'all' for each of
+            them as a value of its own, or None for the last. A tuple looks into nested ones: (1, 'all') for each element of the
+            second. Defaults to None.
         owner (str): How to call the model in errors. Defaults to 'model'.
 
     Raises:
@@ -125,15 +126,22 @@ class FeatureTap(Tap):
     """
 
     def __init__(
-        self, model: nn.Module, path: str, io: str = 'output', index: int | str | None = None, owner: str = 'model'
+        self,
+        model: nn.Module,
+        path: str,
+        io: str = 'output',
+        index: int | str | tuple[int | str, ...] | None = None,
+        owner: str = 'model',
     ) -> None:
         if io not in ('input', 'output'):
             raise ValueError(f"io of a tap must be 'input' or 'output', but got {io!r} for {path!r}.")
-        if not (index in (None, 'all') or isinstance(index, int)):
+        *outer, last = index if isinstance(index, tuple) else (index,)
+        if not all(isinstance(step, int) for step in outer) or not (last in (None, 'all') or isinstance(last, int)):
             raise ValueError(f"index of a tap must be a number, 'all' or None for the last, but got {index!r} for {path!r}.")
         super().__init__(model, path, owner)
         self.io = io
-        self.index = -1 if index is None else index
+        self.outer = outer
+        self.index = -1 if last is None else last
         self._grad_expected = False
 
     def __repr__(self) -> str:
@@ -145,10 +153,21 @@ class FeatureTap(Tap):
 
     def _on_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         source = args[0] if args else next(iter(kwargs.values()), None)
-        self._capture(source, copy=False)
+        self._capture(self._open(source), copy=False)
 
     def _on_output(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self._capture(output, copy=True)
+        self._capture(self._open(output), copy=True)
+
+    def _open(self, value: Any) -> Any:
+        for step in self.outer:
+            value = self._element(value, step)
+        return value
+
+    def _element(self, value: Sequence[Any], index: Any) -> Any:
+        if not isinstance(value, Sequence) or not -len(value) <= index < len(value):
+            got = f'{len(value)} elements' if isinstance(value, Sequence) else type(value).__name__
+            raise RuntimeError(f'The tap on the {self!r} expected an element {index}, but got {got}.')
+        return value[index]
 
     def _capture(self, value: Any, copy: bool) -> None:
         if self._grad_expected and not torch.is_grad_enabled():
@@ -162,10 +181,7 @@ class FeatureTap(Tap):
                 self._capture(element, copy)
             return
         while isinstance(value, Sequence):
-            assert isinstance(self.index, int)
-            if not -len(value) <= self.index < len(value):
-                raise RuntimeError(f'The tap on the {self!r} expected an element {self.index}, but got {len(value)} elements.')
-            value = value[self.index]
+            value = self._element(value, self.index)
         if not isinstance(value, Tensor):
             raise RuntimeError(f'The tap on the {self!r} expected a tensor, but got {type(value).__name__}.')
         value = value.clone() if copy else value

@@ -2,6 +2,7 @@
 
 from dskd_mm.losses.at import ATLoss
 from dskd_mm.losses.base import AlignedFeatureLoss, FeatureLoss, LogitLoss
+from dskd_mm.losses.box import BoxLoss
 from dskd_mm.losses.cwd import CWDLoss
 from dskd_mm.losses.dist import DISTLoss
 from dskd_mm.losses.dkd import DKDLoss
@@ -14,6 +15,7 @@ from dskd_mm.losses.pkd import PKDLoss
 __all__ = [
     'ATLoss',
     'AlignedFeatureLoss',
+    'BoxLoss',
     'CWDLoss',
     'DISTLoss',
     'DKDLoss',

@@ -12,7 +12,7 @@ import torch
 from mmengine.dist import all_reduce
 from torch import Tensor, nn
 
-from dskd_mm.features import CallTap, FeatureTap, Pyramid
+from dskd_mm.features import CallTap, FeatureTap, Pyramid, Tap
 from dskd_mm.guidance import Target
 from dskd_mm.registry import MODELS
 from dskd_mm.teacher import FrozenTeacher
@@ -71,6 +71,10 @@ class Port:
         anchors (int): Predictions at each location. Defaults to 1.
         strides (tuple[tuple[int, int], ...]): Strides of the levels of a pyramid. Defaults to (), which means one map.
         calls (dict[str, str]): Modules whose arguments the site wants to see, by a name of its own. Defaults to none.
+        boxes (str): How the head encodes the boxes that it predicts beside classes, see :class:`~dskd_mm.losses.BoxLoss`; empty
+            where there are none that could be compared. Defaults to ''.
+        box_scales (tuple[float, ...]): What the boxes of each level are multiplied with to be in one unit. Defaults to ():
+            nothing.
         layers (dict[str, Layer]): Further modules that the distiller's losses read, by a name of its own. Defaults to none.
     """
 
@@ -87,6 +91,8 @@ class Port:
     anchors: int = 1
     strides: tuple[tuple[int, int], ...] = ()
     calls: dict[str, str] = field(default_factory=dict)
+    boxes: str = ''
+    box_scales: tuple[float, ...] = ()
     layers: dict[str, Layer] = field(default_factory=dict)
 
     @property
@@ -113,10 +119,13 @@ class Observation:
         self.layer_taps = {
             name: FeatureTap(model, layer.path, layer.io, layer.index, owner) for name, layer in port.layers.items()
         }
+        # Heads return (classes, boxes, ...), each a list of levels.
+        self.box_taps = [FeatureTap(model, port.part, 'output', (1, 'all'), owner)] if port.boxes else []
         self._stack = ExitStack()
 
     def __enter__(self) -> 'Observation':
-        for tap in (*self.feature_taps, *self.logits_taps, *self.call_taps.values(), *self.layer_taps.values()):
+        taps: list[Tap] = [*self.feature_taps, *self.logits_taps, *self.box_taps]
+        for tap in (*taps, *self.call_taps.values(), *self.layer_taps.values()):
             self._stack.enter_context(tap)
         return self
 
@@ -151,6 +160,13 @@ class Observation:
         """The raw output of the classification layer at each level: (B, K), or (B, A*K, H, W)."""
         return [value for _, value in self._values(self.logits_taps)]
 
+    @property
+    def boxes(self) -> list[Tensor]:
+        """The boxes at each level, (B, A*P, H, W), in the encoding of :attr:`Port.boxes`; none where that is empty."""
+        values = [value for _, value in self._values(self.box_taps)]
+        scales = self.port.box_scales or (1.0,) * len(values)
+        return [value * scale for value, scale in zip(values, scales, strict=True)]
+
     def calls(self, name: str) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
         """Positional and named arguments of the calls of a module of :attr:`Port.calls`."""
         return self.call_taps[name].calls
@@ -174,11 +190,13 @@ class Observed:
     Attributes:
         features (list[Tensor]): The feature of each level, (B, C, H, W).
         logits (Tensor, optional): (B, K), or the M predictions of all levels, (B, K, M). None without a linear classifier.
+        boxes (Tensor, optional): The boxes of all levels, (B, P, M), if the head predicts any.
         layers (dict[str, list[Tensor]]): The maps of each further layer, (B, C, H, W) a level.
     """
 
     features: list[Tensor]
     logits: Tensor | None
+    boxes: Tensor | None = None
     layers: dict[str, list[Tensor]] = field(default_factory=dict)
 
     def maps(self, on: str) -> list[Tensor]:

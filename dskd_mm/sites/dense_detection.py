@@ -82,6 +82,7 @@ class DenseDetectionSite(Site):
                 f'{count} x {classes} outputs, but got (inputs, outputs) {sorted(channels, key=str)}. Name others in the site.'
             )
         paths = tuple(f'{self.part}.{name}' for name in names)
+        normalized = bool(getattr(head, 'norm_on_bbox', False))
         return Port(
             part=self.part,
             classifiers=paths,
@@ -93,7 +94,16 @@ class DenseDetectionSite(Site):
             anchors=count,
             strides=tuple((int(w), int(h)) for w, h in priors.strides),
             calls=dict(loss=f'{self.part}.loss_cls'),
+            boxes=box_encoding(head),
+            # Such a head predicts in units of the stride while it trains, in pixels else.
+            box_scales=tuple(float(w) for w, _ in priors.strides) if owner == 'student' and normalized else (),
         )
+
+    def run_teacher(self, teacher: FrozenTeacher, inputs: Tensor, data_samples: Sequence[Any], student: Observation) -> None:
+        """See :meth:`Site.run_teacher`."""
+        model: Any = teacher.model
+        # mmdet's mode 'tensor' calls the head's forward past its hooks.
+        model.bbox_head(model.extract_feat(teacher.adapt(inputs)))
 
     def target(self, seen: Observation, data_samples: Sequence[Any], num_classes: int, sigmoid: bool) -> Target:
         """The student's own assignment as (B, K, M); background is all zeros for independent classes."""
@@ -104,6 +114,23 @@ class DenseDetectionSite(Site):
         counted = (foreground.amax(dim=1, keepdim=True) > 0) if sigmoid else torch.ones_like(weight)
         count = mean_over_ranks((counted * (weight > 0)).sum().float())
         return Target(labels, weight, count, self.focus if sigmoid else 0.0)
+
+
+def box_encoding(head: nn.Module) -> str:
+    """How a dense head of mmdet encodes the boxes that it returns after the classes, see :class:`~dskd_mm.losses.BoxLoss`.
+
+    Args:
+        head (nn.Module): The head.
+
+    Returns:
+        str: 'delta', 'distance' or 'distribution'; empty if it has no single loss of boxes (RepPoints) or another coder.
+    """
+    coder = type(getattr(head, 'bbox_coder', None)).__name__
+    if not hasattr(head, 'loss_bbox'):
+        return ''
+    if hasattr(head, 'reg_max'):
+        return 'distribution'
+    return {'DeltaXYWHBBoxCoder': 'delta', 'DistancePointBBoxCoder': 'distance'}.get(coder, '')
 
 
 def find_classifiers(head: nn.Module, outputs: int, owner: str) -> list[str]:

@@ -176,6 +176,7 @@ def test_a_student_that_equals_its_teacher_has_nothing_to_imitate(configs: dict[
     distiller.student.eval()  # the batch norms' averages, as in the teacher
     losses = distillation_losses(distiller(**detection_batch(distiller, OBJECTS), mode='loss'))
     assert float(losses['loss_dskd_logit']) == pytest.approx(0, abs=1e-4)
+    assert float(losses['loss_dskd_box']) == pytest.approx(0, abs=1e-4)
     assert float(losses['loss_dskd_virtual']) > 1e-2
 
 
