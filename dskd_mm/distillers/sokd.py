@@ -159,7 +159,7 @@ class FeatureAdapter(nn.Module):
     """Maps the student's feature to the teacher's: a 1x1 convolution, then two 3x3 convolutions, each with a norm and a ReLU.
 
     The resizing convolution of the source changes the resolution as well; here the teacher's maps have been brought to the
-    student's resolution before.
+    student's resolution before. It is as wide as the teacher, with 75 million parameters at 2048 channels, while training.
 
     Args:
         in_channels (int): Channels of the student.

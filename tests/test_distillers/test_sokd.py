@@ -10,6 +10,7 @@ import torch
 from mmengine.registry import MODELS
 from rival_checks import assert_behaves, needs_mmdet, needs_mmseg, own, rival_batch, rival_config
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dskd_mm.distillers.sokd import AreaDetector, FeatureAdapter
 from dskd_mm.sites import NeckSite
@@ -59,6 +60,12 @@ def test_areas_agree_with_a_loop(shape: tuple[int, int], count: int) -> None:
     found = detector.mask(heat, size, offset)
     assert torch.equal(found, areas_by_loops(heat, size, offset, count))
     assert (found.flatten(1).amax(dim=1) >= 1).all()
+
+
+def test_nothing_waits_for_the_device() -> None:
+    with FakeTensorMode():  # a tensor without values: reading one raises
+        detector = AreaDetector(4)
+        assert detector.mask(*detector(torch.randn(2, 4, 5, 6))).shape == (2, 1, 5, 6)
 
 
 def test_heads_are_convolutions_with_a_relu_between() -> None:

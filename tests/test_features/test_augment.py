@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy import ndimage
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dskd_mm.features import FeatureAugmentation, augment
 from dskd_mm.features.augment import OPERATORS, SUB_POLICIES, operate, resample
@@ -308,6 +309,12 @@ def test_half_precision_is_augmented_in_single(dtype: torch.dtype = torch.bfloat
     with torch.autocast('cpu', dtype=dtype):
         (found,) = only('rotate', 1.0)([maps().to(dtype)], generator())
     torch.testing.assert_close(found.double(), by_scipy(maps().to(dtype).float(), 'rotate', 30), rtol=0, atol=2e-5)
+
+
+def test_nothing_waits_for_the_device() -> None:
+    with FakeTensorMode():  # a tensor without values: reading one raises
+        module, feature = FeatureAugmentation(), torch.randn(2, 4, 5, 6)
+        assert module.search([feature], [feature.clone()], None)[0].shape == feature.shape
 
 
 def test_a_temperature_that_cannot_be() -> None:

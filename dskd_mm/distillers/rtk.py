@@ -1,0 +1,225 @@
+"""RTK-style attention: each layer of the student learns from the teacher's layers that resemble it most."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dskd_mm.distillers.base import Distiller, HeadLoss
+from dskd_mm.features import build_norm, find_module, match_space
+from dskd_mm.guidance import Target
+from dskd_mm.losses.base import check_weight
+from dskd_mm.registry import MODELS
+from dskd_mm.sites import NECK_SITES, ClassificationSite, Observed
+from dskd_mm.sites.neck import neck_levels
+
+
+@MODELS.register_module()
+class RTKDistiller(Distiller):
+    r"""RTK-style attention with top-k teacher keys, **an approximation** of Representative Teacher Keys.
+
+    Of the paper (Yang, Kao & Huang, arXiv 2206.12788) we know the abstract: attention weighs the teacher's feature maps by
+    their similarity to the student's and filters out useless ones. What is not said there is taken from AFD (Ji, Heo & Park,
+    AAAI 2021; clovaai/attention-feature-distillation) with the roles changed: the student asks, the teacher's layers are the
+    keys, and only the ``top_k`` best keys are kept. See :class:`TeacherKeyAttention`. The loss is ``loss_rtk_attention``;
+    ``rtk_top`` tells how much of the attention the best key has.
+
+    It needs several layers. Those of a detector's neck are taken by themselves; in classification and segmentation name them,
+    one of the student and one of the teacher under each name. Every one of the student's is compared with every one of the
+    teacher's, whatever the pairs:
+
+    .. code-block:: python
+
+        layers=dict(  # a ResNet of width 16 and a teacher of width 64; 'backbone.layer1' is the output of the first stage
+            stage1=dict(student=dict(path='backbone.layer1', channels=16), teacher=dict(path='backbone.layer1', channels=64)),
+            stage2=dict(student=dict(path='backbone.layer2', channels=32), teacher=dict(path='backbone.layer2', channels=128)),
+            stage3=dict(student=dict(path='backbone.layer3', channels=64), teacher=dict(path='backbone.layer3', channels=256)),
+        )
+
+    A single level of a neck is named by its index: ``dict(path='neck', index=0, channels=256)``. Layers have to yield maps
+    (B, C, H, W): of one location, or of a vector, nothing can be learnt, for its normalised value is always 1.
+
+    Args:
+        student (dict | nn.Module): The student: a host's model.
+        teacher (dict): ``dict(config=..., checkpoint=...)``, see :class:`~dskd_mm.teacher.FrozenTeacher`.
+        layers (dict[str, dict], optional): The layers of both, see above and :class:`Distiller`; losses of ``distill_losses``
+            may read them as well. Defaults to None: the levels of the site's feature.
+        embed_dims (int): Length d of queries and keys. Defaults to 128, as in AFD.
+        top_k (int): How many of the teacher's layers each layer of the student keeps, at least 2: a single one would have a
+            weight of 1 whatever the attention, which nothing would then train. Defaults to 2.
+        norm (str, optional): Norm of queries and keys: 'BN', 'SyncBN' or 'GN'. Defaults to None: 'BN' in classification, as in
+            AFD, and 'GN' elsewhere, where batches are small and a batch norm would see one vector for each image.
+        loss_weight (float): What the loss is multiplied with. Defaults to 200, as AFD's code does on CIFAR-100; a
+            reconstruction.
+        kwargs: Further arguments of :class:`Distiller`: site, distill_losses, noise_seed, data_preprocessor.
+
+    Raises:
+        ValueError: If there are fewer layers than keys to keep, or an argument is out of its range.
+    """
+
+    default_sites = NECK_SITES
+
+    def __init__(
+        self,
+        student: dict | nn.Module,
+        teacher: dict,
+        layers: dict[str, dict] | None = None,
+        embed_dims: int = 128,
+        top_k: int = 2,
+        norm: str | None = None,
+        loss_weight: float = 200.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(student, teacher, layers=layers, **kwargs)
+        self.loss_weight = check_weight(self, loss_weight)
+        own, theirs = self.student_port, self.teacher_port
+        pyramids = [name for port in (own, theirs) for name, layer in port.layers.items() if layer.index == 'all']
+        if pyramids:
+            raise ValueError(
+                f"Each of the layers of RTKDistiller is one map, but layers.{pyramids[0]} has index='all': name its levels one "
+                'by one, each by its number.'
+            )
+        if own.layers:
+            channels = [layer.channels for layer in own.layers.values()], [layer.channels for layer in theirs.layers.values()]
+        else:
+            count = self._count_levels()
+            channels = [own.channels] * count, [theirs.channels] * count
+        if not 2 <= top_k <= len(channels[1]):
+            found = f'{len(channels[1])} {"named in layers" if own.layers else "level(s) of the site"}'
+            raise ValueError(
+                f'RTKDistiller keeps the top_k={top_k} teacher layers that fit best and expects at least 2 and no more than '
+                f"there are, but got {found}. Name several: layers=dict(stage1=dict(student=dict(path='backbone.layer1', "
+                'channels=...), teacher=dict(path=..., channels=...)), stage2=...).'
+            )
+        norm = norm or ('BN' if isinstance(self.site, ClassificationSite) else 'GN')
+        self.attention = TeacherKeyAttention(*channels, embed_dims=embed_dims, top_k=top_k, norm=norm)
+
+    @property
+    def uses_teacher_forward(self) -> bool:
+        """See :class:`Distiller`."""
+        return True
+
+    def distill(
+        self, student: Observed, teacher: Observed | None, target: Target | None, head_loss: HeadLoss
+    ) -> dict[str, Tensor]:
+        """See :meth:`Distiller.distill`."""
+        assert teacher is not None
+        loss, attention = self.attention(self._maps(student), self._maps(teacher))
+        return dict(loss_rtk_attention=self.loss_weight * loss, rtk_top=attention.detach().amax(dim=2).mean())
+
+    def _maps(self, seen: Observed) -> list[Tensor]:
+        return [maps[0] for name, maps in seen.layers.items()] if seen.layers else seen.features
+
+    def _count_levels(self) -> int:
+        """How many levels the site's feature has, 1 if it does not tell."""
+        port = self.student_port
+        if port.index != 'all':
+            return max(len(port.strides), 1)
+        return neck_levels(find_module(self.student, port.features[0], 'student')) or 1
+
+
+class TeacherKeyAttention(nn.Module):
+    r"""How far the student's attention maps are from those of the teacher's layers that resemble them.
+
+    With :math:`h_s`, :math:`h_t` the maps of layer s of the student and t of the teacher, and d the length of queries and
+    keys:
+
+    - queries :math:`q_s = norm(W_s\,GAP(h_s))`, keys :math:`k_t = ReLU(norm(W_t\,GAP(h_t)))`;
+    - attention :math:`a_{st} = softmax_t((\langle q_s, norm(B_t k_t)\rangle + p_s \cdot p_t)/\sqrt d)`, of which the ``top_k``
+      highest of each sample and s are kept and divided by their sum. :math:`B_t` is a bilinear map for each of the teacher's
+      layers, and :math:`p` are learnt vectors of each layer;
+    - values :math:`v(h)`: the mean over channels of :math:`h^2`, flattened and divided by its L2 norm; the student's is
+      resized to the teacher's size before it is flattened;
+    - loss :math:`\sum_s mean_b \sum_t a_{st}\,mean_{hw}(v_s - v_t)^2`.
+
+    All but the kept keys follows AFD, whose queries are the teacher's and whose keys are the student's. The loss is a mean
+    over a map's locations of differences between vectors of length 1: it falls with the resolution.
+
+    Args:
+        student_channels (Sequence[int]): Channels of each of the student's layers.
+        teacher_channels (Sequence[int]): The same of the teacher's.
+        embed_dims (int): Length d of queries and keys. Defaults to 128.
+        top_k (int): How many keys are kept. Defaults to 2.
+        norm (str): Norm of queries and keys: 'BN', 'SyncBN' or 'GN'. Defaults to 'BN'.
+    """
+
+    def __init__(
+        self,
+        student_channels: Sequence[int],
+        teacher_channels: Sequence[int],
+        embed_dims: int = 128,
+        top_k: int = 2,
+        norm: str = 'BN',
+    ) -> None:
+        super().__init__()
+        self.top_k = top_k
+
+        def linear(channels: int) -> nn.Sequential:
+            return nn.Sequential(nn.Conv2d(channels, embed_dims, 1, bias=False), build_norm(norm, embed_dims))
+
+        self.queries = nn.ModuleList([linear(channels) for channels in student_channels])
+        self.keys = nn.ModuleList([nn.Sequential(*linear(channels), nn.ReLU(inplace=True)) for channels in teacher_channels])
+        self.bilinear = nn.ModuleList([linear(embed_dims) for _ in teacher_channels])
+        self.student_position = nn.Parameter(torch.empty(len(student_channels), embed_dims))
+        self.teacher_position = nn.Parameter(torch.empty(len(teacher_channels), embed_dims))
+        nn.init.xavier_normal_(self.student_position)
+        nn.init.xavier_normal_(self.teacher_position)
+
+    def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Compare S maps of a student with T of its teacher.
+
+        Args:
+            student (Sequence[Tensor]): The student's, (B, C_s, H, W) each, of any sizes, in the graph.
+            teacher (Sequence[Tensor]): The teacher's, (B, C_t, H', W') each.
+
+        Returns:
+            tuple[Tensor, Tensor]: The loss, a scalar, and the attention (B, S, T), of which ``top_k`` of each row are not 0.
+
+        Raises:
+            ValueError: If batch norms are to be trained on a single image.
+        """
+        if self.training and len(student[0]) == 1 and any(isinstance(module, nn.BatchNorm2d) for module in self.modules()):
+            raise ValueError(
+                'The batch norms of RTKDistiller see one vector for each image and expect at least 2 images in a batch, but '
+                "got 1: use norm='GN' (or 'SyncBN' on several devices), or a larger batch."
+            )
+        with torch.autocast(device_type=student[0].device.type, enabled=False):
+            ours, theirs = [h.float() for h in student], [h.float() for h in teacher]
+            attention = self._attend(ours, theirs)
+            rows = [[(value(h, g.shape[2:]) - value(g)).square().mean(dim=1) for g in theirs] for h in ours]
+            difference = torch.stack([torch.stack(row, dim=1) for row in rows], dim=1)
+        return (attention * difference).sum(dim=(1, 2)).mean(), attention
+
+    def _attend(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+        """The attention (B, S, T)."""
+
+        def embed(modules: nn.ModuleList, vectors: Sequence[Tensor]) -> list[Tensor]:
+            return [module(vector) for module, vector in zip(modules, vectors, strict=True)]
+
+        def pool(maps: Sequence[Tensor]) -> list[Tensor]:
+            return [h.mean(dim=(2, 3), keepdim=True) for h in maps]
+
+        queries = torch.stack(embed(self.queries, pool(student)), dim=1).flatten(2)
+        keys = torch.stack(embed(self.bilinear, embed(self.keys, pool(teacher))), dim=1).flatten(2)
+        logits = queries @ keys.transpose(1, 2) + self.student_position @ self.teacher_position.T
+        attention = (logits / math.sqrt(queries.shape[2])).softmax(dim=2)
+        kept = attention.topk(self.top_k, dim=2).indices
+        attention = attention * torch.zeros_like(attention).scatter_(2, kept, 1.0)
+        return attention / attention.sum(dim=2, keepdim=True)
+
+
+def value(feature: Tensor, size: torch.Size | None = None) -> Tensor:
+    """A map's normalised energy: the mean over channels of its square, flattened, of length 1.
+
+    Args:
+        feature (Tensor): Maps (B, C, H, W).
+        size (tuple[int, int], optional): Height and width to resize it to. Defaults to None: its own.
+
+    Returns:
+        Tensor: (B, H * W).
+    """
+    energy = feature.square().mean(dim=1, keepdim=True)
+    return F.normalize((energy if size is None else match_space(energy, size)).flatten(1), dim=1)
