@@ -1,0 +1,175 @@
+"""LSHFM: mimicking the teacher's features by locality-sensitive hashing."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dskd_mm.distillers.base import Distiller, HeadLoss, build
+from dskd_mm.features import ChannelAlign, Pyramid, per_location
+from dskd_mm.guidance import Target
+from dskd_mm.losses import LSHDistillLoss
+from dskd_mm.registry import MODELS
+from dskd_mm.sites import ClassificationSite, DenseDetectionSite, Observed, Site, TwoStageDetectionSite
+
+
+@dataclass
+class Setting:
+    """A row of the paper's settings: weight of the loss, number of hash functions, their bias."""
+
+    beta: float
+    bits: int
+    bias: str = 'zero'
+
+
+IMAGES = Setting(beta=5.0, bits=2048)
+SEVERAL_LABELS = Setting(beta=3.0, bits=2048, bias='median')
+OBJECTS = Setting(beta=7.0, bits=4096)
+
+
+@MODELS.register_module()
+class LSHFMDistiller(Distiller):
+    r"""Distilling Knowledge by Mimicking Features (Wang, Ge & Wu, TPAMI 2021, arXiv 2011.01424).
+
+    The hash of the student's feature should be that of the teacher's, and its length the teacher's, too:
+    :math:`\beta(L_{mse} + L_{LSH})`, see :class:`~dskd_mm.losses.LSHDistillLoss`; logged as ``loss_lshfm_mimic``, with the
+    share of bits that agree as ``lshfm_bits``. What is compared are the vectors that enter the classifier: one for each
+    image (the average of its map), for each sampled proposal, or for each location, there with its neighbours if the
+    classifier is a k x k convolution. A linear layer maps the student's channels to the teacher's where they differ.
+
+    Defaults are the paper's settings: of ImageNet for images (:math:`\beta=5`, 2,048 bits), of COCO for images of several
+    labels (3, median), of VOC for detectors (7, 4,096 bits). The one of CIFAR-100 is
+    ``beta=6, lsh=dict(bits=32 * D, bias='median')`` for D channels of the teacher.
+
+    Deviations: the biases 'mean' and 'median' are running averages over batches instead of statistics of the training set;
+    dense detectors hash 256 locations of an image, every class with the same chance, instead of all (``site=dict(
+    vectors_per_image=None)`` hashes all); segmentation and necks, which the paper has not, take the setting of images. The
+    student is trained from the start; the paper's two-step training of detectors is a matter of the config.
+
+    Args:
+        student (dict | nn.Module): The student: a host's model.
+        teacher (dict): ``dict(config=..., checkpoint=...)``, see :class:`~dskd_mm.teacher.FrozenTeacher`.
+        beta (float, optional): Weight of the loss. Defaults to None: what the paper used for the task, see above.
+        correct_only (bool): Whether only vectors count that the teacher classifies correctly, the paper's ``_S``. It needs
+            exclusive classes and one prediction for each vector. Defaults to False.
+        unfold (int, optional): Side of the neighbourhood whose features make one vector, odd. Defaults to None: the side of
+            the student's classification convolution, 3 for RetinaNet as in the paper, else 1.
+        align (dict, optional): Arguments of :class:`~dskd_mm.features.ChannelAlign`. Defaults to None: a 1x1 convolution
+            without a norm, nothing if the channels are equal.
+        lsh (dict, optional): Arguments of :class:`~dskd_mm.losses.LSHDistillLoss`; ``magnitude=0`` leaves out the mean
+            squared error. The standard deviation of the hash functions is that of the teacher's classifier; a neck has none,
+            so there it is 1 unless given. Defaults to None.
+        kwargs: Arguments of :class:`Distiller`: site, layers, distill_losses, noise_seed, data_preprocessor.
+
+    Raises:
+        ValueError: If ``beta`` is negative, ``unfold`` even, or ``correct_only`` has no meaning at the site.
+    """
+
+    def __init__(
+        self,
+        student: dict | nn.Module,
+        teacher: dict,
+        beta: float | None = None,
+        correct_only: bool = False,
+        unfold: int | None = None,
+        align: dict | None = None,
+        lsh: dict | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(student, teacher, **kwargs)
+        advice = advise(self.site, self.teacher_port.sigmoid)
+        self.beta = advice.beta if beta is None else beta
+        if unfold is None:
+            unfold = kernel_size(self.student, self.student_port.classifiers)
+        if self.beta < 0 or unfold < 1 or unfold % 2 == 0:
+            raise ValueError(
+                f'LSHFMDistiller expects beta >= 0 and an odd side of the neighbourhood unfold, but got beta={self.beta}, '
+                f'unfold={unfold}.'
+            )
+        port = self.teacher_port
+        if correct_only and (not port.classifiers or port.sigmoid or port.anchors > 1):
+            raise ValueError(
+                'correct_only of LSHFMDistiller expects one prediction of exclusive classes for each vector, but the teacher '
+                f'at {type(self.site).__name__} makes {port.anchors if port.classifiers else 0} with '
+                f'{"independent" if port.sigmoid else "exclusive"} classes: set correct_only=False.'
+            )
+        self.correct_only = correct_only
+        self.unfold = unfold
+        own, channels = self.student_port.channels, port.channels
+        align = dict(kind='identity' if own == channels else 'conv', norm=None) | (align or {})
+        self.align = build(ChannelAlign, align, in_channels=own, out_channels=channels)
+        lsh = dict(bits=advice.bits, bias=advice.bias, magnitude=1.0) | (lsh or {})
+        self.lsh = build(LSHDistillLoss, lsh, in_channels=channels * unfold**2)
+
+    @property
+    def uses_teacher_forward(self) -> bool:
+        """See :class:`Distiller`: always."""
+        return True
+
+    def load_teacher(self) -> None:
+        """See :meth:`Distiller.load_teacher`."""
+        super().load_teacher()
+        if self.teacher.classifiers:
+            self.lsh.set_std(torch.cat([classifier.weight.flatten() for classifier in self.teacher.classifiers]))
+
+    def distill(
+        self, student: Observed, teacher: Observed | None, target: Target | None, head_loss: HeadLoss
+    ) -> dict[str, Tensor]:
+        """See :meth:`Distiller.distill`."""
+        assert teacher is not None
+        pyramid = Pyramid.of(student.features)
+        aligned = per_location(self.align, Pyramid.pack(student.features)).float()
+        packed = [self._neighbourhoods(pyramid, tensor) for tensor in (aligned, Pyramid.pack(teacher.features))]
+        if self.correct_only:
+            assert teacher.logits is not None and target is not None
+            # It takes the way of the features, so it stays with the vectors that the site chooses.
+            hits = is_correct(teacher.logits, target)
+            packed.append(hits.expand(-1, -1, aligned.shape[2]))
+        generator = self.noise_generator(aligned.device)
+        (ours, theirs, *hit), weight = self.site.vectors(packed, target, generator)
+        for share in hit:
+            weight = share[:, 0] if weight is None else weight * share[:, 0]
+        loss, agreement = self.lsh(ours, theirs, weight)
+        # Without any vector φ must still be in the graph: DDP waits for every parameter.
+        return {'loss_lshfm_mimic': self.beta * loss + aligned.sum() * 0, 'lshfm_bits': agreement}
+
+    def _neighbourhoods(self, pyramid: Pyramid, packed: Tensor) -> Tensor:
+        """The features of (B, C, N) with those around them, (B, C * unfold**2, N); zeros beyond the border."""
+        side = self.unfold
+        if side == 1:
+            return packed
+        return pyramid.map(
+            lambda level: F.unfold(level, side, padding=side // 2).unflatten(2, level.shape[2:]),
+            packed,
+        )
+
+
+def is_correct(logits: Tensor, target: Target) -> Tensor:
+    """Whether the most likely class is the annotated one: the main one of mixed images.
+
+    Args:
+        logits (Tensor): (B, K) or (B, K, M).
+        target (Target): The annotations, of the same shape.
+
+    Returns:
+        Tensor: 1 or 0, (B, 1, 1) or (B, 1, M), float32; 0 without any class.
+    """
+    probability = target.probability
+    wanted = (probability > 0) & (probability == probability.amax(dim=1, keepdim=True))
+    hits = wanted.gather(1, logits.argmax(dim=1, keepdim=True)).float()
+    return hits.flatten(2) if hits.ndim > 2 else hits[:, :, None]
+
+
+def advise(site: Site, sigmoid: bool) -> Setting:
+    """The paper's setting for a task."""
+    if isinstance(site, (TwoStageDetectionSite, DenseDetectionSite)):
+        return OBJECTS
+    return SEVERAL_LABELS if sigmoid and isinstance(site, ClassificationSite) else IMAGES
+
+
+def kernel_size(model: nn.Module, classifiers: tuple[str, ...]) -> int:
+    """Side of a model's classification convolution, 1 for a linear layer or none."""
+    layers = [model.get_submodule(path) for path in classifiers]
+    return max((layer.kernel_size[0] for layer in layers if isinstance(layer, nn.Conv2d)), default=1)
