@@ -2,14 +2,20 @@
 
 from dskd_mm.distillers.base import Distiller
 from dskd_mm.distillers.configurable import ConfigurableDistiller
+from dskd_mm.distillers.diffkd import DiffKDDistiller
 from dskd_mm.distillers.dskd import DSKDDistiller
+from dskd_mm.distillers.lshfm import LSHFMDistiller
 from dskd_mm.distillers.rtk import RTKDistiller
 from dskd_mm.distillers.sokd import SoKDDistiller
+from dskd_mm.distillers.vkd import VkDDistiller
 
 __all__ = [
     'ConfigurableDistiller',
     'DSKDDistiller',
+    'DiffKDDistiller',
     'Distiller',
+    'LSHFMDistiller',
     'RTKDistiller',
     'SoKDDistiller',
+    'VkDDistiller',
 ]
