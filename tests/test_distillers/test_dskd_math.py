@@ -445,7 +445,7 @@ def test_a_site_advises_what_is_not_given(teachers):
     assert (distiller.sampler.steps, distiller.sampler.scale) == (3, 2.0)
     assert 'GroupNorm' in kinds(distiller.denoiser) and 'BatchNorm2d' not in kinds(distiller.denoiser)
     assert distiller.autoencoder.decoder.in_channels == distiller.denoiser.channels == 8
-    assert distiller.loss_weights == dict(diff=1.0, lsh=3.0, anchor=1.0, virtual=1.0, logit=0.0)
+    assert distiller.loss_weights == dict(diff=1.0, lsh=3.0, anchor=1.0, virtual=1.0, logit=0.0, box=0.0)
     assert_trains(distiller, step(distiller))
 
 
@@ -464,7 +464,7 @@ def test_what_is_given_goes_before_a_sites_advice(teachers):
     assert 'BatchNorm2d' in kinds(distiller.denoiser) and 'GroupNorm' not in kinds(distiller.denoiser)
     assert distiller.autoencoder is None
     assert distiller.denoiser.channels == 24
-    assert distiller.loss_weights == dict(diff=1.0, lsh=3.0, anchor=1.0, virtual=1.0, logit=0.5)
+    assert distiller.loss_weights == dict(diff=1.0, lsh=3.0, anchor=1.0, virtual=1.0, logit=0.5, box=0.5)
 
 
 def test_a_latent_no_narrower_than_the_features_is_not_advised(teachers):
