@@ -10,7 +10,7 @@ from dskd_mm.registry import MODELS
 
 @MODELS.register_module()
 class ConfigurableDistiller(Distiller):
-    """Adds to the student's own losses those of ``distill_losses`` and nothing else: KD, DKD, DIST, FitNet, AT, CWD, PKD, MGD.
+    """Adds to the student's own losses those of ``distill_losses`` and nothing else: the everyday baselines.
 
     .. code-block:: python
 
@@ -21,7 +21,32 @@ class ConfigurableDistiller(Distiller):
             distill_losses=dict(kd=dict(type='dskd_mm.KDLoss', temperature=4)),
         )
 
-    For the levels of a detector's neck instead of its classifier's features: ``site=dict(type='dskd_mm.NeckSite')``.
+    ============================= =======================================================================
+    loss of :mod:`dskd_mm.losses` what it compares
+    ============================= =======================================================================
+    ``KDLoss``                    class logits of any task
+    ``DKDLoss``                   logits of exclusive classes (softmax)
+    ``DISTLoss``                  logits of at least two classes
+    ``FitNetLoss``, ``PKDLoss``   maps and vectors
+    ``ATLoss``                    maps
+    ``CWDLoss``                   maps, and logits of segmenters and dense detectors with ``on='logits'``
+    ``MGDLoss``                   maps, and vectors with ``mask='channel'``
+    ============================= =======================================================================
+
+    Further modules are read by name, and a detector's neck is the site's feature with ``site=dict(type='dskd_mm.NeckSite')``:
+
+    .. code-block:: python
+
+        layers=dict(
+            stage3=dict(
+                student=dict(path='backbone.layer3', channels=256),
+                teacher=dict(path='backbone.layer3', channels=1024),
+            ),
+        ),
+        distill_losses=dict(
+            at=dict(type='dskd_mm.ATLoss', on='stage3'),
+            dist=dict(type='dskd_mm.DISTLoss'),
+        ),
 
     Args:
         student (dict | nn.Module): The student: a host's model.
