@@ -113,7 +113,7 @@ class FeatureDiffusion(nn.Module):
         gamma = None
         if self.noise_adapter is not None:
             gamma = pyramid.map(self._gamma, start)
-            found['gamma'] = gamma.detach().mean()
+            found['gamma'] = gamma.detach().sum() / max(gamma.numel(), 1)
         refined = self.sampler(self._predict(pyramid), self.schedule, start, draw(start), gamma=gamma)
         return pyramid.unpack(per_location(self.output, refined).float()), wanted, found
 

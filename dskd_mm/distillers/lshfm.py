@@ -40,13 +40,12 @@ class LSHFMDistiller(Distiller):
     classifier is a k x k convolution. A linear layer maps the student's channels to the teacher's where they differ.
 
     Defaults are the paper's settings: of ImageNet for images (:math:`\beta=5`, 2,048 bits), of COCO for images of several
-    labels (3, median), of VOC for detectors (7, 4,096 bits). The one of CIFAR-100 is
+    labels (3, median), and those of its detectors (7, 4,096 bits). The one of CIFAR-100 is
     ``beta=6, lsh=dict(bits=32 * D, bias='median')`` for D channels of the teacher.
 
     Deviations: the biases 'mean' and 'median' are running averages over batches instead of statistics of the training set;
     dense detectors hash 256 locations of an image, every class with the same chance, instead of all (``site=dict(
-    vectors_per_image=None)`` hashes all); segmentation and necks, which the paper has not, take the setting of images. The
-    student is trained from the start; the paper's two-step training of detectors is a matter of the config.
+    vectors_per_image=None)`` hashes all); segmentation and necks, which the paper has not, take the setting of images.
 
     Args:
         student (dict | nn.Module): The student: a host's model.
@@ -55,7 +54,8 @@ class LSHFMDistiller(Distiller):
         correct_only (bool): Whether only vectors count that the teacher classifies correctly, the paper's ``_S``. It needs
             exclusive classes and one prediction for each vector. Defaults to False.
         unfold (int, optional): Side of the neighbourhood whose features make one vector, odd. Defaults to None: the side of
-            the student's classification convolution, 3 for RetinaNet as in the paper, else 1.
+            the student's classification convolution, 3 for RetinaNet as in the paper, else 1. A side of 3 takes nine times the
+            memory of the features, of all locations; 1 saves it.
         align (dict, optional): Arguments of :class:`~dskd_mm.features.ChannelAlign`. Defaults to None: a 1x1 convolution
             without a norm, nothing if the channels are equal.
         lsh (dict, optional): Arguments of :class:`~dskd_mm.losses.LSHDistillLoss`; ``magnitude=0`` leaves out the mean

@@ -72,8 +72,8 @@ class VkDDistiller(Distiller):
             sides; 'whiten' for a teacher's feature whose channels are uncorrelated, the paper's choice for generative tasks,
             see :func:`whiten`. Defaults to None: 'layernorm' for classification and segmentation, 'standardize' for
             detectors.
-        pool (bool, optional): Whether maps are averaged over their locations first. Defaults to None: in classification,
-            where the paper compares one vector of each image.
+        pool (bool, optional): Whether maps are averaged over their locations first. Defaults to None: in classification only,
+            our reading, for what counts there is one vector of each image.
         projector (dict, optional): Further arguments of :class:`OrthogonalProjection`. Defaults to None.
         temperature (float): Of the loss on the logits. Defaults to 1.
         loss_weights (dict, optional): Weights of 'feature' and 'logit'. Those not named are 1, but 4 for the feature of

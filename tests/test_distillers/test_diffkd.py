@@ -126,6 +126,15 @@ def test_another_start_needs_no_adapter_and_a_long_schedule_gets_its_embeddings(
     assert set(found) == {'diff'}
 
 
+def test_no_proposals_give_zeros_in_the_graph():
+    pair = FeatureDiffusion(4, 6, kernel_size=1)
+    (refined,), _, found = pair([torch.zeros(0, 4, 1, 1)], [torch.zeros(0, 6, 1, 1)], torch.Generator())
+    assert refined.shape == (0, 6, 1, 1) and found['diff'] == 0 and found['gamma'] == 0
+    (refined.sum() + found['diff']).backward()
+    assert all(p.grad is not None and not p.grad.any() for p in pair.parameters())
+    assert all(torch.isfinite(buffer).all() for buffer in pair.buffers())
+
+
 # ------------------------------------------------------------------------------------------- at every site
 
 BOTH = {'_feature_kd', '_feature_diff', '_feature_gamma', '_logits_kd', '_logits_diff', '_logits_gamma'}

@@ -11,7 +11,8 @@ from scipy.special import log_softmax, softmax
 from dskd_mm.distillers.vkd import OrthogonalProjection, smooth_l1, standardize, whiten
 from dskd_mm.guidance import Target
 from dskd_mm.sites import Observed
-from dskd_mm.testing import assert_refused, build_distiller
+from dskd_mm.testing import assert_refused, build_distiller, distiller_run_config, toy_runner
+from dskd_mm.utils.checkpoint import load_checkpoint_file
 
 METHOD = 'VkDDistiller'
 DENSE = dict(type='dskd_mm.DenseDetectionSite')
@@ -75,6 +76,33 @@ def test_copies_reloads_and_half_precision_leave_the_projector_orthogonal():
         found = projector(x.bfloat16())
         assert found.dtype == torch.float32
     torch.testing.assert_close(found, projector(x.bfloat16().float()))
+
+
+def test_the_parametrization_that_weight_decay_breaks_is_refused():
+    with pytest.raises(ValueError, match="'cayley' or 'matrix_exp', but got 'householder'"):
+        OrthogonalProjection(3, 5, 'householder')
+
+
+def test_a_resumed_run_with_weight_decay_and_averaging_equals_an_uninterrupted_one(tmp_path):
+    config = distiller_run_config(str(tmp_path))
+    config.model.type = 'dskd_mm.VkDDistiller'
+    config.optim_wrapper.optimizer.weight_decay = 0.1
+    options = dict(custom_hooks=[dict(type='EMAHook', momentum=0.5, update_buffers=True)])
+    whole = toy_runner(config, work_dir=str(tmp_path / 'whole'), **options)
+    whole.train()
+    toy_runner(config, work_dir=str(tmp_path / 'part'), train_cfg__max_epochs=1, **options).train()
+    resumed = toy_runner(config, work_dir=str(tmp_path / 'part'), resume=True, **options)
+    resumed.train()
+    saved = [load_checkpoint_file(str(tmp_path / name / 'epoch_2.pth')) for name in ('whole', 'part')]
+    for part in ('state_dict', 'ema_state_dict'):
+        left, right = (checkpoint[part] for checkpoint in saved)
+        assert left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
+    averaged = next(hook.ema_model for hook in resumed.hooks if hasattr(hook, 'ema_model')).module
+    for model in (resumed.model, averaged):
+        weight = model.projector.linear.weight.detach()
+        torch.testing.assert_close(weight.T @ weight, torch.eye(weight.shape[1]), rtol=0, atol=1e-5)
+    moved = [model.projector.linear.parametrizations.weight.original for model in (resumed.model, averaged)]
+    assert not torch.equal(*moved)
 
 
 # -------------------------------------------------------------------------------------- the normalisations
