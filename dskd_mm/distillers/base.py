@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from dskd_mm.features import Pyramid, match_space
 from dskd_mm.guidance import Target
 from dskd_mm.guidance.classifier import fold_anchors
-from dskd_mm.losses import AlignedFeatureLoss, FeatureLoss, LogitLoss
+from dskd_mm.losses import AlignedFeatureLoss, BoxLoss, FeatureLoss, LogitLoss
 from dskd_mm.registry import MODELS
 from dskd_mm.sites import SITES_BY_MODEL, Layer, Observation, Observed, Port, Site, build_site
 from dskd_mm.teacher import FrozenTeacher
@@ -45,8 +45,9 @@ class Distiller(BaseModel):
         layers (dict[str, dict], optional): Further modules that losses may read, by a name of your own:
             ``dict(student=dict(path=..., channels=...), teacher=dict(path=..., channels=...))`` each, the arguments of
             :class:`~dskd_mm.sites.Layer`. Defaults to None.
-        distill_losses (dict[str, dict], optional): Losses to add, configs of :class:`~dskd_mm.losses.LogitLoss` and
-            :class:`~dskd_mm.losses.FeatureLoss` by a name of your own; they are logged as ``loss_<name>``. Defaults to None.
+        distill_losses (dict[str, dict], optional): Losses to add, configs of :class:`~dskd_mm.losses.LogitLoss`,
+            :class:`~dskd_mm.losses.FeatureLoss` and :class:`~dskd_mm.losses.BoxLoss` by a name of your own; they are logged as
+            ``loss_<name>``. Defaults to None.
         noise_seed (int, optional): Seed of all noise. None takes that of the run. Defaults to None.
         data_preprocessor (dict, optional): Given to the student if it has none of its own: the runner passes it here.
             Defaults to None.
@@ -82,7 +83,10 @@ class Distiller(BaseModel):
         self.teacher_port = replace(self.site.teacher_port(None, self.teacher), layers=theirs)
         check_ports(self.student_port, self.teacher_port)
         self.distill_losses = nn.ModuleDict(
-            {name: build_loss(name, config, self.student_port, self.teacher_port) for name, config in (distill_losses or {}).items()}
+            {
+                name: build_loss(name, config, self.student_port, self.teacher_port)
+                for name, config in (distill_losses or {}).items()
+            }
         )
         seed = torch.initial_seed() if noise_seed is None else noise_seed
         self.register_buffer('noise_seed', torch.tensor(seed % 2**62))
@@ -90,6 +94,7 @@ class Distiller(BaseModel):
         # The buffers are what checkpoints keep; these copies save a read from the device in every step.
         self._clock: tuple[int, int] | None = None
         self._is_first_step = True
+        self._is_ready = False
         self._register_load_state_dict_pre_hook(self._accept_student_checkpoint)
 
     @property
@@ -132,7 +137,7 @@ class Distiller(BaseModel):
 
     def loss(self, inputs: Tensor, data_samples: list) -> dict[str, Tensor]:
         """Losses of one training step; see :meth:`forward`."""
-        if not self.teacher.is_loaded:
+        if not self._is_ready:
             self.load_teacher()
         self.site.check(data_samples, self.student_port.num_classes)
         with Observation(self.student, self.student_port, 'student') as seen:
@@ -175,7 +180,10 @@ class Distiller(BaseModel):
         port = self.teacher_port
         # Without a linear classifier it is the teacher's whole head that guides.
         full = self.uses_teacher_forward or not port.classifiers
-        self.teacher.load(port.part, port.classifiers, port.sigmoid, port.anchors, device, full, self.data_preprocessor)
+        # A copy of this distiller (EMA's) has the same teacher, and finds it loaded.
+        if not self.teacher.is_loaded:
+            self.teacher.load(port.part, port.classifiers, port.sigmoid, port.anchors, device, full, self.data_preprocessor)
+        self._is_ready = True
         if self.teacher.model is not None:
             self.teacher_port = replace(
                 self.site.teacher_port(self.teacher.model, self.teacher), layers=self.teacher_port.layers
@@ -218,6 +226,9 @@ class Distiller(BaseModel):
             if isinstance(loss, LogitLoss):
                 assert student.logits is not None and teacher.logits is not None and target is not None
                 value = loss(student.logits, teacher.logits, target, self.teacher_port.sigmoid)
+            elif isinstance(loss, BoxLoss):
+                assert student.boxes is not None and teacher.boxes is not None and target is not None
+                value = loss(student.boxes, teacher.boxes, target, self.student_port.boxes)
             else:
                 assert isinstance(loss, FeatureLoss)
                 ours = student.maps(loss.on)
@@ -287,14 +298,14 @@ def split_layers(layers: dict[str, dict]) -> tuple[dict[str, Layer], dict[str, L
             raise ValueError(f"The name {name!r} of layers has a meaning already: the site's own. Choose another one.")
         if set(pair) != {'student', 'teacher'}:
             raise ValueError(
-                f'layers.{name} expects dict(student=dict(path=..., channels=...), teacher=dict(path=..., channels=...)), but got '
-                f'the keys {sorted(pair)}.'
+                f'layers.{name} expects dict(student=dict(path=..., channels=...), teacher=dict(path=..., channels=...)), but '
+                f'got the keys {sorted(pair)}.'
             )
     own = {name: Layer(**pair['student']) for name, pair in layers.items()}
     return own, {name: Layer(**pair['teacher']) for name, pair in layers.items()}
 
 
-def build_loss(name: str, config: dict, student: Port, teacher: Port) -> LogitLoss | FeatureLoss:
+def build_loss(name: str, config: dict, student: Port, teacher: Port) -> LogitLoss | FeatureLoss | BoxLoss:
     """Build one of the losses of a distiller's ``distill_losses``.
 
     Args:
@@ -310,10 +321,19 @@ def build_loss(name: str, config: dict, student: Port, teacher: Port) -> LogitLo
     cls = MODELS.get(config['type']) if isinstance(config.get('type'), str) else config.get('type')
     if isinstance(cls, type) and issubclass(cls, LogitLoss):
         if not teacher.classifiers:
-            raise ValueError(f'distill_losses.{name} ({cls.__name__}) reads class logits, but this site has no linear classifier.')
+            raise ValueError(
+                f'distill_losses.{name} ({cls.__name__}) reads class logits, but this site has no linear classifier.'
+            )
         logit_loss: LogitLoss = MODELS.build(config)
         logit_loss.check(teacher.num_classes, teacher.sigmoid)
         return logit_loss
+    if isinstance(cls, type) and issubclass(cls, BoxLoss):
+        if not student.boxes or student.boxes != teacher.boxes:
+            raise ValueError(
+                f'distill_losses.{name} ({cls.__name__}) compares boxes of one encoding, but the student of this site has '
+                f'{student.boxes or "none"}, the teacher {teacher.boxes or "none"}: it is for dense detectors of one family.'
+            )
+        return MODELS.build(config)
     if isinstance(cls, type) and issubclass(cls, FeatureLoss):
         on = config.get('on', 'feature')
         # Channels of both sides, and whether there are maps; of a layer that is known only in a step.
@@ -332,7 +352,8 @@ def build_loss(name: str, config: dict, student: Port, teacher: Port) -> LogitLo
         feature_loss.check(is_map)
         return feature_loss
     raise TypeError(
-        f'distill_losses.{name} expects the config of a LogitLoss or FeatureLoss of dskd_mm (dskd_mm.KDLoss, ...), but got {config}.'
+        f'distill_losses.{name} expects the config of a LogitLoss, FeatureLoss or BoxLoss of dskd_mm (dskd_mm.KDLoss, ...), '
+        f'but got {config}.'
     )
 
 

@@ -1,6 +1,5 @@
 """DSKD: teacher-guided student diffusion self-distillation."""
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, Literal
 
@@ -84,8 +83,8 @@ class DSKDDistiller(Distiller):
             256 for the box heads of two-stage detectors and none elsewhere.
         lsh (dict, optional): Arguments of :class:`~dskd_mm.losses.LSHDistillLoss`. Defaults to None.
         loss_weights (dict, optional): Weights of 'diff', 'lsh', 'anchor', 'virtual', 'logit' and 'box'. A weight of 0 skips the
-            work, too; the diffusion is left out if both 'lsh' and 'virtual' are 0. Those not named keep their default: 1, or what
-            the task's site advises; for 'box' the weight of 'logit'.
+            work, too; the diffusion is left out if both 'lsh' and 'virtual' are 0. Those not named keep their default: 1, or
+            what the task's site advises; for 'box' the weight of 'logit'.
         kwargs: Arguments of :class:`Distiller`: site, layers, distill_losses, noise_seed, data_preprocessor.
 
     Raises:

@@ -116,9 +116,9 @@ class FeatureTap(Tap):
         model (nn.Module): The model to tap.
         path (str): Dotted path of the module.
         io (str): 'input' or 'output'. Defaults to 'output'.
-        index (int | str | tuple, optional): Which element, if the tensor arrives in a tuple or list: a number, 'all' for each of
-            them as a value of its own, or None for the last. A tuple looks into nested ones: (1, 'all') for each element of the
-            second. Defaults to None.
+        index (int | str | tuple, optional): Which element, if the tensor arrives in a tuple or list: a number, 'all' for each
+            of them as a value of its own, or None for the last. A tuple looks into nested ones: (1, 'all') for each element of
+            the second. Defaults to None.
         owner (str): How to call the model in errors. Defaults to 'model'.
 
     Raises:

@@ -16,8 +16,8 @@ class BoxLoss(nn.Module):
 
     By the way in which a head encodes boxes:
 
-    - 'delta' (offsets to anchors: RetinaNet, ATSS): the L1 distance of the four offsets (Chen et al. 2017, section 3.3, without its
-      bound by the teacher's error);
+    - 'delta' (offsets to anchors: RetinaNet, ATSS): the L1 distance of the four offsets (Chen et al. 2017, section 3.3, without
+      its bound by the teacher's error);
     - 'distance' (to the four sides: FCOS, RTMDet): :math:`1-IoU`, which does not depend on the unit;
     - 'distribution' (of each distance: GFL): :math:`T^2\,KL`, averaged over the four sides (localization distillation, Zheng et
       al., CVPR 2022, arXiv 2102.12252, equation 4).

@@ -27,7 +27,9 @@ SITES_BY_MODEL = {
 """Which site a student gets by itself, by the host and name of its nearest class that is listed."""
 
 
-NECK_SITES = {**SITES_BY_MODEL, **dict.fromkeys([name for name in SITES_BY_MODEL if name.startswith('mmdet.')], 'dskd_mm.NeckSite')}
+NECK_SITES = {
+    name: 'dskd_mm.NeckSite' if name.startswith('mmdet.') else site for name, site in SITES_BY_MODEL.items()
+}
 """The same for methods that distil a detector's feature pyramid instead of its classifier."""
 
 

@@ -10,8 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from dskd_mm.distillers import DSKDDistiller
-from dskd_mm.features import per_location
-from dskd_mm.features import FeatureTap
+from dskd_mm.features import FeatureTap, per_location
 from dskd_mm.guidance import TeacherClassifier
 from dskd_mm.sites import ClassificationSite, Observation, Port
 from dskd_mm.sites.classification import label_target

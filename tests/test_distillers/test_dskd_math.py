@@ -1,5 +1,6 @@
 """DSKD's losses against a straight-line computation, and every switch on real models."""
 
+import copy
 import math
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -284,6 +285,16 @@ def test_predictions_are_the_students(teachers, mode):
         ours, own = ([sample.pred_score for sample in samples] for samples in (ours, own))
     torch.testing.assert_close(ours, own)
     assert not distiller.teacher.is_loaded
+
+
+def test_a_copy_made_before_the_teacher_was_loaded_distils_alike(teachers):
+    """As of EMA: copies share the teacher, and the one that comes second finds it loaded."""
+    distiller = build('gap', teachers['gap'], noise_seed=0)
+    twin = copy.deepcopy(distiller)
+    first, second = step(distiller), step(twin)
+    assert distiller.teacher is twin.teacher
+    assert twin.teacher_port == distiller.teacher_port and torch.equal(twin.lsh.std, distiller.lsh.std)
+    torch.testing.assert_close(second, first)
 
 
 # ------------------------------------------------------------------------------------------- real models
