@@ -7,6 +7,7 @@ from dskd_mm.guidance import Target
 from dskd_mm.losses.base import check_weight
 from dskd_mm.registry import MODELS
 
+
 @MODELS.register_module()
 class BoxLoss(nn.Module):
     r"""What a student's boxes differ from its teacher's at foreground predictions.
