@@ -1,0 +1,12 @@
+# The same layers as there: the ends of the stages.
+_base_ = '../rtk/resnet18_r34_in1k.py'
+
+model = dict(
+    type='dskd_mm.ConfigurableDistiller',
+    distill_losses=dict(
+        at1=dict(type='dskd_mm.ATLoss', on='stage1'),
+        at2=dict(type='dskd_mm.ATLoss', on='stage2'),
+        at3=dict(type='dskd_mm.ATLoss', on='stage3'),
+        at4=dict(type='dskd_mm.ATLoss', on='stage4'),
+    ),
+)

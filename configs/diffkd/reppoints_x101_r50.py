@@ -1,0 +1,3 @@
+_base_ = '../dskd/reppoints_x101_r50.py'
+
+model = dict(type='dskd_mm.DiffKDDistiller')

@@ -1,0 +1,3 @@
+_base_ = '../dskd/resnet8-w16_r14-w32_cifar100-subset.py'
+
+model = dict(type='dskd_mm.DiffKDDistiller')

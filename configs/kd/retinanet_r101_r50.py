@@ -1,0 +1,6 @@
+_base_ = '../dskd/retinanet_r101_r50.py'
+
+model = dict(
+    type='dskd_mm.ConfigurableDistiller',
+    distill_losses=dict(kd=dict(type='dskd_mm.KDLoss', temperature=1)),
+)

@@ -1,0 +1,3 @@
+_base_ = '../dskd/retinanet_r18-w8_r18-w32_bccd.py'
+
+model = dict(type='dskd_mm.LSHFMDistiller')

@@ -1,0 +1,12 @@
+_base_ = '../dskd/detr_r101_r50.py'
+
+# DETR's neck has a single level, so these are the backbone's.
+model = dict(
+    type='dskd_mm.RTKDistiller',
+    layers=dict(
+        stage1=dict(student=dict(path='backbone.layer1', channels=256), teacher=dict(path='backbone.layer1', channels=256)),
+        stage2=dict(student=dict(path='backbone.layer2', channels=512), teacher=dict(path='backbone.layer2', channels=512)),
+        stage3=dict(student=dict(path='backbone.layer3', channels=1024), teacher=dict(path='backbone.layer3', channels=1024)),
+        stage4=dict(student=dict(path='backbone.layer4', channels=2048), teacher=dict(path='backbone.layer4', channels=2048)),
+    ),
+)

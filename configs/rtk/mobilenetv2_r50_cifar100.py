@@ -1,0 +1,11 @@
+_base_ = '../dskd/mobilenetv2_r50_cifar100.py'
+
+model = dict(
+    type='dskd_mm.RTKDistiller',
+    layers=dict(
+        stage1=dict(student=dict(path='backbone.layer2', channels=12), teacher=dict(path='backbone.layer1', channels=256)),
+        stage2=dict(student=dict(path='backbone.layer3', channels=16), teacher=dict(path='backbone.layer2', channels=512)),
+        stage3=dict(student=dict(path='backbone.layer5', channels=48), teacher=dict(path='backbone.layer3', channels=1024)),
+        stage4=dict(student=dict(path='backbone.layer7', channels=160), teacher=dict(path='backbone.layer4', channels=2048)),
+    ),
+)

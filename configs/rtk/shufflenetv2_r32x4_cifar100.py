@@ -1,0 +1,10 @@
+_base_ = '../dskd/shufflenetv2_r32x4_cifar100.py'
+
+model = dict(
+    type='dskd_mm.RTKDistiller',
+    layers=dict(
+        stage1=dict(student=dict(path='backbone.layer1', channels=116), teacher=dict(path='backbone.layer1', channels=64)),
+        stage2=dict(student=dict(path='backbone.layer2', channels=232), teacher=dict(path='backbone.layer2', channels=128)),
+        stage3=dict(student=dict(path='backbone.layer3', channels=464), teacher=dict(path='backbone.layer3', channels=256)),
+    ),
+)

@@ -1,0 +1,3 @@
+_base_ = '../dskd/retinanet_r18-w16_r18-w32_bccd-voc.py'
+
+model = dict(type='dskd_mm.SoKDDistiller')

@@ -1,0 +1,3 @@
+_base_ = '../dskd/shufflenetv2_r32x4_cifar100.py'
+
+model = dict(type='dskd_mm.SoKDDistiller')

@@ -1,0 +1,3 @@
+_base_ = '../dskd/faster-rcnn_r101_r50.py'
+
+model = dict(type='dskd_mm.VkDDistiller')

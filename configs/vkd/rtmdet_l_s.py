@@ -1,0 +1,3 @@
+_base_ = '../dskd/rtmdet_l_s.py'
+
+model = dict(type='dskd_mm.VkDDistiller')
