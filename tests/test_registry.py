@@ -114,7 +114,7 @@ def imports(path: Path) -> set[str]:
 
 # What of the package a layer may import, besides itself.
 BELOW = {
-    'losses': {'registry'},
+    'losses': {'registry', 'features', 'guidance'},
     'features': {'registry'},
     'guidance': {'registry', 'features'},
     'diffusion': {'registry', 'features'},
