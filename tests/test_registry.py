@@ -114,15 +114,18 @@ def imports(path: Path) -> set[str]:
 
 # What of the package a layer may import, besides itself.
 BELOW = {
-    'losses': {'registry', 'features', 'guidance'},
-    'features': {'registry'},
+    'distributed': set(),
+    'features': {'registry', 'distributed'},
     'guidance': {'registry', 'features'},
+    'losses': {'registry', 'features', 'guidance'},
     'diffusion': {'registry', 'features'},
     'backbones': {'registry'},
     'utils': {'registry'},
     'teacher': {'registry', 'features', 'guidance', 'utils'},
-    'sites': {'registry', 'features', 'guidance', 'teacher'},
-    'distillers': {'registry', 'features', 'guidance', 'diffusion', 'losses', 'utils', 'teacher', 'sites'},
+    'sites': {'registry', 'distributed', 'features', 'guidance', 'teacher'},
+    'distillers': {
+        *('registry', 'distributed', 'features', 'guidance', 'diffusion', 'losses', 'utils', 'teacher', 'sites'),
+    },
 }
 
 

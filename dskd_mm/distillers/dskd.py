@@ -15,6 +15,7 @@ from dskd_mm.diffusion import (
     noise_prediction_loss,
 )
 from dskd_mm.distillers.base import Distiller, HeadLoss, build
+from dskd_mm.distributed import mean_over_ranks
 from dskd_mm.features import ChannelAlign, Pyramid, per_location
 from dskd_mm.guidance import ClassifierJudge, HeadJudge, Judge, Target, TeacherClassifier
 from dskd_mm.losses import BoxLoss, KDLoss, LSHDistillLoss
@@ -336,10 +337,7 @@ class DSKDDistiller(Distiller):
         if not self.normalize:
             return torch.ones_like(self.feature_std)
         with torch.no_grad():
-            batch = prior.std().clamp(min=1e-6)
-            if torch.distributed.is_available() and torch.distributed.is_initialized():
-                torch.distributed.all_reduce(batch)
-                batch /= torch.distributed.get_world_size()
+            batch = mean_over_ranks(prior.std().clamp(min=1e-6))
             # One batch that is not finite must not stay in the average for good.
             batch = torch.where(torch.isfinite(batch), batch, self.feature_std)
             first = (self.feature_std == 0).to(batch.dtype)

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from itertools import combinations
 
 import torch
-from mmengine.dist import all_reduce
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from dskd_mm.distributed import mean_over_ranks
 
 OPERATORS = dict(
     shear_x=(-0.3, 0.3),
@@ -139,8 +140,7 @@ class FeatureAugmentation(nn.Module):
                 (ours - theirs.detach().float()).square().mean() / 2 for ours, theirs in zip(augmented, students, strict=True)
             ]
             (gradient,) = torch.autograd.grad(torch.stack(losses).sum(), policy)
-        all_reduce(gradient, op='mean')
-        self._update(gradient)
+        self._update(mean_over_ranks(gradient))
         return [level.detach() for level in augmented]
 
     def _draw(self, policy: Tensor, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,7 +9,6 @@ from types import TracebackType
 from typing import Any, ClassVar
 
 import torch
-from mmengine.dist import all_reduce
 from torch import Tensor, nn
 
 from dskd_mm.features import CallTap, FeatureTap, Pyramid, Tap
@@ -354,13 +353,6 @@ def sample_stratified(classes: Tensor, num_classes: int, count: int, generator: 
     u = torch.rand(classes.shape, generator=generator, device=classes.device).clamp(min=1e-12)
     index = (u.log() / chance.clamp(min=1e-30)).topk(count, dim=1).indices
     return index, counts.gather(1, index)
-
-
-def mean_over_ranks(count: Tensor) -> Tensor:
-    """A scalar averaged over all processes: losses divided by it have the gradient of the joined batch."""
-    count = count.clone()
-    all_reduce(count, op='mean')
-    return count
 
 
 def build_site(config: dict | Site | None, student: nn.Module, sites: Mapping[str, str] = SITES_BY_MODEL) -> Site:
