@@ -359,5 +359,6 @@ def hit_rate(logits: Tensor, label: Target) -> Tensor:
     if logits.shape[1] == 1:
         hits = logits > 0  # a single class is named or not
     else:
-        hits = wanted.gather(1, logits.argmax(dim=1, keepdim=True))
+        # The largest value instead of its index: finding the index takes several times as long where K is the outer dimension.
+        hits = (wanted & (logits == logits.amax(dim=1, keepdim=True))).any(dim=1, keepdim=True)
     return (hits * counts).sum() / counts.sum().clamp(min=1)
