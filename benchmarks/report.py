@@ -122,7 +122,9 @@ def picture(dataset: str, split: str, epochs: int) -> Figure:
         axes.text(statistics.mean(teacher), len(names) - 0.45, 'teacher', color=GREY, ha='right', fontsize=8)
     axes.set_yticks(range(len(names)), [label_of(name).replace('**', '') for name in reversed(names)], fontsize=8)
     setting = SETTINGS[dataset]
-    axes.set(xlabel=f'{setting.unit} (%)', title=f'{dataset}: mean ± deviation over seeds', ylim=(-0.6, len(names) - 0.1))
+    part = setting.holdout_part if split == 'holdout' else setting.test_part
+    axes.set(xlabel=f'{setting.unit} on {part} (%)', ylim=(-0.6, len(names) - 0.1))
+    figure.suptitle(f'{dataset}, {epochs} epochs: mean ± deviation over seeds', fontsize=10)
     tidy(axes)
     return figure
 

@@ -62,6 +62,18 @@ def test_table_pairs_seeds_and_marks_noise(tmp_path, monkeypatch):
     assert list(by_label) == ['teacher', 'plain student', accuracy.label_of('dskd'), accuracy.label_of('no-lsh')]
 
 
+def test_the_picture_has_a_point_for_each_row(tmp_path):
+    figure = report.picture('cifar100-subset', 'test', 24)
+    groups = report.selected('cifar100-subset', 'test', 24)
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.get_yticklabels()][-1] == 'plain student'
+    means = {round(float(line.get_xdata()[0]), 4) for line in axes.lines if len(line.get_xdata()) == 1}
+    assert means >= {
+        round(statistics.mean(r['value'] for r in runs), 4) for name, runs in groups.items() if name != 'teacher'
+    }
+    figure.savefig(tmp_path / 'a.png')
+
+
 def test_denoised_features_are_tabled_by_their_last_record(tmp_path, monkeypatch):
     row = dict(config='a.py', epoch=3, batches=2, to_label=1.0, accuracy=50.0, command='python benchmarks/denoised.py a.py')
     values = [(None, None, 0.5), (0.1, 20, 0.4)]
