@@ -228,7 +228,8 @@ class Distiller(BaseModel):
                 value = loss(student.logits, teacher.logits, target, self.teacher_port.sigmoid)
             elif isinstance(loss, BoxLoss):
                 assert student.boxes is not None and teacher.boxes is not None and target is not None
-                value = loss(student.boxes, teacher.boxes, target, self.student_port.boxes)
+                assert self.student_port.boxes is not None
+                value = loss(student.boxes, teacher.boxes, target, self.student_port.boxes.kind)
             else:
                 assert isinstance(loss, FeatureLoss)
                 ours = student.maps(loss.on)
@@ -331,7 +332,7 @@ def build_loss(name: str, config: dict, student: Port, teacher: Port) -> LogitLo
         if not student.boxes or student.boxes != teacher.boxes:
             raise ValueError(
                 f'distill_losses.{name} ({cls.__name__}) compares boxes of one encoding, but the student of this site has '
-                f'{student.boxes or "none"}, the teacher {teacher.boxes or "none"}: it is for dense detectors of one family.'
+                f'{student.boxes or "none"}, the teacher {teacher.boxes or "none"}: it is for detectors of one family.'
             )
         return MODELS.build(config)
     if isinstance(cls, type) and issubclass(cls, FeatureLoss):

@@ -41,7 +41,7 @@ class DSKDDistiller(Distiller):
     5. ``loss_dskd_lsh``: the hash of z should be that of ẑ;
     6. ``loss_dskd_virtual``: the student's own logits should follow the teacher classifier's opinion of ẑ (ours);
     7. ``loss_dskd_logit``: and the teacher's own logits (Hinton et al. 2015);
-    8. ``loss_dskd_box``: likewise a dense detector's boxes, which no classifier could teach.
+    8. ``loss_dskd_box``: likewise a detector's boxes, which no classifier could teach.
 
     With an autoencoder there is ``loss_dskd_autoencoder``, its reconstruction error, with a weight of 1.
 
@@ -251,7 +251,8 @@ class DSKDDistiller(Distiller):
             losses['loss_dskd_logit'] = weights['logit'] * self._imitate(student.logits, teacher.logits, target)
         if self.imitates_boxes:
             assert student.boxes is not None and teacher is not None and teacher.boxes is not None and target is not None
-            boxes = self.box_imitation(student.boxes, teacher.boxes, target, self.student_port.boxes)
+            assert self.student_port.boxes is not None
+            boxes = self.box_imitation(student.boxes, teacher.boxes, target, self.student_port.boxes.kind)
             losses['loss_dskd_box'] = weights['box'] * boxes
         if self.samples:
             losses.update(self._self_distill(pyramid, aligned, student.logits, judge, target, teacher))

@@ -33,12 +33,19 @@ class Target:
         focus (float): Exponent of the factor ``|q - p|**focus`` by which losses of sigmoid classifiers are multiplied, so that
             the many easy background predictions of dense detection weigh little (quality focal loss, Li et al. 2020, eq. 5).
             Defaults to 0.
+        background (bool): Whether the last class is that of the background. Defaults to False.
     """
 
     probability: Tensor
     weight: Tensor | None = None
     count: Tensor | None = None
     focus: float = 0.0
+    background: bool = False
+
+    @property
+    def foreground(self) -> Tensor:
+        """The distribution over the classes of objects, (B, K, ...) without the background."""
+        return self.probability[:, :-1] if self.background else self.probability
 
     def normalizer(self) -> Tensor:
         """What losses are divided by, at least 1; a scalar tensor on the target's device."""

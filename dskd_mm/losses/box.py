@@ -14,9 +14,11 @@ class BoxLoss(nn.Module):
 
     By the way in which a head encodes boxes:
 
-    - 'delta' (offsets to anchors: RetinaNet, ATSS): the L1 distance of the four offsets (Chen et al. 2017, section 3.3, without
-      its bound by the teacher's error);
-    - 'distance' (to the four sides: FCOS, RTMDet): :math:`1-IoU`, which does not depend on the unit;
+    - 'delta' (offsets to anchors or proposals: RetinaNet, ATSS, Cascade R-CNN): the L1 distance of the four offsets (Chen et
+      al. 2017, section 3.3, without its bound by the teacher's error);
+    - 'class_delta' (the same, four for each class: Faster and Mask R-CNN): that of the annotated class;
+    - 'distance' (to the four sides: FCOS, RTMDet): the L1 distance of the four, over the mean of the teacher's width and
+      height, so that the unit does not matter. (Not 1 - IoU, which has no gradient while boxes are inside out, as RTMDet's may be.)
     - 'distribution' (of each distance: GFL): :math:`T^2\,KL`, averaged over the four sides (localization distillation, Zheng et
       al., CVPR 2022, arXiv 2102.12252, equation 4).
 
@@ -39,10 +41,11 @@ class BoxLoss(nn.Module):
         """Compare two sets of boxes.
 
         Args:
-            student (Tensor): The student's, (B, P, M): P is 4, or 4 times the bins of a distribution. In the graph.
+            student (Tensor): The student's, (B, P, M) or (B, P): P is 4, or 4 times the classes or the bins of a distribution.
+                In the graph.
             teacher (Tensor): The teacher's, of the same shape and encoding.
-            label (Target): The annotations (B, K, M), which tell foreground and what it is divided by.
-            kind (str): 'delta', 'distance' or 'distribution'.
+            label (Target): The annotations, (B, K, M) or (B, K), which tell foreground and what it is divided by.
+            kind (str): 'delta', 'class_delta', 'distance' or 'distribution'.
 
         Returns:
             Tensor: A scalar, summed over foreground predictions and divided by :meth:`Target.normalizer`.
@@ -50,42 +53,29 @@ class BoxLoss(nn.Module):
         Raises:
             ValueError: If the shapes differ or do not fit the kind.
         """
-        if student.shape != teacher.shape or student.shape[1] % 4 or (kind != 'distribution' and student.shape[1] != 4):
+        length = 4 * label.foreground.shape[1] if kind == 'class_delta' else 4
+        fits = student.shape[1] % 4 == 0 if kind == 'distribution' else student.shape[1] == length
+        if student.shape != teacher.shape or not fits:
             raise ValueError(
-                f'Boxes of kind {kind!r} are expected in equal shapes (B, 4, M), or (B, 4 n, M) for distributions, but got '
-                f'{tuple(student.shape)} of the student and {tuple(teacher.shape)} of the teacher. Give both heads the same '
-                "encoding of boxes, or leave them out with loss_weights=dict(box=0)."
+                f'Boxes of kind {kind!r} are expected in equal shapes with {"4 n" if kind == "distribution" else length} '
+                f'numbers each, but got {tuple(student.shape)} of the student and {tuple(teacher.shape)} of the teacher. Give both heads the '
+                'same encoding of boxes, or leave them out with loss_weights=dict(box=0).'
             )
-        student, teacher = student.float(), teacher.float()
-        foreground = (label.probability.amax(dim=1) > 0).float()
+        classes = (label.foreground > 0).float()
+        foreground = classes.amax(dim=1)
         if label.weight is not None:
             foreground = foreground * (label.weight[:, 0] > 0)
+        student, teacher = student.float(), teacher.float()
         if kind == 'delta':
             difference = (student - teacher).abs().sum(dim=1)
+        elif kind == 'class_delta':
+            each = (student - teacher).abs().unflatten(1, (-1, 4)).sum(dim=2)
+            difference = (each * classes).sum(dim=1)
         elif kind == 'distance':
-            difference = 1 - side_iou(student, teacher)
+            size = teacher.abs().sum(dim=1) / 2
+            difference = (student - teacher).abs().sum(dim=1) / size.clamp(min=1e-3)
         else:
             ours, theirs = (x.unflatten(1, (4, -1)) / self.temperature for x in (student, teacher))
             divergence = F.kl_div(ours.log_softmax(dim=2), theirs.log_softmax(dim=2), reduction='none', log_target=True)
             difference = divergence.sum(dim=2).mean(dim=1) * self.temperature**2
         return self.loss_weight * (difference * foreground).sum() / label.normalizer()
-
-
-def side_iou(first: Tensor, second: Tensor) -> Tensor:
-    """Intersection over union of boxes around the same point.
-
-    Args:
-        first (Tensor): Distances to the left, top, right and bottom side, (B, 4, M).
-        second (Tensor): Likewise.
-
-    Returns:
-        Tensor: (B, M); boxes of no area have 0 with each other.
-    """
-    first, second = first.clamp(min=0), second.clamp(min=0)
-
-    def area(sides: Tensor) -> Tensor:
-        left, top, right, bottom = sides.unbind(dim=1)
-        return (left + right) * (top + bottom)
-
-    common = area(first.minimum(second))
-    return common / (area(first) + area(second) - common).clamp(min=1e-6)

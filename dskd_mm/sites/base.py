@@ -50,6 +50,19 @@ class Layer:
     index: int | str | None = None
 
 
+@dataclass(frozen=True)
+class BoxEncoding:
+    """How a head encodes the boxes that it returns after the classes. Equal ones can be compared number by number.
+
+    Attributes:
+        kind (str): 'delta', 'class_delta', 'distance' or 'distribution', see :class:`~dskd_mm.losses.BoxLoss`.
+        stds (tuple[float, ...]): What offsets are divided by. Defaults to (): nothing.
+    """
+
+    kind: str
+    stds: tuple[float, ...] = ()
+
+
 @dataclass
 class Port:
     """Where one model is tapped.
@@ -72,8 +85,8 @@ class Port:
         anchors (int): Predictions at each location. Defaults to 1.
         strides (tuple[tuple[int, int], ...]): Strides of the levels of a pyramid. Defaults to (), which means one map.
         calls (dict[str, str]): Modules whose arguments the site wants to see, by a name of its own. Defaults to none.
-        boxes (str): How the head encodes the boxes that it predicts beside classes, see :class:`~dskd_mm.losses.BoxLoss`; empty
-            where there are none that could be compared. Defaults to ''.
+        boxes (BoxEncoding, optional): How :attr:`part` encodes the boxes that it returns beside classes. Defaults to None: it
+            has none that could be compared.
         box_scales (tuple[float, ...]): What the boxes of each level are multiplied with to be in one unit. Defaults to ():
             nothing.
         layers (dict[str, Layer]): Further modules that the distiller's losses read, by a name of its own. Defaults to none.
@@ -92,7 +105,7 @@ class Port:
     anchors: int = 1
     strides: tuple[tuple[int, int], ...] = ()
     calls: dict[str, str] = field(default_factory=dict)
-    boxes: str = ''
+    boxes: BoxEncoding | None = None
     box_scales: tuple[float, ...] = ()
     layers: dict[str, Layer] = field(default_factory=dict)
 
@@ -163,7 +176,7 @@ class Observation:
 
     @property
     def boxes(self) -> list[Tensor]:
-        """The boxes at each level, (B, A*P, H, W), in the encoding of :attr:`Port.boxes`; none where that is empty."""
+        """The boxes at each level, (B, A*P, H, W), in the encoding of :attr:`Port.boxes`; none where that is None."""
         values = [value for _, value in self._values(self.box_taps)]
         scales = self.port.box_scales or (1.0,) * len(values)
         return [value * scale for value, scale in zip(values, scales, strict=True)]
@@ -191,7 +204,7 @@ class Observed:
     Attributes:
         features (list[Tensor]): The feature of each level, (B, C, H, W).
         logits (Tensor, optional): (B, K), or the M predictions of all levels, (B, K, M). None without a linear classifier.
-        boxes (Tensor, optional): The boxes of all levels, (B, P, M), if the head predicts any.
+        boxes (Tensor, optional): The boxes of all levels, (B, P, M), or (B, P), if the head predicts any.
         layers (dict[str, list[Tensor]]): The maps of each further layer, (B, C, H, W) a level.
     """
 
@@ -226,6 +239,27 @@ class Observed:
         sizes = Pyramid.of(self.features).sizes
         anchors = logits.shape[2] // sum(height * width for height, width in sizes)
         return Pyramid([(height, width * anchors) for height, width in sizes]).unpack(logits)
+
+
+def box_encoding(head: nn.Module) -> BoxEncoding | None:
+    """How a head of mmdet encodes the boxes that it returns after the classes.
+
+    Args:
+        head (nn.Module): A dense head, or the box head of a two-stage detector.
+
+    Returns:
+        BoxEncoding, optional: None if it has no single loss of boxes (RepPoints) or another coder.
+    """
+    coder: Any = getattr(head, 'bbox_coder', None)
+    if not hasattr(head, 'loss_bbox'):
+        return None
+    if hasattr(head, 'reg_max'):
+        return BoxEncoding('distribution')
+    kinds = {'DeltaXYWHBBoxCoder': 'delta', 'DistancePointBBoxCoder': 'distance'}
+    kind = kinds.get(type(coder).__name__)
+    if kind == 'delta' and not getattr(head, 'reg_class_agnostic', True):
+        kind = 'class_delta'
+    return None if kind is None else BoxEncoding(kind, tuple(getattr(coder, 'stds', ())))
 
 
 def as_map(tap: FeatureTap, value: Tensor, channels: int) -> Tensor:

@@ -10,7 +10,7 @@ from dskd_mm.distributed import mean_over_ranks
 from dskd_mm.features import find_module
 from dskd_mm.guidance import Target
 from dskd_mm.registry import MODELS
-from dskd_mm.sites.base import Observation, Port, Site
+from dskd_mm.sites.base import Observation, Port, Site, box_encoding
 from dskd_mm.teacher import FrozenTeacher
 
 
@@ -111,27 +111,9 @@ class DenseDetectionSite(Site):
         logits, anchors = seen.logits, seen.port.anchors
         lengths = [level.shape[2] * level.shape[3] * anchors for level in logits]
         labels, weight = assigned(seen.calls('loss'), len(logits[0]), lengths, num_classes, type(self).__name__)
-        foreground = labels if sigmoid else labels[:, : num_classes - 1]
-        counted = (foreground.amax(dim=1, keepdim=True) > 0) if sigmoid else torch.ones_like(weight)
+        counted = (labels.amax(dim=1, keepdim=True) > 0) if sigmoid else torch.ones_like(weight)
         count = mean_over_ranks((counted * (weight > 0)).sum().float())
-        return Target(labels, weight, count, self.focus if sigmoid else 0.0)
-
-
-def box_encoding(head: nn.Module) -> str:
-    """How a dense head of mmdet encodes the boxes that it returns after the classes, see :class:`~dskd_mm.losses.BoxLoss`.
-
-    Args:
-        head (nn.Module): The head.
-
-    Returns:
-        str: 'delta', 'distance' or 'distribution'; empty if it has no single loss of boxes (RepPoints) or another coder.
-    """
-    coder = type(getattr(head, 'bbox_coder', None)).__name__
-    if not hasattr(head, 'loss_bbox'):
-        return ''
-    if hasattr(head, 'reg_max'):
-        return 'distribution'
-    return {'DeltaXYWHBBoxCoder': 'delta', 'DistancePointBBoxCoder': 'distance'}.get(coder, '')
+        return Target(labels, weight, count, background=not sigmoid, focus=self.focus if sigmoid else 0.0)
 
 
 def find_classifiers(head: nn.Module, outputs: int, owner: str) -> list[str]:

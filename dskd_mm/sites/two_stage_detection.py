@@ -9,7 +9,7 @@ from dskd_mm.distributed import mean_over_ranks
 from dskd_mm.features import find_module
 from dskd_mm.guidance import Target
 from dskd_mm.registry import MODELS
-from dskd_mm.sites.base import Observation, Port, Site
+from dskd_mm.sites.base import Observation, Port, Site, box_encoding
 from dskd_mm.sites.dense_detection import assigned
 from dskd_mm.teacher import FrozenTeacher
 
@@ -64,7 +64,8 @@ class TwoStageDetectionSite(Site):
             # Without any proposal mmdet calls no loss.
             labels, weight = logits.new_zeros(0, num_classes, 1), logits.new_zeros(0, 1, 1)
         weight = weight[:, :, 0]
-        return Target(labels[:, :, 0], weight, mean_over_ranks(weight.sum()))
+        background = not seen.port.sigmoid
+        return Target(labels[:, :, 0], weight, mean_over_ranks(weight.sum()), background=background)
 
     def run_teacher(self, teacher: FrozenTeacher, inputs: Tensor, data_samples: Sequence[Any], student: Observation) -> None:
         """Run the teacher's box head on the student's proposals; see :meth:`Site.run_teacher`."""
@@ -100,4 +101,5 @@ def make_port(head: nn.Module, stage: str, classifier: str, owner: str) -> Port:
         channels=layer.in_features,
         is_map=False,
         calls=dict(loss=f'{part}.loss_cls', extractor=f'roi_head.bbox_roi_extractor{stage}'),
+        boxes=box_encoding(head),
     )

@@ -1,13 +1,11 @@
-"""Box distillation against torchvision, scipy and plain loops."""
+"""Box distillation against scipy and plain loops."""
 
 import pytest
 import torch
 from scipy.stats import entropy
-from torchvision.ops import box_iou
 
 from dskd_mm.guidance import Target
 from dskd_mm.losses import BoxLoss
-from dskd_mm.losses.box import side_iou
 
 BATCH, CLASSES, PLACES = 2, 3, 7
 
@@ -29,25 +27,37 @@ def sides(seed: int) -> torch.Tensor:
     return torch.rand(BATCH, 4, PLACES, generator=torch.Generator().manual_seed(seed)) * 9 + 1
 
 
-def corners(box: torch.Tensor) -> torch.Tensor:
-    """Around the point (20, 20)."""
-    left, top, right, bottom = box
-    return torch.stack([20 - left, 20 - top, 20 + right, 20 + bottom])[None]
-
-
-def test_distances_are_compared_by_their_overlap(label: Target) -> None:
+def test_distances_are_compared_in_units_of_the_box(label: Target) -> None:
     student, teacher = sides(0), sides(1)
-    expected = sum(1 - box_iou(corners(student[b, :, i]), corners(teacher[b, :, i])).item() for b, i in COUNTED) / 4
+    expected = 0.0
+    for b, i in COUNTED:
+        left, top, right, bottom = teacher[b, :, i].tolist()
+        size = ((left + right) + (top + bottom)) / 2
+        expected += sum(abs(float(student[b, k, i] - teacher[b, k, i])) for k in range(4)) / size / 4
     assert BoxLoss(loss_weight=2)(student, teacher, label, 'distance').item() == pytest.approx(2 * expected, rel=1e-5)
     # Whatever the unit.
-    assert torch.allclose(side_iou(student, teacher), side_iou(8 * student, 8 * teacher))
-    assert side_iou(-student, teacher).abs().max() == 0
+    once, eightfold = (BoxLoss()(k * student, k * teacher, label, 'distance') for k in (1, 8))
+    torch.testing.assert_close(once, eightfold)
 
 
 def test_offsets_are_compared_by_their_distance(label: Target) -> None:
     student, teacher = sides(0), sides(1)
     expected = sum(sum(abs(float(student[b, k, i] - teacher[b, k, i])) for k in range(4)) for b, i in COUNTED) / 4
     assert BoxLoss()(student, teacher, label, 'delta').item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_offsets_of_the_annotated_class_alone_are_compared() -> None:
+    student, teacher = (torch.randn(5, 4 * CLASSES, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    classes = [2, CLASSES, 0, 1, CLASSES]  # the last one is the background
+    label = Target(torch.eye(CLASSES + 1)[classes], torch.tensor([[1.0], [1], [0], [1], [1]]), background=True)
+    expected = sum(float((student[i] - teacher[i]).abs()[4 * classes[i] : 4 * classes[i] + 4].sum()) for i in (0, 3)) / 4
+    assert BoxLoss()(student, teacher, label, 'class_delta').item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_background_is_no_foreground(label: Target) -> None:
+    with_background = torch.cat([label.probability, 1 - label.probability.sum(dim=1, keepdim=True)], dim=1)
+    same = Target(with_background, label.weight, label.count, background=True)
+    assert BoxLoss()(sides(0), sides(1), same, 'delta') == BoxLoss()(sides(0), sides(1), label, 'delta') > 0
 
 
 def test_distributions_are_compared_by_their_divergence(label: Target) -> None:
@@ -72,7 +82,9 @@ def test_without_foreground_it_is_a_zero_in_the_graph(kind: str, length: int) ->
     assert loss.item() == 0 and student.grad is not None and not student.grad.any()
 
 
-@pytest.mark.parametrize(('kind', 'ours', 'theirs'), [('delta', 4, 8), ('distance', 8, 8), ('distribution', 6, 6)])
+@pytest.mark.parametrize(
+    ('kind', 'ours', 'theirs'), [('delta', 4, 8), ('distance', 8, 8), ('distribution', 6, 6), ('class_delta', 4, 4)]
+)
 def test_other_shapes_are_refused(kind: str, ours: int, theirs: int, label: Target) -> None:
     with pytest.raises(ValueError, match=rf'\(2, {ours}, 7\).*box=0'):
         BoxLoss()(torch.zeros(2, ours, 7), torch.zeros(2, theirs, 7), label, kind)

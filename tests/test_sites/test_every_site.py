@@ -7,7 +7,7 @@ import pytest
 import torch
 from mmengine.config import ConfigDict
 
-from dskd_mm.sites import DenseDetectionSite
+from dskd_mm.sites import DenseDetectionSite, TwoStageDetectionSite
 from dskd_mm.testing import (
     DENSE_CLASSES,
     DENSE_SIZE,
@@ -53,7 +53,7 @@ def batch_for(distiller: Any, kind: str, images: int = 2) -> dict[str, Any]:
 def test_two_iterations_train(configs: dict[str, ConfigDict], kind: str) -> None:
     distiller = build_distiller(configs[kind])
     expected = {'anchor', 'diff', 'lsh'} if kind in AT_THE_NECK else {'anchor', 'diff', 'lsh', 'virtual', 'logit'}
-    expected |= {'box'} if isinstance(distiller.site, DenseDetectionSite) else set()
+    expected |= {'box'} if isinstance(distiller.site, DenseDetectionSite | TwoStageDetectionSite) else set()
     assert_trains(distiller, batch_for(distiller, kind), expected)
 
 

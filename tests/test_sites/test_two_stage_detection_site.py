@@ -123,6 +123,7 @@ def test_a_student_that_equals_its_teacher_has_nothing_to_imitate(configs: dict[
     distiller.student.load_state_dict(distiller.teacher.model.state_dict())
     losses = distillation_losses(distiller(**batch_for(distiller, kind), mode='loss'))
     assert losses['loss_dskd_logit'].item() == pytest.approx(0, abs=1e-5)
+    assert losses['loss_dskd_box'].item() == pytest.approx(0, abs=1e-5)
     assert losses['loss_dskd_virtual'].item() > 1e-2
 
 
