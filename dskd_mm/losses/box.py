@@ -18,7 +18,8 @@ class BoxLoss(nn.Module):
       al. 2017, section 3.3, without its bound by the teacher's error);
     - 'class_delta' (the same, four for each class: Faster and Mask R-CNN): that of the annotated class;
     - 'distance' (to the four sides: FCOS, RTMDet): the L1 distance of the four, over the mean of the teacher's width and
-      height, so that the unit does not matter. (Not 1 - IoU, which has no gradient while boxes are inside out, as RTMDet's may be.)
+      height, so that the unit does not matter. (Not 1 - IoU: that has no gradient while boxes are inside out, as RTMDet's may
+      be.)
     - 'distribution' (of each distance: GFL): :math:`T^2\,KL`, averaged over the four sides (localization distillation, Zheng et
       al., CVPR 2022, arXiv 2102.12252, equation 4).
 
@@ -56,10 +57,11 @@ class BoxLoss(nn.Module):
         length = 4 * label.foreground.shape[1] if kind == 'class_delta' else 4
         fits = student.shape[1] % 4 == 0 if kind == 'distribution' else student.shape[1] == length
         if student.shape != teacher.shape or not fits:
+            numbers = '4 n' if kind == 'distribution' else length
             raise ValueError(
-                f'Boxes of kind {kind!r} are expected in equal shapes with {"4 n" if kind == "distribution" else length} '
-                f'numbers each, but got {tuple(student.shape)} of the student and {tuple(teacher.shape)} of the teacher. Give both heads the '
-                'same encoding of boxes, or leave them out with loss_weights=dict(box=0).'
+                f'Boxes of kind {kind!r} are expected in equal shapes with {numbers} numbers each, but got {tuple(student.shape)} '
+                f'of the student and {tuple(teacher.shape)} of the teacher. Give both heads the same encoding of boxes, or leave '
+                'them out with loss_weights=dict(box=0).'
             )
         classes = (label.foreground > 0).float()
         foreground = classes.amax(dim=1)
