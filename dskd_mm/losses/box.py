@@ -59,9 +59,9 @@ class BoxLoss(nn.Module):
         if student.shape != teacher.shape or not fits:
             numbers = '4 n' if kind == 'distribution' else length
             raise ValueError(
-                f'Boxes of kind {kind!r} are expected in equal shapes with {numbers} numbers each, but got {tuple(student.shape)} '
-                f'of the student and {tuple(teacher.shape)} of the teacher. Give both heads the same encoding of boxes, or leave '
-                'them out with loss_weights=dict(box=0).'
+                f'Boxes of kind {kind!r} are expected in equal shapes with {numbers} numbers each, but got '
+                f'{tuple(student.shape)} of the student and {tuple(teacher.shape)} of the teacher. Give both heads the same '
+                'encoding of boxes, or leave them out with loss_weights=dict(box=0).'
             )
         classes = (label.foreground > 0).float()
         foreground = classes.amax(dim=1)
