@@ -18,6 +18,10 @@ PAIRS = sorted((ROOT / 'configs/dskd').glob('*.py'))
 # Sized for CPUs, with data and teachers of this repository; all others are for public data sets and GPUs.
 CPU_SIZED = re.compile(r'subset|fashion-mnist|bccd|dsb2018')
 FULL_SIZE = [path for path in PAIRS if not CPU_SIZED.search(path.stem)]
+METHODS = sorted(
+    path.name for path in (ROOT / 'configs').iterdir() if path.is_dir() and path.name not in ('_base_', 'demo', 'plain')
+)
+DISTILLED = [path for method in METHODS for path in sorted((ROOT / 'configs' / method).glob('*.py'))]
 HOSTS = ('mmpretrain', 'mmdet', 'mmseg')
 
 

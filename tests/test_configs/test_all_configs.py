@@ -1,11 +1,26 @@
 """Every config loads, finds its teacher, and is listed where configs are listed."""
 
+import re
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlparse
 
 import pytest
 import yaml
-from config_helpers import CONFIGS, FULL_SIZE, HOSTS, PAIRS, PLAIN, ROOT, load, name_of, nodes, skip_without, strings
+from config_helpers import (
+    CONFIGS,
+    DISTILLED,
+    FULL_SIZE,
+    HOSTS,
+    METHODS,
+    PAIRS,
+    PLAIN,
+    ROOT,
+    load,
+    name_of,
+    nodes,
+    skip_without,
+    strings,
+)
 from mmengine.config import Config
 
 from dskd_mm.utils.config import is_distiller_config, load_config, resolve_config_path, student_config, type_module
@@ -19,7 +34,14 @@ MMSEG_TWINS = dict(
 )
 
 
-@pytest.mark.parametrize('path', CONFIGS, ids=name_of)
+RIVALS = dict(diffkd='DiffKDDistiller', lshfm='LSHFMDistiller', rtk='RTKDistiller', sokd='SoKDDistiller', vkd='VkDDistiller')
+"""Methods of a class of their own, by folder; further folders hold losses of the ConfigurableDistiller."""
+# What configs inherit is laid out once: all others are those of DSKD with another method.
+LAID_OUT = [path for path in CONFIGS if path.parent.name in ('demo', 'dskd', 'plain')]
+LAID_OUT += [next(path for path in DISTILLED if path.parent.name == method) for method in METHODS if method != 'dskd']
+
+
+@pytest.mark.parametrize('path', LAID_OUT, ids=name_of)
 def test_config_loads(path, monkeypatch):
     cfg = load(path)
     # Laying out the text of a detector's config takes seconds.
@@ -31,9 +53,44 @@ def test_config_loads(path, monkeypatch):
 def test_configs_are_there():
     assert len(PLAIN) >= 10
     assert len(PAIRS) >= 25
+    assert {'dskd', *RIVALS} < set(METHODS)
 
 
-@pytest.mark.parametrize('path', [path for path in CONFIGS if 'teacher=' in path.read_text(encoding='utf-8')], ids=name_of)
+@pytest.mark.parametrize('method', RIVALS)
+def test_rival_has_every_pair(method):
+    assert [path.name for path in DISTILLED if path.parent.name == method] == [path.name for path in PAIRS]
+
+
+def test_rivals_are_compared_where_the_benchmark_compares_methods():
+    """On its data sets every method is there that has a meaning for the task."""
+    logits, features = {'kd', 'dist', 'dkd'}, {'fitnet', 'mgd'}
+    expected = {
+        'resnet8-w16_r14-w32_cifar100-subset': logits | features | {'at'},
+        'resnet8-w8_r14-w16_fashion-mnist': logits | features | {'at'},
+        'retinanet_r18-w8_r18-w32_bccd': {'kd', 'cwd', 'pkd'} | features,
+        # Two exclusive classes leave DKD nothing to decouple.
+        'fcn_r14-w8_r14-w32_dsb2018': {'kd', 'dist', 'at', 'cwd'} | features,
+    }
+    for pair, methods in expected.items():
+        assert {path.parent.name for path in DISTILLED if path.stem == pair} == {'dskd', *RIVALS, *methods}
+
+
+@pytest.mark.parametrize('method', [method for method in METHODS if method != 'dskd'])
+def test_method_is_all_that_differs(method):
+    """Student, teacher, data and schedule are inherited from DSKD's config, so that a comparison compares methods."""
+    for path in (path for path in DISTILLED if path.parent.name == method):
+        text = path.read_text(encoding='utf-8')
+        (base,) = Config._get_base_files(str(path))
+        assert base == f'../{"rtk" if method == "at" else "dskd"}/{path.name}'
+        assert re.findall(r'^(\w+) =', text, re.MULTILINE) == ['_base_', 'model'], path
+        assert f"type='dskd_mm.{RIVALS.get(method, 'ConfigurableDistiller')}'" in text, path
+
+
+@pytest.mark.parametrize(
+    'path',
+    [path for path in CONFIGS if path.parent.name in ('demo', 'dskd') and 'teacher=' in path.read_text(encoding='utf-8')],
+    ids=name_of,
+)
 def test_distiller_and_its_teacher_belong_together(path):
     cfg = load(path)
     assert is_distiller_config(cfg)
