@@ -251,7 +251,8 @@ def box_encoding(head: nn.Module) -> BoxEncoding | None:
         BoxEncoding, optional: None if it has no single loss of boxes (RepPoints) or another coder.
     """
     coder: Any = getattr(head, 'bbox_coder', None)
-    if not hasattr(head, 'loss_bbox'):
+    # RepPoints inherits the former, but learns by two others, and returns points while it trains.
+    if not hasattr(head, 'loss_bbox') or hasattr(head, 'loss_bbox_init'):
         return None
     if hasattr(head, 'reg_max'):
         return BoxEncoding('distribution')
