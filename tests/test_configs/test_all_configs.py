@@ -201,6 +201,20 @@ def test_readme_lists_the_config_with_published_figures(path):
             assert set(published_figures(address)) <= set(cells), address
 
 
+@pytest.mark.parametrize('method', RIVALS)
+def test_readme_of_a_rival_lists_its_configs(method):
+    text = (ROOT / 'configs' / method / 'README.md').read_text(encoding='utf-8')
+    assert sorted(re.findall(r'\]\(\./(\S+\.py)\)', text)) == [path.name for path in DISTILLED if path.parent.name == method]
+
+
+def test_readme_tells_of_every_folder():
+    text = (ROOT / 'configs/README.md').read_text(encoding='utf-8')
+    folders = {path.name for path in (ROOT / 'configs').iterdir() if path.is_dir()}
+    assert folders == set(re.findall(r'`(\w+)`', text.partition('\n## ')[0])) & folders
+    # The table of the baselines' settings.
+    assert set(re.findall(r'^\| `(\w+)` \|', text.partition('\n## ')[2], re.MULTILINE)) == set(METHODS) - {'dskd', *RIVALS}
+
+
 @pytest.mark.parametrize('name', MMSEG_TWINS)
 def test_segmenter_is_that_of_mmseg(name):
     """A student trained with a config of this repository is one of mmseg's: the same network, data and schedule."""
