@@ -277,6 +277,8 @@ VARIANTS = {
     'local-anchor-and-logit': Variant(
         'control: anchor at every location + logit loss (no diffusion)', {**NO_DIFFUSION, **LOCAL}
     ),
+    # Rivals with other settings.
+    'kd-t1': Variant('KD, temperature 1', {'model.distill_losses.kd.temperature': '1'}, 'kd'),
     'logit-only': Variant(
         'control: logit loss alone (no anchor, no diffusion)', {**NO_DIFFUSION, 'model.loss_weights.anchor': '0'}
     ),

@@ -1,3 +1,4 @@
 _base_ = '../dskd/deeplabv3_r14-w8_r14-w32_dsb2018.py'
 
-model = dict(type='dskd_mm.SoKDDistiller')
+# About a tenth of the short schedule is spent on the policy.
+model = dict(type='dskd_mm.SoKDDistiller', search_iters=150)

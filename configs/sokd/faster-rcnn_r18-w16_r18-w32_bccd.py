@@ -1,3 +1,4 @@
 _base_ = '../dskd/faster-rcnn_r18-w16_r18-w32_bccd.py'
 
-model = dict(type='dskd_mm.SoKDDistiller')
+# About a tenth of the short schedule is spent on the policy.
+model = dict(type='dskd_mm.SoKDDistiller', search_iters=120)

@@ -1,3 +1,4 @@
 _base_ = '../dskd/resnet8-w16_r14-w32_cifar100-subset.py'
 
-model = dict(type='dskd_mm.SoKDDistiller')
+# About a tenth of the short schedule is spent on the policy.
+model = dict(type='dskd_mm.SoKDDistiller', search_iters=150, loss_weights=dict(feature=5))
