@@ -32,7 +32,7 @@ def spread(values: list[float]) -> str:
 
 
 def selected(dataset: str, split: str, epochs: int | None = None) -> dict[str, list[dict]]:
-    """Records of one data set and split by variant; the teacher's whatever its epochs."""
+    """Records of one data set, split and budget by variant."""
     found = defaultdict(list)
     for record in records():
         fits = record['dataset'] == dataset and record['split'] == split
@@ -49,22 +49,8 @@ def teachers(dataset: str) -> list[float]:
     return [r['value'] for r in found if (r['task'], r['metric'], r['pair'].split()[1]) == key]
 
 
-def verdict(gains: list[float], mean: float) -> str:
-    """A gain, marked where it is within the noise of its paired differences."""
-    if len(gains) > 1 and abs(mean) < 2 * statistics.stdev(gains) / len(gains) ** 0.5:
-        return f'{mean:+.2f} (within noise)'
-    return f'{mean:+.2f}'
-
-
-def paired(runs: list[dict], others: list[dict]) -> list[tuple[float, float]]:
-    """Values of two groups of records with the same seeds."""
-    by_seed = {r['seed']: r['value'] for r in others}
-    return [(r['value'], by_seed[r['seed']]) for r in runs if r['seed'] in by_seed]
-
-
-def lead(dskd: list[dict], runs: list[dict]) -> str:
-    """By how much DSKD is ahead of other runs in paired seeds, and the p-value of a paired t-test."""
-    pairs = paired(dskd, runs)
+def verdict(pairs: list[tuple[float, float]]) -> str:
+    """Mean difference of paired values and, for several, the p-value of a paired t-test."""
     if not pairs:
         return ''
     mean = statistics.mean(a - b for a, b in pairs)
@@ -72,6 +58,12 @@ def lead(dskd: list[dict], runs: list[dict]) -> str:
         return f'{mean:+.2f}'
     p = float(ttest_rel(*zip(*pairs, strict=True)).pvalue)
     return f'{mean:+.2f} (p={p:.2f})' if p >= 0.01 else f'{mean:+.2f} (p<0.01)'
+
+
+def paired(runs: list[dict], others: list[dict]) -> list[tuple[float, float]]:
+    """Values of two groups of records with the same seeds."""
+    by_seed = {r['seed']: r['value'] for r in others}
+    return [(r['value'], by_seed[r['seed']]) for r in runs if r['seed'] in by_seed]
 
 
 def ranked(groups: dict[str, list[dict]]) -> list[str]:
@@ -93,14 +85,14 @@ def table(dataset: str, split: str, epochs: int) -> str:
     for name in ranked(groups):
         runs = groups[name]
         gain = share = ahead = ''
-        gains = [a - b for a, b in paired(runs, plain)]
-        if gains and name != 'plain':
-            mean = statistics.mean(gains)
-            gain = verdict(gains, mean)
+        pairs = paired(runs, plain)
+        if pairs and name != 'plain':
+            gain = verdict(pairs)
             if teacher and split == 'test':
-                share = f'{mean / (statistics.mean(teacher) - statistics.mean(r["value"] for r in plain)):.0%}'
+                mine, base = (statistics.mean(values) for values in zip(*pairs, strict=True))
+                share = f'{(mine - base) / (statistics.mean(teacher) - base):.0%}'
         if name != 'dskd':
-            ahead = lead(groups.get('dskd', []), runs)
+            ahead = verdict(paired(groups.get('dskd', []), runs))
         values = spread([r['value'] for r in runs])
         lines.append(f'| {label_of(name)} | {values} | {gain} | {share} | {ahead} | {len(runs)} |')
     return '\n'.join(lines)

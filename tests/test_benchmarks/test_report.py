@@ -34,7 +34,7 @@ def test_pages_are_up_to_date():
     assert result.returncode == 0, f'{result.stdout}{result.stderr}\nRun: python benchmarks/report.py'
 
 
-def test_table_pairs_seeds_and_marks_noise(tmp_path, monkeypatch):
+def test_table_pairs_seeds(tmp_path, monkeypatch):
     rows = [
         *(('teacher', 0, 90.0),),
         *(('plain', seed, value) for seed, value in enumerate((80.0, 82.0, 81.0))),
@@ -52,8 +52,9 @@ def test_table_pairs_seeds_and_marks_noise(tmp_path, monkeypatch):
     lines = report.table('fashion-mnist', 'test', 5).splitlines()
     by_label = {line.split('|')[1].strip(): [cell.strip() for cell in line.split('|')[2:-1]] for line in lines[2:]}
     dskd, no_lsh = by_label[accuracy.label_of('dskd')], by_label[accuracy.label_of('no-lsh')]
-    assert dskd == [f'85.00 ± {statistics.stdev((84.0, 86.1, 84.9)):.2f}', '+4.00', '44%', '', '3']
-    assert no_lsh[1] == '+0.50 (within noise)'
+    assert dskd == [f'85.00 ± {statistics.stdev((84.0, 86.1, 84.9)):.2f}', '+4.00 (p<0.01)', '44%', '', '3']
+    p = ttest_1samp([-2.0, 3.0, 0.5], 0).pvalue
+    assert no_lsh[1] == f'+0.50 (p={p:.2f})'
     assert by_label['plain student'][1:3] == ['', '']
     # The gains over DSKD are -6, -1.1 and -3.4; scipy's test on the differences instead of on the pairs.
     p = ttest_1samp([6.0, 1.1, 3.4], 0).pvalue
