@@ -20,8 +20,9 @@ class BoxLoss(nn.Module):
     - 'distance' (to the four sides: FCOS, RTMDet): the L1 distance of the four, over the mean of the teacher's width and
       height, so that the unit does not matter. (Not 1 - IoU: that has no gradient while boxes are inside out, as RTMDet's may
       be.)
-    - 'distribution' (of each distance: GFL): :math:`T^2\,KL`, averaged over the four sides (localization distillation, Zheng et
-      al., CVPR 2022, arXiv 2102.12252, equation 4).
+    - 'distribution' (of each distance: GFL): :math:`T^2\,KL`, averaged over the four sides and the bins (localization
+      distillation, Zheng et al., CVPR 2022, arXiv 2102.12252, equation 4; the mean over the bins is that of mmdet's code,
+      whose weight is 0.25).
 
     Args:
         temperature (float): T, for distributions. Defaults to 10.
@@ -79,5 +80,5 @@ class BoxLoss(nn.Module):
         else:
             ours, theirs = (x.unflatten(1, (4, -1)) / self.temperature for x in (student, teacher))
             divergence = F.kl_div(ours.log_softmax(dim=2), theirs.log_softmax(dim=2), reduction='none', log_target=True)
-            difference = divergence.sum(dim=2).mean(dim=1) * self.temperature**2
+            difference = divergence.mean(dim=(1, 2)) * self.temperature**2
         return self.loss_weight * (difference * foreground).sum() / label.normalizer()

@@ -69,7 +69,7 @@ def test_distributions_are_compared_by_their_divergence(label: Target) -> None:
     for b, i in COUNTED:
         for side in range(4):
             ours, theirs = (x[b, side * bins : (side + 1) * bins, i] for x in (student, teacher))
-            expected += entropy((theirs / temperature).softmax(0), (ours / temperature).softmax(0)) / 4
+            expected += entropy((theirs / temperature).softmax(0), (ours / temperature).softmax(0)) / 4 / bins
     loss = BoxLoss(temperature)(student, teacher, label, 'distribution')
     assert loss.item() == pytest.approx(expected * temperature**2 / 4, rel=1e-4)
 

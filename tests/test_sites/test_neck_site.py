@@ -65,6 +65,24 @@ def test_the_head_judges_as_the_teacher_itself_would(configs: dict[str, ConfigDi
     assert not torch.allclose(other, expected)
 
 
+def test_a_head_that_predicts_otherwise_while_it_trains_judges_as_in_training(tmp_path: Path) -> None:
+    """FCOS with normalised boxes returns them in units of the stride to its loss, and in pixels else."""
+    config = dense_distiller_config('fcos', str(tmp_path), site=dict(type='dskd_mm.NeckSite'))
+    config.teacher.config.model.bbox_head.norm_on_bbox = True
+    distiller = build_distiller(config)
+    distiller.load_teacher()
+    batch, teacher = detection_batch(distiller, OBJECTS), distiller.teacher.model
+    with torch.no_grad():
+        maps = teacher.extract_feat(batch['inputs'])
+        judged = distiller.site.head_loss(distiller.teacher, maps, *batch.values())
+        assert not any(module.training for module in teacher.modules())
+        in_pixels = teacher.parse_losses(teacher.loss(*batch.values()))[0]
+        teacher.bbox_head.train()  # group norms: nothing else changes
+        expected = teacher.parse_losses(teacher.bbox_head.loss(maps, batch['data_samples']))[0]
+    torch.testing.assert_close(judged, expected)
+    assert not torch.allclose(judged, in_pixels)
+
+
 @pytest.mark.parametrize('kind', KINDS)
 def test_the_teacher_as_prior_runs_up_to_its_neck(configs: dict[str, ConfigDict], kind: str) -> None:
     distiller = build(configs, kind, prior='teacher')
