@@ -265,6 +265,22 @@ VARIANTS = {
     'strong-lsh': Variant('LSH five times as strong', {'model.loss_weights.lsh': '5'}),
     # Dense tasks begin with little noise; this is where images begin.
     'middle-start': Variant('sampling from t=400, guidance 1, as for images', sampling(0.5, 1)),
+    # With a rival's loss added.
+    'with-cwd': Variant(
+        '**DSKD** + CWD on logits',
+        {
+            'model.distill_losses.cwd.type': 'dskd_mm.CWDLoss',
+            'model.distill_losses.cwd.on': 'logits',
+            'model.distill_losses.cwd.temperature': '4',
+            'model.distill_losses.cwd.loss_weight': '3',
+        },
+    ),
+    'with-fitnet': Variant(
+        '**DSKD** + FitNet',
+        {'model.distill_losses.fitnet.type': 'dskd_mm.FitNetLoss', 'model.distill_losses.fitnet.loss_weight': '1'},
+    ),
+    'with-dist': Variant('**DSKD** + DIST', {'model.distill_losses.dist.type': 'dskd_mm.DISTLoss'}),
+    'temperature-1': Variant('temperature 1', {'model.temperature': '1'}),
     # The controls: everything but the diffusion.
     'anchor-and-logit-no-box': Variant(
         'control: soft anchor + logit loss, box loss off (no diffusion)', {**NO_DIFFUSION, 'model.loss_weights.box': '0'}
