@@ -210,7 +210,7 @@ def test_readme_of_a_rival_lists_its_configs(method):
 def test_readme_tells_of_every_folder():
     text = (ROOT / 'configs/README.md').read_text(encoding='utf-8')
     folders = {path.name for path in (ROOT / 'configs').iterdir() if path.is_dir()}
-    assert folders == set(re.findall(r'`(\w+)`', text.partition('\n## ')[0])) & folders
+    assert folders <= set(re.findall(r'`(\w+)`', text.partition('\n## ')[0]))
     # The table of the baselines' settings.
     assert set(re.findall(r'^\| `(\w+)` \|', text.partition('\n## ')[2], re.MULTILINE)) == set(METHODS) - {'dskd', *RIVALS}
 

@@ -26,7 +26,6 @@ WIDTHS = (
     'embed_dims',
     'feedforward_channels',
     'num_feats',
-    'latent_channels',
 )
 # What an eighth of mmseg's and mmpretrain's MobileNetV2 has, by what the whole has: multiples of 8, but for the last.
 MOBILENET_WIDTHS = {24: 8, 32: 8, 96: 16, 320: 40, 1280: 1280}
@@ -81,8 +80,11 @@ def build_small(cfg: Config, pair: str, folder: Path) -> Any:
     for layer in model.get('layers', {}).values():
         layer.student.channels = new_width(layer.student.channels)
         layer.teacher.channels = new_teacher_width(layer.teacher.channels)
-    if model.get('lsh'):
-        model.lsh.bits = 64
+    # What the methods themselves have that is wide.
+    for node in nodes({key: value for key, value in model.items() if key not in ('student', 'teacher')}):
+        for key in ('latent_channels', 'bits'):
+            if key in node:
+                node[key] = narrow(node[key])
     torch.manual_seed(0)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         return MODELS.build(model)
