@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -156,15 +156,14 @@ class Distiller(BaseModel):
                 return self.site.head_loss(self.teacher, maps, inputs, data_samples)
 
             own = self.distill(student, teacher, target, head_loss)
+            added = {}
             if len(self.distill_losses):
                 assert teacher is not None
-                own |= self._add_losses(student, teacher, target)
-        shared = set(losses) & set(own)
-        if shared:
-            raise ValueError(f'The student and the distiller both return {sorted(shared)}; rename those of the student.')
+                added = self._add_losses(student, teacher, target)
+        check_names(losses, own, added)
         self._is_first_step = False
         self._tick()
-        return {**losses, **own}
+        return {**losses, **own, **added}
 
     def val_step(self, data: Any) -> list:
         """The student's own."""
@@ -286,6 +285,29 @@ class Distiller(BaseModel):
         # All of them: what does not fit is for the student to translate or for the loading to report.
         for key in keys:
             state_dict[prefix + STUDENT_PREFIX + key] = state_dict.pop(prefix + key)
+
+
+def check_names(student: Collection[str], method: Collection[str], added: Collection[str]) -> None:
+    """Verify that no loss is logged under the name of another, which it would replace.
+
+    Args:
+        student (Collection[str]): Names of what the student returns.
+        method (Collection[str]): Names of what the distiller's method returns.
+        added (Collection[str]): Names of what its ``distill_losses`` return.
+
+    Raises:
+        ValueError: If a name occurs twice.
+    """
+    for name in added:
+        if name in student or name in method:
+            raise ValueError(
+                f'distill_losses.{name.removeprefix("loss_")} would be logged as {name!r}, but '
+                f'{"the student" if name in student else "the method"} returns a loss of that name already: rename it in '
+                'distill_losses.'
+            )
+    shared = sorted(set(student) & set(method))
+    if shared:
+        raise ValueError(f'The student and the distiller both return {shared}; rename those of the student.')
 
 
 def split_layers(layers: dict[str, dict]) -> tuple[dict[str, Layer], dict[str, Layer]]:

@@ -11,6 +11,7 @@ from rival_checks import assert_behaves, assert_survives_nothing, needs_mmdet, n
 from torch import Tensor
 from torch.nn import functional as F
 
+from dskd_mm.distillers.base import check_names
 from dskd_mm.guidance.classifier import fold_anchors
 from dskd_mm.sites import Observed
 from dskd_mm.testing import TOY_CLASSES, build_distiller, gradients
@@ -285,8 +286,22 @@ def test_refused_in_the_first_step(tmp_path: Any, switches: dict, words: list[st
 @needs_mmdet
 def test_a_name_that_the_student_uses_is_refused(tmp_path: Any) -> None:
     distiller = build_distiller(rival_config('ConfigurableDistiller', 'retinanet', tmp_path, distill_losses=dict(cls=KD)))
-    with pytest.raises(ValueError, match=r"both return \['loss_cls'\]"):
+    with pytest.raises(ValueError, match=r"distill_losses.cls .*'loss_cls', but the student .*rename it in distill_losses"):
         distiller(**rival_batch(distiller, 'retinanet'), mode='loss')
+
+
+def test_a_name_that_the_method_uses_is_refused(tmp_path: Any) -> None:
+    """It would take the place of the method's own loss."""
+    config = rival_config('DSKDDistiller', 'gap', tmp_path, distill_losses=dict(dskd_logit=KD))
+    distiller = build_distiller(config)
+    with pytest.raises(ValueError, match=r"distill_losses.dskd_logit .*'loss_dskd_logit', but the method .*rename it in"):
+        distiller(**rival_batch(distiller, 'gap'), mode='loss')
+
+
+def test_a_name_that_student_and_method_use_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"both return \['b'\]; rename those of the student"):
+        check_names(['a', 'b'], ['b'], ['c'])
+    check_names(['a'], ['b'], ['c'])
 
 
 @needs_mmdet
