@@ -3,7 +3,7 @@
 import copy
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -26,6 +26,21 @@ from dskd_mm.teacher import FrozenTeacher
 from dskd_mm.utils.checkpoint import STUDENT_PREFIX
 
 HeadLoss = Callable[[Sequence[Tensor]], Tensor]
+
+
+@dataclass(frozen=True)
+class Readable:
+    """What is known of the maps that a loss may read before any step.
+
+    Attributes:
+        student_channels (int): Channels of the student's.
+        teacher_channels (int): Channels of the teacher's.
+        is_map (bool): Whether they have height and width; of a layer it is supposed. Defaults to True.
+    """
+
+    student_channels: int
+    teacher_channels: int
+    is_map: bool = True
 
 
 class Distiller(BaseModel):
@@ -84,7 +99,7 @@ class Distiller(BaseModel):
         check_ports(self.student_port, self.teacher_port)
         self.distill_losses = nn.ModuleDict(
             {
-                name: build_loss(name, config, self.student_port, self.teacher_port)
+                name: build_loss(name, config, self.student_port, self.teacher_port, self.readable)
                 for name, config in (distill_losses or {}).items()
             }
         )
@@ -101,6 +116,18 @@ class Distiller(BaseModel):
     def uses_teacher_forward(self) -> bool:
         """Whether training runs the whole teacher; otherwise only its classifier's weights are loaded."""
         return len(self.distill_losses) > 0
+
+    @property
+    def readable(self) -> dict[str, Readable]:
+        """What losses may read of both models by its name, see :meth:`Observed.maps`, and what is known of it beforehand."""
+        own, theirs = self.student_port, self.teacher_port
+        known = {'feature': Readable(own.channels, theirs.channels, own.is_map)}
+        if theirs.classifiers:
+            # An image is classified as a whole, wherever its feature is tapped.
+            known['logits'] = Readable(own.num_classes, theirs.num_classes, own.is_map and self.site.task != 'classification')
+        return known | {
+            name: Readable(layer.channels, theirs.layers[name].channels) for name, layer in own.layers.items()
+        }
 
     def distill(
         self, student: Observed, teacher: Observed | None, target: Target | None, head_loss: HeadLoss
@@ -328,7 +355,28 @@ def split_layers(layers: dict[str, dict]) -> tuple[dict[str, Layer], dict[str, L
     return own, {name: Layer(**pair['teacher']) for name, pair in layers.items()}
 
 
-def build_loss(name: str, config: dict, student: Port, teacher: Port) -> LogitLoss | FeatureLoss | BoxLoss:
+def look_up(readable: Mapping[str, Readable], name: str, reader: str) -> Readable:
+    """One of :attr:`Distiller.readable`.
+
+    Args:
+        readable (Mapping[str, Readable]): What may be read.
+        name (str): Which of it.
+        reader (str): What wants to read it, for the error.
+
+    Raises:
+        ValueError: If there is nothing of that name.
+    """
+    if name not in readable:
+        raise ValueError(
+            f'{reader} reads {name!r}, but there is only {", ".join(map(repr, readable))}. Name further modules in the '
+            'argument layers.'
+        )
+    return readable[name]
+
+
+def build_loss(
+    name: str, config: dict, student: Port, teacher: Port, readable: Mapping[str, Readable]
+) -> LogitLoss | FeatureLoss | BoxLoss:
     """Build one of the losses of a distiller's ``distill_losses``.
 
     Args:
@@ -336,6 +384,7 @@ def build_loss(name: str, config: dict, student: Port, teacher: Port) -> LogitLo
         config (dict): Its config; channels are filled in.
         student (Port): Where the student is tapped.
         teacher (Port): Where the teacher is tapped.
+        readable (Mapping[str, Readable]): What it may read of both.
 
     Raises:
         TypeError: If it is no loss that compares two models.
@@ -358,21 +407,10 @@ def build_loss(name: str, config: dict, student: Port, teacher: Port) -> LogitLo
             )
         return MODELS.build(config)
     if isinstance(cls, type) and issubclass(cls, FeatureLoss):
-        on = config.get('on', 'feature')
-        # Channels of both sides, and whether there are maps; of a layer that is known only in a step.
-        known = {'feature': (student.channels, teacher.channels, student.is_map)}
-        if teacher.classifiers:
-            known['logits'] = (student.num_classes, teacher.num_classes, student.is_map and not student.is_pooled)
-        known |= {key: (layer.channels, teacher.layers[key].channels, True) for key, layer in student.layers.items()}
-        if on not in known:
-            raise ValueError(
-                f"distill_losses.{name} ({cls.__name__}) reads {on!r}, but there is only {', '.join(map(repr, known))}. Name "
-                'further modules in the argument layers.'
-            )
-        ours, theirs, is_map = known[on]
-        channels = dict(student_channels=ours, teacher_channels=theirs) if issubclass(cls, AlignedFeatureLoss) else {}
-        feature_loss: FeatureLoss = MODELS.build({**channels, **config})
-        feature_loss.check(is_map)
+        read = look_up(readable, config.get('on', 'feature'), f'distill_losses.{name} ({cls.__name__})')
+        channels = dict(student_channels=read.student_channels, teacher_channels=read.teacher_channels)
+        feature_loss: FeatureLoss = MODELS.build({**(channels if issubclass(cls, AlignedFeatureLoss) else {}), **config})
+        feature_loss.check(read.is_map)
         return feature_loss
     raise TypeError(
         f'distill_losses.{name} expects the config of a LogitLoss, FeatureLoss or BoxLoss of dskd_mm (dskd_mm.KDLoss, ...), '

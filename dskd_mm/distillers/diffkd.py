@@ -15,12 +15,12 @@ from dskd_mm.diffusion import (
     noise_prediction_loss,
 )
 from dskd_mm.diffusion.denoiser import mean_squared_error
-from dskd_mm.distillers.base import Distiller, HeadLoss, build, match_levels
+from dskd_mm.distillers.base import Distiller, HeadLoss, build, look_up, match_levels
 from dskd_mm.features import ChannelAlign, Pyramid, per_location
 from dskd_mm.guidance import Target
 from dskd_mm.losses import LogitLoss
 from dskd_mm.registry import MODELS
-from dskd_mm.sites import NECK_SITES, ClassificationSite, Observed, SegmentationSite
+from dskd_mm.sites import NECK_SITES, Observed
 
 DISTANCES = dict(kl=dict(type='dskd_mm.KDLoss', temperature=1.0), dist=dict(type='dskd_mm.DISTLoss'))
 PARTS = ('diff', 'autoencoder', 'kd')
@@ -150,7 +150,8 @@ class DiffKDDistiller(Distiller):
     segmentation   'logits' (the map of class logits), k=3      dist*    1
     ============== ============================================ ======== ======
 
-    \* 'kl' with a single output, which has no relations to other classes.
+    \* 'kl' with at most two outputs: a single one has no relations to other classes, and two correlate by 1 or -1 whatever
+    they are, which has no gradient.
 
     Deviations and reconstructions: the code of detection was never released, so there the weight of 5 is taken for all
     losses, one denoiser serves all levels of the neck, whose losses are summed, its norm is what the site advises (group
@@ -217,27 +218,17 @@ class DiffKDDistiller(Distiller):
         return found
 
     def _default_pairs(self) -> tuple[str, ...]:
-        if isinstance(self.site, SegmentationSite):
-            return ('logits',)
-        return ('feature', 'logits') if isinstance(self.site, ClassificationSite) else ('feature',)
+        return dict(classification=('feature', 'logits'), segmentation=('logits',)).get(self.site.task, ('feature',))
 
     def _add_pair(
         self, name: str, distance: str | dict | None = None, loss_weights: dict[str, float] | None = None, **config: Any
     ) -> None:
         """Build one of :attr:`pairs`, by the task's defaults where nothing is said."""
-        own, theirs = self.student_port, self.teacher_port
-        channels = {'feature': (own.channels, theirs.channels)}
-        if theirs.classifiers:
-            channels['logits'] = (own.num_classes, theirs.num_classes)
-        channels |= {key: (layer.channels, theirs.layers[key].channels) for key, layer in own.layers.items()}
-        if name not in channels:
-            raise ValueError(
-                f'A pair of DiffKDDistiller is called {name!r}, but there is only {", ".join(map(repr, channels))}. Name '
-                'further modules in the argument layers.'
-            )
-        segments = isinstance(self.site, SegmentationSite)
+        theirs = self.teacher_port
+        read = look_up(self.readable, name, f'pairs.{name} of DiffKDDistiller')
+        segments = self.site.task == 'segmentation'
         if distance is None:
-            distance = 'mse' if name != 'logits' else 'dist' if segments and theirs.num_classes > 1 else 'kl'
+            distance = 'mse' if name != 'logits' else 'dist' if segments and theirs.num_classes > 2 else 'kl'
         if distance != 'mse':
             known = isinstance(distance, dict) or distance in DISTANCES
             if name != 'logits' or not known or config.get('autoencoder'):
@@ -250,14 +241,11 @@ class DiffKDDistiller(Distiller):
                 raise ValueError(f'distance of the pair {name!r} expects the config of a LogitLoss, but got {distance!r}.')
             loss.check(theirs.num_classes, theirs.sigmoid)
             self.distances[name] = loss
-        detects = not segments and not isinstance(self.site, ClassificationSite)
-        weights = {**dict.fromkeys(PARTS, 5.0 if detects else 1.0), **(loss_weights or {})}
+        weights = {**dict.fromkeys(PARTS, 5.0 if self.site.task == 'detection' else 1.0), **(loss_weights or {})}
         if set(weights) != set(PARTS) or min(weights.values()) < 0:
             raise ValueError(
                 f'loss_weights of the pair {name!r} expects weights of {PARTS} that are not negative, but got {loss_weights}.'
             )
         self.loss_weights[name] = weights
-        has_neighbours = segments if name == 'logits' else own.is_map
-        defaults = dict(kernel_size=3 if has_neighbours else 1, norm=self.site.defaults.get('denoiser', {}).get('norm', 'BN'))
-        ours, theirs_ = channels[name]
-        self.pairs[name] = FeatureDiffusion(ours, theirs_, **{**defaults, **config})
+        defaults = dict(kernel_size=3 if read.is_map else 1, norm=self.site.defaults.get('denoiser', {}).get('norm', 'BN'))
+        self.pairs[name] = FeatureDiffusion(read.student_channels, read.teacher_channels, **{**defaults, **config})

@@ -217,20 +217,13 @@ class Observed:
         """The maps that a loss reads, (B, C, H, W) a level.
 
         Args:
-            on (str): 'feature' for the site's, 'logits', or the name of a layer. Logits are maps of the feature's levels, the
-                anchors of a location beside each other (H, W * A).
-
-        Raises:
-            ValueError: If there is nothing of that name.
+            on (str): 'feature' for the site's, 'logits' where there are any, or the name of a layer: what a distiller calls
+                readable. Logits are maps of the feature's levels, the anchors of a location beside each other (H, W * A).
         """
-        if on == 'feature':
-            return self.features
-        if on == 'logits' and self.logits is not None:
+        if on == 'logits':
+            assert self.logits is not None
             return self._logit_maps(self.logits)
-        if on not in self.layers:
-            known = ['feature', *(['logits'] if self.logits is not None else []), *self.layers]
-            raise ValueError(f"A loss reads {on!r}, but the site offers {', '.join(map(repr, known))}; name others in layers.")
-        return self.layers[on]
+        return self.features if on == 'feature' else self.layers[on]
 
     def _logit_maps(self, logits: Tensor) -> list[Tensor]:
         """The predictions (B, K, M) as a map for each level of the feature; those of an image (B, K) as one of a location."""
@@ -281,6 +274,8 @@ def as_map(tap: FeatureTap, value: Tensor, channels: int) -> Tensor:
 class Site(ABC):
     """How a task's features, targets and vectors are obtained. Everything else is the same for all tasks."""
 
+    task: ClassVar[str] = 'detection'
+    """'classification' of images, 'segmentation' or 'detection': what methods go by whose papers have a setting for each."""
     defaults: ClassVar[Mapping[str, Any]] = {}
     """What the task prefers for those arguments of DSKDDistiller that are not given; see docs/en/ablations.md."""
     vectors_per_image: int | None = None

@@ -33,6 +33,7 @@ class ClassificationSite(Site):
         dense (bool): Whether every location of a map is hashed instead of its average. Defaults to False.
     """
 
+    task = 'classification'
     part = 'head'
 
     def __init__(

@@ -30,6 +30,7 @@ class SegmentationSite(Site):
         teacher_classifier (str, optional): The same of the teacher. Defaults to None.
     """
 
+    task = 'segmentation'
     # No pooling averages the noise of pixels out, see DenseDetectionSite.
     defaults = dict(sampler=dict(start=0.1, scale=100.0))
     part = 'decode_head'

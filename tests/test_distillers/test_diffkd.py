@@ -10,7 +10,7 @@ from torch import nn
 from dskd_mm.distillers.diffkd import FeatureDiffusion
 from dskd_mm.guidance import Target
 from dskd_mm.sites import Observed
-from dskd_mm.testing import assert_refused, build_distiller
+from dskd_mm.testing import assert_refused, build_distiller, dense_distiller_config
 
 METHOD = 'DiffKDDistiller'
 LATENT = dict(feature=dict(autoencoder=dict(latent_channels=6)), logits=dict())
@@ -166,9 +166,30 @@ def test_it_trains_and_resumes_at_every_site(tmp_path, kind, switches, names, ke
         assert distiller.loss_weights[name] == dict(diff=weight, autoencoder=weight, kd=weight)
 
 
+def test_a_layer_has_neighbours_where_the_sites_feature_has_none(tmp_path):
+    """As in a vision transformer whose patches are tapped beside its class token."""
+    path = 'backbone.patch_embed.projection'
+    layers = dict(patches={owner: dict(path=path, channels=c) for owner, c in (('student', 16), ('teacher', 24))})
+    config = rival_config(METHOD, 'vit', tmp_path, layers=layers, pairs=dict(patches={}, feature={}))
+    names = {f'_{pair}_{part}' for pair in ('patches', 'feature') for part in ('kd', 'diff', 'gamma')}
+    distiller = assert_behaves(config, 'vit', 'diffkd', names, ('_diff',))
+    assert {name: kernel_size(pair) for name, pair in distiller.pairs.items()} == dict(patches=3, feature=1)
+    with pytest.raises(ValueError, match=r"pairs.m of DiffKDDistiller reads 'm'.*only 'feature', 'logits', 'patches'.*layers"):
+        build_distiller(rival_config(METHOD, 'vit', tmp_path, layers=layers, pairs=dict(m={})))
+
+
 def kernel_size(pair):
     """Of the widest convolution in its denoiser."""
     return max(m.kernel_size[0] for m in pair.denoiser.modules() if isinstance(m, nn.Conv2d))
+
+
+@needs_mmseg
+@pytest.mark.parametrize(('classes', 'loss'), [(2, 'KDLoss'), (3, 'DISTLoss')])
+def test_classes_of_pixels_correlate_only_if_there_are_three(tmp_path, classes, loss):
+    both = dict(student=dict(num_classes=classes), teacher=dict(num_classes=classes))
+    config = dense_distiller_config('fcn', str(tmp_path), **both).copy()
+    config.type = f'dskd_mm.{METHOD}'
+    assert type(build_distiller(config).distances['logits']).__name__ == loss
 
 
 @needs_mmseg

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from dskd_mm.distillers.base import check_names
 from dskd_mm.guidance.classifier import fold_anchors
 from dskd_mm.sites import Observed
-from dskd_mm.testing import TOY_CLASSES, build_distiller, gradients
+from dskd_mm.testing import build_distiller, gradients
 
 KD, DKD, DIST = dict(type='dskd_mm.KDLoss'), dict(type='dskd_mm.DKDLoss'), dict(type='dskd_mm.DISTLoss')
 FITNET, AT, PKD = dict(type='dskd_mm.FitNetLoss'), dict(type='dskd_mm.ATLoss'), dict(type='dskd_mm.PKDLoss')
@@ -237,6 +237,12 @@ def pair(path: str = 'backbone.layer2', channels: tuple[int, int] = (8, 12)) -> 
         ('gap', dict(distill_losses=dict(a=KD), layers=dict(feature=pair())), ValueError, ["'feature'", 'another']),
         ('gap', dict(distill_losses=dict(a=KD), layers=dict(m=dict(path='x', channels=4))), ValueError, ['layers.m', "'path'"]),
         ('gap', dict(distill_losses=dict(a=dict(**CWD, on='logits'))), ValueError, ['CWDLoss', "'logits'", 'vector']),
+        (
+            'gap',
+            dict(distill_losses=dict(a=dict(**CWD, on='logits')), site=dict(feature=dict(path='backbone', channels=16))),
+            ValueError,
+            ['CWDLoss', "'logits'", 'vector'],
+        ),
         ('vit', dict(distill_losses=dict(a=AT)), ValueError, ['ATLoss', "'feature'", 'vector', 'PKDLoss']),
         ('vit', dict(distill_losses=dict(a=MGD)), ValueError, ['MGDLoss', "'feature'", 'vector']),
         ('multi_label', dict(distill_losses=dict(a=DKD)), ValueError, ['DKDLoss', 'independent', 'KDLoss']),
@@ -315,12 +321,3 @@ def test_other_levels_are_refused(tmp_path: Any) -> None:
     )
     with pytest.raises(ValueError, match='teacher has 1 levels, the student 5'):
         distiller(**rival_batch(distiller, 'retinanet'), mode='loss')
-
-
-def test_observed_names_what_it_offers() -> None:
-    maps = [torch.zeros(1, TOY_CLASSES, 2, 2)]
-    with pytest.raises(ValueError, match=r"reads 'logits', but the site offers 'feature', 'm'; name others in layers"):
-        Observed(maps, None, layers=dict(m=maps)).maps('logits')
-    with pytest.raises(ValueError, match=r"reads 'x', but the site offers 'feature', 'logits'; name"):
-        Observed(maps, torch.zeros(1, TOY_CLASSES)).maps('x')
-    assert Observed(maps, None).maps('feature') is maps
