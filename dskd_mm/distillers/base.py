@@ -439,6 +439,18 @@ def build_student(config: dict | nn.Module, data_preprocessor: dict | nn.Module 
     return student
 
 
+def main_classes(probability: Tensor) -> Tensor:
+    """Which classes an annotation names above all.
+
+    Args:
+        probability (Tensor): A distribution over classes, (B, K, ...).
+
+    Returns:
+        Tensor: Of the same shape, bool: the main class of mixed images, all of several labels, none where there is none.
+    """
+    return (probability > 0) & (probability == probability.amax(dim=1, keepdim=True))
+
+
 def check_ports(student: Port, teacher: Port) -> None:
     """Verify that a teacher's classifier can judge what the student's predicts.
 

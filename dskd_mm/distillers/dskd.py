@@ -14,7 +14,7 @@ from dskd_mm.diffusion import (
     TeacherGuidedSampler,
     noise_prediction_loss,
 )
-from dskd_mm.distillers.base import Distiller, HeadLoss, build
+from dskd_mm.distillers.base import Distiller, HeadLoss, build, main_classes
 from dskd_mm.distributed import mean_over_ranks
 from dskd_mm.features import ChannelAlign, Pyramid, per_location
 from dskd_mm.guidance import ClassifierJudge, HeadJudge, Judge, Target, TeacherClassifier
@@ -84,8 +84,9 @@ class DSKDDistiller(Distiller):
             256 for the box heads of two-stage detectors and none elsewhere.
         lsh (dict, optional): Arguments of :class:`~dskd_mm.losses.LSHDistillLoss`. Defaults to None.
         loss_weights (dict, optional): Weights of 'diff', 'lsh', 'anchor', 'virtual', 'logit' and 'box'. A weight of 0 skips the
-            work, too; the diffusion is left out if both 'lsh' and 'virtual' are 0. Those not named keep their default: 1, or
-            what the task's site advises; for 'box' the weight of 'logit'.
+            work, too, but for 'diff': the denoiser then stays untrained, yet still denoises. The diffusion is left out if both
+            'lsh' and 'virtual' are 0. Those not named keep their default: 1, or what the task's site advises; for 'box' the
+            weight of 'logit'.
         kwargs: Arguments of :class:`Distiller`: site, layers, distill_losses, noise_seed, data_preprocessor.
 
     Raises:
@@ -352,14 +353,14 @@ class DSKDDistiller(Distiller):
 def hit_rate(logits: Tensor, label: Target) -> Tensor:
     """How often the most likely class is the annotated one: the main one of mixed images, any one of several labels.
 
-    What is ignored or background (no class of its own) does not count.
+    What is ignored or background does not count, whether background is the last class or none.
     """
-    probability = label.probability
-    wanted = (probability > 0) & (probability == probability.amax(dim=1, keepdim=True))
+    wanted = main_classes(label.probability)[:, : label.foreground.shape[1]]
     counts = label.apply_weight(wanted.any(dim=1, keepdim=True).float())
     if logits.shape[1] == 1:
         hits = logits > 0  # a single class is named or not
     else:
         # The largest value instead of its index: finding the index takes several times as long where K is the outer dimension.
-        hits = (wanted & (logits == logits.amax(dim=1, keepdim=True))).any(dim=1, keepdim=True)
+        found = logits[:, : wanted.shape[1]] == logits.amax(dim=1, keepdim=True)
+        hits = (wanted & found).any(dim=1, keepdim=True)
     return (hits * counts).sum() / counts.sum().clamp(min=1)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dskd_mm.distillers.base import Distiller, HeadLoss, build
+from dskd_mm.distillers.base import Distiller, HeadLoss, build, main_classes
 from dskd_mm.features import ChannelAlign, Pyramid, per_location
 from dskd_mm.guidance import Target
 from dskd_mm.losses import LSHDistillLoss
@@ -156,9 +156,7 @@ def is_correct(logits: Tensor, target: Target) -> Tensor:
     Returns:
         Tensor: 1 or 0, (B, 1, 1) or (B, 1, M), float32; 0 without any class.
     """
-    probability = target.probability
-    wanted = (probability > 0) & (probability == probability.amax(dim=1, keepdim=True))
-    hits = wanted.gather(1, logits.argmax(dim=1, keepdim=True)).float()
+    hits = main_classes(target.probability).gather(1, logits.argmax(dim=1, keepdim=True)).float()
     return hits.flatten(2) if hits.ndim > 2 else hits[:, :, None]
 
 

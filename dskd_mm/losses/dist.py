@@ -18,8 +18,8 @@ class DISTLoss(LogitLoss):
 
     The M predictions of an image become rows like those of further images, as the authors do with pixels; rows of weight 0
     count in neither part. Independent classes are compared by their sigmoid probabilities. A batch of a single row has no
-    correlation within a class: that part is then the constant :math:`\gamma\tau^2`. With two classes only the relations within a
-    class teach: two numbers correlate by 1 or -1 whatever they are, so the rows have no gradient.
+    correlation within a class: that part is then the constant :math:`\gamma\tau^2`. With two classes only the relations within
+    a class teach: two numbers correlate by 1 or -1 whatever they are, so the rows have no gradient.
 
     Deviations: both parts are weighted by the annotations' weights and divided by their sum, in dense detection not by the
     number of foreground predictions, for a correlation does not grow with the number of predictions. What does not vary at all

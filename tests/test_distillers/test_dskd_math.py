@@ -559,6 +559,14 @@ def test_any_of_several_labels_is_a_hit_and_the_main_one_of_mixed_images():
     assert hit_rate(torch.tensor([[[2.0, -1.0, 3.0]]]), single) == 0.5
 
 
+def test_background_is_no_hit_but_it_can_be_mistaken_for_an_object():
+    classes, named = torch.tensor([2, 2, 2, 0, 1, 0]), torch.tensor([2, 2, 0, 0, 2, 1])  # 2 is the background
+    one_hot = torch.eye(3)
+    label = Target(one_hot[classes], background=True)
+    assert float(hit_rate(one_hot[named], label)) == pytest.approx(1 / 3)
+    assert float(hit_rate(one_hot[named], Target(one_hot[classes]))) == pytest.approx(3 / 6)
+
+
 # ---------------------------------------------------------------------------------------------- refusals
 
 
