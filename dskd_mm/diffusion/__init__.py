@@ -1,7 +1,8 @@
 """The diffusion core: a light denoiser, its schedule and guided sampling. Needs torch and the registry only."""
 
 from dskd_mm.diffusion.autoencoder import FeatureAutoEncoder
-from dskd_mm.diffusion.denoiser import DiffusionDenoiser, noise_prediction_loss
+from dskd_mm.diffusion.denoiser import DiffusionDenoiser, noise_prediction_loss, table_rows
+from dskd_mm.diffusion.levels import draw_like, mixing_weights, on_levels
 from dskd_mm.diffusion.noise_adapter import NoiseAdapter
 from dskd_mm.diffusion.sampler import TeacherGuidedSampler
 from dskd_mm.diffusion.schedule import DDIMSchedule
@@ -12,5 +13,9 @@ __all__ = [
     'FeatureAutoEncoder',
     'NoiseAdapter',
     'TeacherGuidedSampler',
+    'draw_like',
+    'mixing_weights',
     'noise_prediction_loss',
+    'on_levels',
+    'table_rows',
 ]

@@ -7,6 +7,9 @@ from dskd_mm.diffusion.schedule import DDIMSchedule, NoiseModel
 from dskd_mm.features.norm import build_norm
 from dskd_mm.registry import MODELS
 
+TABLE_ROWS = 1280
+"""Rows of a timestep table where none are given: those of DiffKD."""
+
 
 class Bottleneck(nn.Module):
     """1x1, 3x3, 1x1 residual block without a final activation (DiffKD, appendix).
@@ -55,7 +58,7 @@ class DiffusionDenoiser(nn.Module):
         ValueError: If ``kernel_size`` is neither 1 nor 3.
     """
 
-    def __init__(self, channels: int, kernel_size: int = 3, norm: str = 'BN', num_embeddings: int = 1280) -> None:
+    def __init__(self, channels: int, kernel_size: int = 3, norm: str = 'BN', num_embeddings: int = TABLE_ROWS) -> None:
         super().__init__()
         self.channels = channels
         self.time_embedding = nn.Embedding(num_embeddings, channels)
@@ -98,6 +101,28 @@ class DiffusionDenoiser(nn.Module):
             # Row indexing instead of a look-up: no index tensor has to be made on the device in every sampling step.
             embedding = self.time_embedding.weight[timestep][None]
         return self.layers(noisy + embedding[:, :, None, None].to(noisy.dtype))
+
+
+def table_rows(schedule: DDIMSchedule, given: int | None = None) -> int:
+    """How many timesteps a denoiser embeds for a schedule.
+
+    Args:
+        schedule (DDIMSchedule): The noise schedule.
+        given (int, optional): The ``num_embeddings`` that a config asks for. Defaults to None: 1280, or the schedule's length
+            if that is more.
+
+    Raises:
+        ValueError: If fewer are given than the schedule has.
+    """
+    length = schedule.num_train_steps
+    if given is None:
+        return max(TABLE_ROWS, length)
+    if given < length:
+        raise ValueError(
+            f'The denoiser embeds {given} timesteps, but the schedule has {length}: leave num_embeddings of the denoiser out, '
+            f'or set it to {length}, or take a smaller num_train_steps of the schedule.'
+        )
+    return given
 
 
 def noise_prediction_loss(

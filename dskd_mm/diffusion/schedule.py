@@ -73,6 +73,10 @@ class DDIMSchedule(nn.Module):
             )
         return [i * stride for i in reversed(range(steps))]
 
+    def draw_timesteps(self, count: int, generator: torch.Generator) -> Tensor:
+        """Random timesteps for training, (count, ), on the generator's device."""
+        return torch.randint(self.num_train_steps, (count,), generator=generator, device=generator.device)
+
     def _signal_and_noise(self, timestep: int | Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         alpha = self.alphas_cumprod[timestep].reshape(-1, *[1] * (like.ndim - 1))
         return alpha.sqrt(), (1 - alpha).sqrt()

@@ -12,7 +12,11 @@ from dskd_mm.diffusion import (
     FeatureAutoEncoder,
     NoiseAdapter,
     TeacherGuidedSampler,
+    draw_like,
+    mixing_weights,
     noise_prediction_loss,
+    on_levels,
+    table_rows,
 )
 from dskd_mm.diffusion.denoiser import mean_squared_error
 from dskd_mm.distillers.base import Distiller, HeadLoss, build, look_up, match_levels
@@ -73,9 +77,10 @@ class FeatureDiffusion(nn.Module):
         self.schedule = build(DDIMSchedule, schedule)
         self.sampler = build(TeacherGuidedSampler, dict(noise='adapter') | (sampler or {}))
         self.schedule.timesteps(self.sampler.steps, self.sampler.start)  # refuses what does not fit, before any training
-        rows = max(1280, self.schedule.num_train_steps)
         network = dict(kernel_size=kernel_size, norm=norm)
-        self.denoiser = build(DiffusionDenoiser, {**network, 'num_embeddings': rows, **(denoiser or {})}, channels=width)
+        denoiser = {**network, **(denoiser or {})}
+        rows = dict(num_embeddings=table_rows(self.schedule, denoiser.get('num_embeddings')))
+        self.denoiser = build(DiffusionDenoiser, {**denoiser, **rows}, channels=width)
         self.noise_adapter = None
         if self.sampler.noise == 'adapter':
             self.noise_adapter = build(NoiseAdapter, network, channels=width)
@@ -102,28 +107,19 @@ class FeatureDiffusion(nn.Module):
             latent, found['autoencoder'] = self.autoencoder(clean[..., None])
             clean = latent[..., 0].float()
         wanted = pyramid.unpack(clean)
-
-        def draw(like: Tensor) -> Tensor:
-            return torch.randn(like.shape, generator=generator, device=like.device)
-
         # One timestep for an image, whatever its level.
-        steps = torch.randint(self.schedule.num_train_steps, (len(clean),), generator=generator, device=clean.device)
-        diffs = [noise_prediction_loss(self.denoiser, self.schedule, level, draw(level), steps) for level in wanted]
+        steps = self.schedule.draw_timesteps(len(clean), generator)
+        diffs = [
+            noise_prediction_loss(self.denoiser, self.schedule, level, draw_like(level, generator), steps) for level in wanted
+        ]
         found['diff'] = torch.stack(diffs).sum()
         gamma = None
         if self.noise_adapter is not None:
-            gamma = pyramid.map(self._gamma, start)
+            gamma = mixing_weights(self.noise_adapter, pyramid, start)
             found['gamma'] = gamma.detach().sum() / max(gamma.numel(), 1)
-        refined = self.sampler(self._predict(pyramid), self.schedule, start, draw(start), gamma=gamma)
+        denoiser, noise = on_levels(self.denoiser, pyramid), draw_like(start, generator)
+        refined = self.sampler(denoiser, self.schedule, start, noise, gamma=gamma)
         return pyramid.unpack(per_location(self.output, refined).float()), wanted, found
-
-    def _predict(self, pyramid: Pyramid) -> Any:
-        """The denoiser on a packed pyramid, one for all levels."""
-        return lambda x, timestep: pyramid.map(lambda level: self.denoiser(level, timestep), x)
-
-    def _gamma(self, level: Tensor) -> Tensor:
-        assert self.noise_adapter is not None
-        return self.noise_adapter(level).expand(-1, 1, *level.shape[2:])
 
 
 @MODELS.register_module()
@@ -247,5 +243,5 @@ class DiffKDDistiller(Distiller):
                 f'loss_weights of the pair {name!r} expects weights of {PARTS} that are not negative, but got {loss_weights}.'
             )
         self.loss_weights[name] = weights
-        defaults = dict(kernel_size=3 if read.is_map else 1, norm=self.site.defaults.get('denoiser', {}).get('norm', 'BN'))
+        defaults = dict(kernel_size=3 if read.is_map else 1, norm=self.site.norm)
         self.pairs[name] = FeatureDiffusion(read.student_channels, read.teacher_channels, **{**defaults, **config})

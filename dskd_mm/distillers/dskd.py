@@ -12,7 +12,11 @@ from dskd_mm.diffusion import (
     FeatureAutoEncoder,
     NoiseAdapter,
     TeacherGuidedSampler,
+    draw_like,
+    mixing_weights,
     noise_prediction_loss,
+    on_levels,
+    table_rows,
 )
 from dskd_mm.distillers.base import Distiller, HeadLoss, build, main_classes
 from dskd_mm.distributed import mean_over_ranks
@@ -74,7 +78,8 @@ class DSKDDistiller(Distiller):
             Defaults to 0.
         align (dict, optional): Arguments of :class:`~dskd_mm.features.ChannelAlign`, φ. Defaults to None.
         denoiser (dict, optional): Arguments of :class:`~dskd_mm.diffusion.DiffusionDenoiser`. Its kernel size is 3 for maps and
-            1 for vectors unless given; a noise adapter takes the same norm. Defaults to None.
+            1 for vectors unless given, its norm that of the task's site, its table of timesteps long enough for the schedule; a
+            noise adapter takes the same norm. Defaults to None.
         schedule (dict, optional): Arguments of :class:`~dskd_mm.diffusion.DDIMSchedule`. Defaults to None.
         sampler (dict, optional): Arguments of :class:`~dskd_mm.diffusion.TeacherGuidedSampler`; ``scale=0`` turns guidance off.
             Those not named keep their default, or what the task's site advises. With ``noise='adapter'`` a
@@ -166,21 +171,15 @@ class DSKDDistiller(Distiller):
         if autoencoder is None and advised and advised['latent_channels'] < channels:
             autoencoder = advised
         if autoencoder:
-            self.autoencoder = build(FeatureAutoEncoder, autoencoder, channels=channels)
+            self.autoencoder = build(FeatureAutoEncoder, dict(norm=self.site.norm) | autoencoder, channels=channels)
             width = self.autoencoder.decoder.in_channels
         kernel = dict(kernel_size=3 if self.student_port.is_map else 1)
-        denoiser = {**advice.get('denoiser', {}), **(denoiser or {})}
+        denoiser = {**kernel, 'norm': self.site.norm, **advice.get('denoiser', {}), **(denoiser or {})}
         self.schedule = build(DDIMSchedule, schedule)
         self.sampler = build(TeacherGuidedSampler, {**advice.get('sampler', {}), **(sampler or {})})
         self.schedule.timesteps(self.sampler.steps, self.sampler.start)  # refuses what does not fit, before any training
-        self.denoiser = build(DiffusionDenoiser, {**kernel, **denoiser}, channels=width)
-        if isinstance(self.denoiser, DiffusionDenoiser):
-            rows, length = self.denoiser.time_embedding.num_embeddings, self.schedule.num_train_steps
-            if rows < length:
-                raise ValueError(
-                    f'The denoiser embeds {rows} timesteps, but the schedule has {length}: set '
-                    f'denoiser=dict(num_embeddings={length}), or a smaller num_train_steps of the schedule.'
-                )
+        rows = dict(num_embeddings=table_rows(self.schedule, denoiser.get('num_embeddings')))
+        self.denoiser = build(DiffusionDenoiser, {**denoiser, **rows}, channels=width)
         self.noise_adapter = None
         if self.sampler.noise == 'adapter':
             weights = self.loss_weights
@@ -194,8 +193,7 @@ class DSKDDistiller(Distiller):
                     "noise='adapter' has no loss to be trained by: the bits of a hash have no gradient. Set the loss weight "
                     "'virtual', or lsh=dict(magnitude=...), or noise='schedule'."
                 )
-            norm = {key: denoiser[key] for key in ('norm',) if key in denoiser}
-            self.noise_adapter = build(NoiseAdapter, {**kernel, **norm}, channels=width)
+            self.noise_adapter = build(NoiseAdapter, {**kernel, 'norm': denoiser['norm']}, channels=width)
 
     @property
     def samples(self) -> bool:
@@ -294,21 +292,17 @@ class DSKDDistiller(Distiller):
         scale = self._update_scale(prior)
         generator = self.noise_generator(aligned.device)
 
-        def draw() -> Tensor:
-            return torch.randn(prior.shape, generator=generator, device=prior.device)
-
-        def denoiser(x: Tensor, timestep: int | Tensor) -> Tensor:
-            return pyramid.map(lambda level: self.denoiser(level, timestep), x)
-
-        steps = torch.randint(self.schedule.num_train_steps, (len(prior),), generator=generator, device=prior.device)
+        denoiser = on_levels(self.denoiser, pyramid)
+        steps = self.schedule.draw_timesteps(len(prior), generator)
         losses['loss_dskd_diff'] = weights['diff'] * noise_prediction_loss(
-            denoiser, self.schedule, prior / scale, draw(), steps
+            denoiser, self.schedule, prior / scale, draw_like(prior, generator), steps
         )
         with torch.no_grad() if self.detach else nullcontext():
             start = start / scale
-            gamma = None if self.noise_adapter is None else pyramid.map(self._gamma, start)
+            gamma = None if self.noise_adapter is None else mixing_weights(self.noise_adapter, pyramid, start)
             guidance = judge.guidance(self.guidance_unit, scale, self.autoencoder)
-            denoised = self.sampler(denoiser, self.schedule, start, draw(), guidance, gamma) * scale
+            noise = draw_like(start, generator)
+            denoised = self.sampler(denoiser, self.schedule, start, noise, guidance, gamma) * scale
             if self.autoencoder is not None:
                 denoised = per_location(self.autoencoder.decode, denoised).float()
             opinion = pyramid.map(self.classifiers, denoised) if self.classifiers else None
@@ -329,10 +323,6 @@ class DSKDDistiller(Distiller):
         if gamma is not None:
             losses['dskd_gamma'] = gamma.detach().mean()
         return losses
-
-    def _gamma(self, level: Tensor) -> Tensor:
-        assert self.noise_adapter is not None
-        return self.noise_adapter(level).expand(-1, 1, *level.shape[2:])
 
     def _update_scale(self, prior: Tensor) -> Tensor:
         """Running standard deviation of the prior's features, a scalar."""

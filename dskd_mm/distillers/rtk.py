@@ -13,7 +13,7 @@ from dskd_mm.features import build_norm, find_module, match_space
 from dskd_mm.guidance import Target
 from dskd_mm.losses.base import check_weight
 from dskd_mm.registry import MODELS
-from dskd_mm.sites import NECK_SITES, ClassificationSite, Observed
+from dskd_mm.sites import NECK_SITES, Observed
 from dskd_mm.sites.neck import neck_levels
 
 
@@ -51,7 +51,8 @@ class RTKDistiller(Distiller):
         top_k (int): How many of the teacher's layers each layer of the student keeps, at least 2: a single one would have a
             weight of 1 whatever the attention, which nothing would then train. Defaults to 2.
         norm (str, optional): Norm of queries and keys: 'BN', 'SyncBN' or 'GN'. Defaults to None: 'BN' in classification, as in
-            AFD, and 'GN' elsewhere, where batches are small and a batch norm would see one vector for each image.
+            AFD, and 'GN' elsewhere, segmentation included: batches are small there, and a batch norm would see one vector for
+            each image, whatever the size of its maps.
         loss_weight (float): What the loss is multiplied with. Defaults to 200, as AFD's code does on CIFAR-100; a
             reconstruction.
         kwargs: Further arguments of :class:`Distiller`: site, distill_losses, noise_seed, data_preprocessor.
@@ -94,7 +95,7 @@ class RTKDistiller(Distiller):
                 f"there are, but got {found}. Name several: layers=dict(stage1=dict(student=dict(path='backbone.layer1', "
                 'channels=...), teacher=dict(path=..., channels=...)), stage2=...).'
             )
-        norm = norm or ('BN' if isinstance(self.site, ClassificationSite) else 'GN')
+        norm = norm or ('BN' if self.site.task == 'classification' else 'GN')
         self.attention = TeacherKeyAttention(*channels, embed_dims=embed_dims, top_k=top_k, norm=norm)
 
     @property

@@ -48,8 +48,9 @@ class SoKDDistiller(Distiller):
         student (dict | nn.Module): The student: a host's model.
         teacher (dict): ``dict(config=..., checkpoint=...)``, see :class:`~dskd_mm.teacher.FrozenTeacher`.
         search_iters (int): For how many iterations the policy is trained; 0 keeps its initial values. Defaults to 1000.
-        adapter (dict, optional): Arguments of :class:`FeatureAdapter`. Its norm is 'GN' at pyramids and 'BN' elsewhere unless
-            given, and it ends in a ReLU unless the site is a neck, whose features have both signs. Defaults to None.
+        adapter (dict, optional): Arguments of :class:`FeatureAdapter`. Its norm is what the site advises unless given ('GN' at
+            pyramids, 'BN' elsewhere), and it ends in a ReLU unless the site is a neck, whose features have both signs.
+            Defaults to None.
         augment (dict | False, optional): Arguments of :class:`~dskd_mm.features.FeatureAugmentation`; False leaves the
             teacher's feature as it is. Defaults to None.
         detector (dict, optional): Arguments of :class:`AreaDetector`. Defaults to None.
@@ -59,8 +60,7 @@ class SoKDDistiller(Distiller):
 
     Raises:
         ValueError: If the feature is a vector, which has no areas; if an argument is out of its range, or nothing would train
-        the
-            areas' heads.
+            the areas' heads.
     """
 
     default_sites = NECK_SITES
@@ -95,7 +95,7 @@ class SoKDDistiller(Distiller):
         self.search_iters = search_iters
         channels = self.teacher_port.channels
         advised = dict(
-            norm='GN' if self.student_port.is_pyramid else 'BN',
+            norm=self.site.norm,
             final_relu=bool(self.teacher_port.classifiers),
         )
         self.adapter = build(

@@ -276,6 +276,8 @@ class Site(ABC):
 
     task: ClassVar[str] = 'detection'
     """'classification' of images, 'segmentation' or 'detection': what methods go by whose papers have a setting for each."""
+    norm: ClassVar[str] = 'GN'
+    """The norm of what learns from the feature: 'BN' where a batch has enough vectors, 'GN' where few images share a device."""
     defaults: ClassVar[Mapping[str, Any]] = {}
     """What the task prefers for those arguments of DSKDDistiller that are not given; see docs/en/ablations.md."""
     vectors_per_image: int | None = None

@@ -34,6 +34,7 @@ class ClassificationSite(Site):
     """
 
     task = 'classification'
+    norm = 'BN'
     part = 'head'
 
     def __init__(

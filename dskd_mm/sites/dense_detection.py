@@ -33,10 +33,10 @@ class DenseDetectionSite(Site):
     """
 
     part = 'bbox_head'
-    # Few images on a device, and levels of a few locations: no batch statistics. No pooling averages the noise of locations
-    # out: from the middle of the schedule the denoised feature would be worse than the student's own, and the virtual teacher
-    # with it.
-    defaults = dict(temperature=1.0, denoiser=dict(norm='GN'), sampler=dict(start=0.1, scale=100.0))
+    norm = 'GN'  # few images on a device, and levels of a few locations: no batch statistics
+    # No pooling averages the noise of locations out: from the middle of the schedule the denoised feature would be worse than
+    # the student's own, and the virtual teacher with it.
+    defaults = dict(temperature=1.0, sampler=dict(start=0.1, scale=100.0))
 
     def __init__(
         self,

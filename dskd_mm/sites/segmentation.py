@@ -31,6 +31,7 @@ class SegmentationSite(Site):
     """
 
     task = 'segmentation'
+    norm = 'BN'
     # No pooling averages the noise of pixels out, see DenseDetectionSite.
     defaults = dict(sampler=dict(start=0.1, scale=100.0))
     part = 'decode_head'

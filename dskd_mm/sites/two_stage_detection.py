@@ -27,6 +27,7 @@ class TwoStageDetectionSite(Site):
         teacher_classifier (str): The same of the teacher. Defaults to 'fc_cls'.
     """
 
+    norm = 'BN'  # hundreds of proposals an image
     # Box heads end in 1024 channels, for which the denoiser of vectors would have 17 M parameters.
     defaults = dict(temperature=1.0, autoencoder=dict(latent_channels=256))
 

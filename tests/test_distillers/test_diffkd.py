@@ -221,6 +221,7 @@ def test_images_without_annotations(tmp_path, kind):
         ('gap', dict(logits=dict(distance=dict(type='dskd_mm.LSHDistillLoss', in_channels=5))), ['LogitLoss']),
         ('gap', dict(feature=dict(loss_weights=dict(ae=1.0))), ["'autoencoder'", "'ae'"]),
         ('gap', dict(feature=dict(sampler=dict(steps=600))), ['do not fit']),
+        ('gap', dict(feature=dict(denoiser=dict(num_embeddings=500))), ['embeds 500 timesteps', 'the schedule has 1000']),
         pytest.param('retinanet', dict(logits={}), ["'logits'", "only 'feature'"], marks=needs_mmdet),
     ],
 )

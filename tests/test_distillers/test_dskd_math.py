@@ -585,7 +585,10 @@ def test_background_is_no_hit_but_it_can_be_mistaken_for_an_object():
             dict(sampler=dict(noise='adapter'), detach=False, loss_weights=dict(virtual=0)),
             "no loss to be trained by.*'virtual'.*magnitude",
         ),
-        (dict(schedule=dict(num_train_steps=2000)), 'embeds 1280 timesteps, but the schedule has 2000'),
+        (
+            dict(schedule=dict(num_train_steps=2000), denoiser=dict(num_embeddings=1500)),
+            'embeds 1500 timesteps, but the schedule has 2000',
+        ),
         (dict(align=dict(kind='identity')), 'student has 16 and the teacher 24'),
     ],
 )

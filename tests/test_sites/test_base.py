@@ -10,7 +10,16 @@ from torch import Tensor, nn
 
 from dskd_mm.distributed import mean_over_ranks
 from dskd_mm.guidance import Target, target_cross_entropy
-from dskd_mm.sites import Observation, Port, Site
+from dskd_mm.sites import (
+    ClassificationSite,
+    DenseDetectionSite,
+    NeckSite,
+    Observation,
+    Port,
+    SegmentationSite,
+    Site,
+    TwoStageDetectionSite,
+)
 from dskd_mm.sites.base import location_classes, sample_stratified
 
 examples = settings(derandomize=True, deadline=None, max_examples=60)
@@ -18,6 +27,20 @@ examples = settings(derandomize=True, deadline=None, max_examples=60)
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize(
+    ('site', 'task', 'norm'),
+    [
+        (ClassificationSite, 'classification', 'BN'),
+        (SegmentationSite, 'segmentation', 'BN'),
+        (TwoStageDetectionSite, 'detection', 'BN'),
+        (DenseDetectionSite, 'detection', 'GN'),
+        (NeckSite, 'detection', 'GN'),
+    ],
+)
+def test_what_a_site_tells_methods(site, task, norm):
+    assert (site.task, site.norm) == (task, norm)
 
 
 # ------------------------------------------------------------------------------------------- stratified choice
