@@ -451,6 +451,25 @@ def main_classes(probability: Tensor) -> Tensor:
     return (probability > 0) & (probability == probability.amax(dim=1, keepdim=True))
 
 
+def read_weights(owner: str, defaults: Mapping[str, float], given: Mapping[str, float] | None) -> dict[str, float]:
+    """The weights of a method's losses.
+
+    Args:
+        owner (str): Whose they are, for the error.
+        defaults (Mapping[str, float]): All losses by name, with the weights of those that are not given.
+        given (Mapping[str, float], optional): What the config says.
+
+    Raises:
+        ValueError: If a loss of another name is given, or a negative weight.
+    """
+    weights = {**defaults, **(given or {})}
+    if set(weights) != set(defaults) or min(weights.values()) < 0:
+        raise ValueError(
+            f'loss_weights of {owner} expects weights of {sorted(defaults)} that are not negative, but got {dict(given or {})}.'
+        )
+    return weights
+
+
 def check_ports(student: Port, teacher: Port) -> None:
     """Verify that a teacher's classifier can judge what the student's predicts.
 

@@ -31,6 +31,7 @@ class ConfigurableDistiller(Distiller):
     ``ATLoss``                    maps
     ``CWDLoss``                   maps, and logits of segmenters and dense detectors with ``on='logits'``
     ``MGDLoss``                   maps, and vectors with ``mask='channel'``
+    ``BoxLoss``                   boxes of two detectors whose heads encode them alike
     ============================= =======================================================================
 
     Further modules are read by name, and a detector's neck is the site's feature with ``site=dict(type='dskd_mm.NeckSite')``:

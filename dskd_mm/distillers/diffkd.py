@@ -19,7 +19,7 @@ from dskd_mm.diffusion import (
     table_rows,
 )
 from dskd_mm.diffusion.denoiser import mean_squared_error
-from dskd_mm.distillers.base import Distiller, HeadLoss, build, look_up, match_levels
+from dskd_mm.distillers.base import Distiller, HeadLoss, build, look_up, match_levels, read_weights
 from dskd_mm.features import ChannelAlign, Pyramid, per_location
 from dskd_mm.guidance import Target
 from dskd_mm.losses import LogitLoss
@@ -237,11 +237,7 @@ class DiffKDDistiller(Distiller):
                 raise ValueError(f'distance of the pair {name!r} expects the config of a LogitLoss, but got {distance!r}.')
             loss.check(theirs.num_classes, theirs.sigmoid)
             self.distances[name] = loss
-        weights = {**dict.fromkeys(PARTS, 5.0 if self.site.task == 'detection' else 1.0), **(loss_weights or {})}
-        if set(weights) != set(PARTS) or min(weights.values()) < 0:
-            raise ValueError(
-                f'loss_weights of the pair {name!r} expects weights of {PARTS} that are not negative, but got {loss_weights}.'
-            )
-        self.loss_weights[name] = weights
+        weights = dict.fromkeys(PARTS, 5.0 if self.site.task == 'detection' else 1.0)
+        self.loss_weights[name] = read_weights(f'the pair {name!r}', weights, loss_weights)
         defaults = dict(kernel_size=3 if read.is_map else 1, norm=self.site.norm)
         self.pairs[name] = FeatureDiffusion(read.student_channels, read.teacher_channels, **{**defaults, **config})

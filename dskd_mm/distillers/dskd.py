@@ -18,11 +18,12 @@ from dskd_mm.diffusion import (
     on_levels,
     table_rows,
 )
-from dskd_mm.distillers.base import Distiller, HeadLoss, build, main_classes
+from dskd_mm.distillers.base import Distiller, HeadLoss, build, main_classes, read_weights
 from dskd_mm.distributed import mean_over_ranks
 from dskd_mm.features import ChannelAlign, Pyramid, per_location
 from dskd_mm.guidance import ClassifierJudge, HeadJudge, Judge, Target, TeacherClassifier
 from dskd_mm.losses import BoxLoss, KDLoss, LSHDistillLoss
+from dskd_mm.losses.base import check_temperature
 from dskd_mm.registry import MODELS
 from dskd_mm.sites import Observed
 
@@ -131,17 +132,12 @@ class DSKDDistiller(Distiller):
         ):
             if value not in known:
                 raise ValueError(f'{name} of DSKDDistiller must be one of {known}, but got {value!r}.')
-        unknown = set(loss_weights or {}) - {*LOSSES, 'box'}
-        if unknown:
-            raise ValueError(f'loss_weights of DSKDDistiller knows {sorted({*LOSSES, "box"})}, but got {sorted(unknown)}.')
-        self.loss_weights = {**LOSSES, **advice.get('loss_weights', {}), **(loss_weights or {})}
+        weights = {**LOSSES, **advice.get('loss_weights', {})}
         # Both are the teacher's own word: what is teacher-free without the one is so without the other.
-        self.loss_weights.setdefault('box', self.loss_weights['logit'])
-        if temperature <= 0 or warmup < 0 or min(self.loss_weights.values()) < 0:
-            raise ValueError(
-                'DSKDDistiller expects temperature > 0, warmup >= 0 and no negative loss weight, but got '
-                f'temperature={temperature}, warmup={warmup}, loss_weights={self.loss_weights}.'
-            )
+        weights.setdefault('box', {**weights, **(loss_weights or {})}['logit'])
+        self.loss_weights = read_weights(type(self).__name__, weights, loss_weights)
+        if warmup < 0:
+            raise ValueError(f'warmup of DSKDDistiller must not be negative, but got {warmup}.')
         if not self.teacher_port.classifiers and (
             target != 'label' or self.loss_weights['virtual'] or self.loss_weights['logit']
         ):
@@ -151,7 +147,7 @@ class DSKDDistiller(Distiller):
             )
         self.prior = prior
         self.target = target
-        self.temperature = temperature
+        self.temperature = check_temperature(self, temperature)
         self.imitation = KDLoss(temperature)
         self.box_imitation = BoxLoss()
         self.detach = detach

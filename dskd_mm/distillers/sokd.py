@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dskd_mm.diffusion.denoiser import mean_squared_error
-from dskd_mm.distillers.base import Distiller, HeadLoss, build
+from dskd_mm.distillers.base import Distiller, HeadLoss, build, read_weights
 from dskd_mm.features import ChannelAlign, FeatureAugmentation, build_norm
 from dskd_mm.guidance import Target
 from dskd_mm.registry import MODELS
@@ -78,13 +78,10 @@ class SoKDDistiller(Distiller):
     ) -> None:
         super().__init__(student, teacher, **kwargs)
         check_map(self.student_port, 'student')
-        unknown = set(loss_weights or {}) - set(LOSSES)
-        if unknown:
-            raise ValueError(f'loss_weights of SoKDDistiller knows {sorted(LOSSES)}, but got {sorted(unknown)}.')
-        weights = self.loss_weights = {**LOSSES, **(loss_weights or {})}
-        if search_iters < 0 or min(weights.values()) < 0 or not any(weights.values()):
+        weights = self.loss_weights = read_weights(type(self).__name__, LOSSES, loss_weights)
+        if search_iters < 0 or not any(weights.values()):
             raise ValueError(
-                'SoKDDistiller expects search_iters >= 0, no negative loss weight and a positive one, but got '
+                'SoKDDistiller expects search_iters >= 0 and a positive loss weight, but got '
                 f'search_iters={search_iters}, loss_weights={weights}.'
             )
         if weights['area'] and not weights['detection']:

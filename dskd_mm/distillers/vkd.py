@@ -7,12 +7,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
-from dskd_mm.distillers.base import Distiller, HeadLoss, build
+from dskd_mm.distillers.base import Distiller, HeadLoss, build, read_weights
 from dskd_mm.features import Pyramid
 from dskd_mm.guidance import Target
 from dskd_mm.losses import KDLoss
+from dskd_mm.losses.base import mean, standardize
 from dskd_mm.registry import MODELS
-from dskd_mm.sites import NECK_SITES, ClassificationSite, Observed, SegmentationSite
+from dskd_mm.sites import NECK_SITES, Observed
+
+EPSILON = 1e-5
+"""Added to the variance of what is standardised, as batch and layer norms do."""
 
 
 class OrthogonalProjection(nn.Module):
@@ -28,6 +32,9 @@ class OrthogonalProjection(nn.Module):
             first is about ten times as fast. Defaults to 'cayley'. PyTorch's choice for rectangular matrices, 'householder', is
             refused: it reads signs off the parameters' diagonal by rounding towards 0, so the first step of any weight decay
             turns P into zeros.
+
+    On an accelerator 'cayley' makes the host wait in every step: PyTorch's parametrization solves a linear system by
+    ``torch.linalg.solve``, which reports singular matrices to the host.
 
     Raises:
         ValueError: If the parametrization is another one.
@@ -98,7 +105,7 @@ class VkDDistiller(Distiller):
         **kwargs: Any,
     ) -> None:
         super().__init__(student, teacher, **kwargs)
-        detects = not isinstance(self.site, (ClassificationSite, SegmentationSite))
+        detects = self.site.task == 'detection'
         if normalization is None:
             normalization = 'standardize' if detects else 'layernorm'
         known = ('layernorm', 'standardize', 'whiten')
@@ -106,15 +113,11 @@ class VkDDistiller(Distiller):
             raise ValueError(f'normalization of VkDDistiller must be one of {known}, but got {normalization!r}.')
         has_logits = bool(self.teacher_port.classifiers)
         default = dict(feature=4.0 if detects else 1.0, logit=float(has_logits))
-        self.loss_weights = {**default, **(loss_weights or {})}
-        if set(self.loss_weights) != set(default) or min(self.loss_weights.values()) < 0:
-            raise ValueError(
-                f"loss_weights of VkDDistiller expects weights of 'feature' and 'logit', none negative, but got {loss_weights}."
-            )
+        self.loss_weights = read_weights(type(self).__name__, default, loss_weights)
         if self.loss_weights['logit'] and not has_logits:
             raise ValueError(f'{type(self.site).__name__} has no class logits: set loss_weights=dict(logit=0) of VkDDistiller.')
         self.normalization = normalization
-        self.pool = isinstance(self.site, ClassificationSite) if pool is None else pool
+        self.pool = self.site.task == 'classification' if pool is None else pool
         self.imitation = KDLoss(temperature)
         channels = dict(in_channels=self.student_port.channels, out_channels=self.teacher_port.channels)
         self.projector = build(OrthogonalProjection, projector, **channels)
@@ -146,7 +149,7 @@ class VkDDistiller(Distiller):
         with torch.autocast(device_type=theirs.device.type, enabled=False):
             theirs = theirs.float()
             if self.normalization == 'standardize':
-                return standardize(ours), standardize(theirs)
+                return standardize(ours, EPSILON), standardize(theirs, EPSILON)
             if self.normalization == 'whiten':
                 return ours, whiten(theirs)
             return ours, F.layer_norm(theirs.transpose(1, 2), theirs.shape[1:2]).transpose(1, 2)
@@ -154,14 +157,7 @@ class VkDDistiller(Distiller):
 
 def smooth_l1(ours: Tensor, theirs: Tensor) -> Tensor:
     """Smooth L1 distance, averaged over all elements; 0 and still in the graph without any (a batch without proposals)."""
-    return F.smooth_l1_loss(ours, theirs, reduction='sum') / max(ours.numel(), 1)
-
-
-def standardize(packed: Tensor, eps: float = 1e-5) -> Tensor:
-    """Zero mean and unit variance of each channel of (B, C, N) over all images and locations."""
-    mean = packed.mean(dim=(0, 2), keepdim=True)
-    centered = packed - mean
-    return centered * (centered.square().mean(dim=(0, 2), keepdim=True) + eps).rsqrt()
+    return mean(F.smooth_l1_loss(ours, theirs, reduction='none'))
 
 
 def whiten(packed: Tensor, shrinkage: float = 1e-3) -> Tensor:

@@ -172,6 +172,18 @@ def mean(values: Tensor) -> Tensor:
     return values.sum() / max(values.numel(), 1)
 
 
+def standardize(maps: Tensor, eps: float = 1e-8) -> Tensor:
+    """Bring each channel of maps (B, C, ...) to zero mean and unit variance over images and locations.
+
+    Args:
+        maps (Tensor): Of shape (B, C, ...).
+        eps (float): Added to the variance, which bounds the gradient of dead channels. Defaults to 1e-8.
+    """
+    dims = (0, *range(2, maps.ndim))
+    centered = maps - maps.mean(dim=dims, keepdim=True)
+    return centered / (centered.square().mean(dim=dims, keepdim=True) + eps).sqrt()
+
+
 def check_weight(owner: nn.Module, weight: float) -> float:
     """A loss's weight, if it can be one.
 

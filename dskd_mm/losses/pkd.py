@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dskd_mm.losses.base import AlignedFeatureLoss, mean
+from dskd_mm.losses.base import AlignedFeatureLoss, mean, standardize
 from dskd_mm.registry import MODELS
 
 
@@ -33,9 +33,3 @@ class PKDLoss(AlignedFeatureLoss):
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         """See :meth:`FeatureLoss.compare`."""
         return mean((standardize(student) - standardize(teacher)).square()) / 2
-
-
-def standardize(level: Tensor) -> Tensor:
-    """Bring each channel of a map (B, C, H, W) to zero mean and unit variance."""
-    level = level - level.mean(dim=(0, 2, 3), keepdim=True)
-    return level / (level.square().mean(dim=(0, 2, 3), keepdim=True) + 1e-8).sqrt()

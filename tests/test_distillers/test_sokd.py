@@ -167,9 +167,9 @@ def test_a_resumed_run_continues_alike(tmp_path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    'unknown_weight': (dict(loss_weights=dict(kd=1)), r"knows \['area', 'detection', 'feature'\], but got \['kd'\]"),
-    'no_weight': (dict(loss_weights=dict(feature=0, detection=0, area=0)), 'a positive one'),
-    'negative_weight': (dict(loss_weights=dict(feature=-1)), 'no negative loss weight'),
+    'unknown_weight': (dict(loss_weights=dict(kd=1)), r"weights of \['area', 'detection', 'feature'\].*got {'kd': 1}"),
+    'no_weight': (dict(loss_weights=dict(feature=0, detection=0, area=0)), 'a positive loss weight'),
+    'negative_weight': (dict(loss_weights=dict(feature=-1)), 'not negative'),
     'negative_search': (dict(search_iters=-1), 'search_iters >= 0'),
     'untrained_heads': (dict(loss_weights=dict(detection=0)), "learn from the loss 'detection' alone"),
     'no_areas': (dict(detector=dict(num_areas=0)), 'num_areas of AreaDetector must be at least 1'),

@@ -8,8 +8,9 @@ import torch
 from rival_checks import assert_behaves, assert_survives_nothing, needs_mmdet, needs_mmseg, rival_config
 from scipy.special import log_softmax, softmax
 
-from dskd_mm.distillers.vkd import OrthogonalProjection, smooth_l1, standardize, whiten
+from dskd_mm.distillers.vkd import OrthogonalProjection, smooth_l1, whiten
 from dskd_mm.guidance import Target
+from dskd_mm.losses.base import standardize
 from dskd_mm.sites import Observed
 from dskd_mm.testing import assert_refused, build_distiller, distiller_run_config, toy_runner
 from dskd_mm.utils.checkpoint import load_checkpoint_file
@@ -229,8 +230,8 @@ def test_images_without_objects(tmp_path, switches):
     ('spoil', 'words'),
     [
         (dict(normalization='batch'), ["'layernorm', 'standardize', 'whiten'", "'batch'"]),
-        (dict(loss_weights=dict(kd=1.0)), ["'feature' and 'logit'", "'kd'"]),
-        (dict(loss_weights=dict(feature=-1.0)), ['none negative']),
+        (dict(loss_weights=dict(kd=1.0)), ["'feature', 'logit'", "'kd'"]),
+        (dict(loss_weights=dict(feature=-1.0)), ['not negative']),
         (dict(temperature=0.0), ['temperature']),
     ],
 )
