@@ -19,6 +19,32 @@ EPSILON = 1e-5
 """Added to the variance of what is standardised, as batch and layer norms do."""
 
 
+class CayleyMap(nn.Module):
+    r"""PyTorch's parametrization by the Cayley map, :math:`B (I - A/2)^{-1} (I + A/2)`, A skew-symmetric, without its wait:
+    ``torch.linalg.solve`` tells the host whether the matrix is singular, which :math:`I - A/2` never is.
+
+    Args:
+        base (Tensor): B, an orthogonal matrix (n, n): where learning starts.
+    """
+
+    base: Tensor
+
+    def __init__(self, base: Tensor) -> None:
+        super().__init__()
+        self.register_buffer('base', base)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map any matrix to one of the same shape whose columns are orthonormal; its rows, if it is wide."""
+        if x.shape[0] < x.shape[1]:
+            return self.forward(x.mT).mT
+        size, columns = x.shape
+        lower = F.pad(x.tril(), (0, size - columns))
+        skew = lower - lower.mT
+        identity = torch.eye(size, dtype=x.dtype, device=x.device)
+        rotation = torch.linalg.solve_ex(identity - skew / 2, identity + skew / 2).result
+        return self.base @ rotation[:, :columns]
+
+
 class OrthogonalProjection(nn.Module):
     r"""A linear map P without bias whose columns stay orthonormal, :math:`P^\top P = I`; its rows, if it narrows.
 
@@ -32,9 +58,6 @@ class OrthogonalProjection(nn.Module):
             first is about ten times as fast. Defaults to 'cayley'. PyTorch's choice for rectangular matrices, 'householder', is
             refused: it reads signs off the parameters' diagonal by rounding towards 0, so the first step of any weight decay
             turns P into zeros.
-
-    On an accelerator 'cayley' makes the host wait in every step: PyTorch's parametrization solves a linear system by
-    ``torch.linalg.solve``, which reports singular matrices to the host.
 
     Raises:
         ValueError: If the parametrization is another one.
@@ -50,6 +73,9 @@ class OrthogonalProjection(nn.Module):
         self.linear = parametrizations.orthogonal(
             nn.Linear(in_channels, out_channels, bias=False), orthogonal_map=orthogonal_map
         )
+        if orthogonal_map == 'cayley':
+            maps: Any = self.linear.parametrizations
+            maps.weight[0] = CayleyMap(maps.weight[0].base)
 
     def forward(self, packed: Tensor) -> Tensor:
         """Map (B, in_channels, N) to (B, out_channels, N), in float32: in half precision P would not be orthogonal."""

@@ -7,6 +7,8 @@ import pytest
 import torch
 from rival_checks import assert_behaves, assert_survives_nothing, needs_mmdet, needs_mmseg, rival_config
 from scipy.special import log_softmax, softmax
+from torch import nn
+from torch.nn.utils import parametrizations
 
 from dskd_mm.distillers.vkd import OrthogonalProjection, smooth_l1, whiten
 from dskd_mm.guidance import Target
@@ -50,6 +52,22 @@ def test_projector_stays_orthonormal_while_it_learns(channels, wanted, optimizer
     gram = weight.T @ weight if wanted >= channels else weight @ weight.T
     torch.testing.assert_close(gram, torch.eye(min(channels, wanted)), rtol=0, atol=1e-5)
     assert (weight - before).abs().max() > 0.05 and min(losses) < losses[0]
+
+
+@pytest.mark.parametrize(('channels', 'wanted'), [(4, 9), (9, 4), (6, 6)])
+def test_cayley_map_is_that_of_pytorch(channels, wanted):
+    """In values and gradients; a checkpoint of the one is one of the other."""
+    ours = OrthogonalProjection(channels, wanted).linear
+    theirs = parametrizations.orthogonal(nn.Linear(channels, wanted, bias=False), orthogonal_map='cayley')
+    torch.nn.init.normal_(ours.parametrizations.weight.original)
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    factor = torch.randn(wanted, channels)
+    for linear in (ours, theirs):
+        (linear.weight * factor).sum().backward()
+    torch.testing.assert_close(ours.weight, theirs.weight)
+    first, second = (linear.parametrizations.weight.original.grad for linear in (ours, theirs))
+    assert first.abs().max() > 0
+    torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
 
 
 def test_projector_is_a_matrix_product_that_keeps_lengths():
