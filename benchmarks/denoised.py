@@ -23,6 +23,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from torch import Tensor
 
+from dskd_mm.diffusion.levels import on_levels
 from dskd_mm.distillers import DSKDDistiller
 from dskd_mm.distillers.dskd import hit_rate
 from dskd_mm.features import per_location
@@ -63,9 +64,7 @@ def measure(distiller: DSKDDistiller, data: dict, starts: list[float], scales: l
             accuracy=100 * float(hit_rate(logits, label)),
         )
 
-    def denoiser(x: Tensor, timestep: int) -> Tensor:
-        return pyramid.map(lambda level: distiller.denoiser(level, timestep), x)
-
+    denoiser = on_levels(distiller.denoiser, pyramid)
     found = {(None, None): quality(aligned)}
     sampler = distiller.sampler
     for sampler.start in starts:

@@ -28,7 +28,7 @@ class NeckSite(Site):
     """
 
     part = 'neck'
-    defaults = dict(target='label', denoiser=dict(norm='GN'), loss_weights=dict(virtual=0.0, logit=0.0))
+    defaults = dict(target='label', loss_weights=dict(virtual=0.0, logit=0.0))
 
     def __init__(self, channels: int | None = None, teacher_channels: int | None = None, vectors_per_image: int = 256) -> None:
         self.channels = channels
