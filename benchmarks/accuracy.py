@@ -294,6 +294,9 @@ VARIANTS = {
         'control: anchor at every location + logit loss (no diffusion)', {**NO_DIFFUSION, **LOCAL}
     ),
     # Rivals with other settings.
+    'diffkd-t1': Variant(
+        'DiffKD, temperature 1', {'model.pairs.logits.distance.temperature': '1'}, 'diffkd'
+    ),
     'kd-t1': Variant('KD, temperature 1', {'model.distill_losses.kd.temperature': '1'}, 'kd'),
     'logit-only': Variant(
         'control: logit loss alone (no anchor, no diffusion)', {**NO_DIFFUSION, 'model.loss_weights.anchor': '0'}
