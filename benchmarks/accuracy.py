@@ -12,6 +12,7 @@ again: a training that outlived it is waited for.
 
 import argparse
 import fcntl
+import hashlib
 import json
 import os
 import platform
@@ -26,6 +27,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from threading import Lock
 
+from mmengine.config import Config
 from mmengine.device import get_device
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -355,6 +357,12 @@ def run(args: argparse.Namespace, dataset: str, variant: str, seed: int) -> None
         fcntl.flock(log, fcntl.LOCK_EX)
         # Before the run: what is committed meanwhile is not what it ran.
         revision, start = commit(), time.time()
+        if variant != 'teacher':
+            try:
+                claim(work_dir, config, options)
+            except RuntimeError as error:
+                print(f'FAILED {name}: {error}', flush=True)
+                return
         code = subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, env=ENVIRONMENT).returncode
     if code:
         print(f'FAILED {name}, exit status {code}: see {work_dir / "train.log"}', flush=True)
@@ -390,6 +398,25 @@ def run(args: argparse.Namespace, dataset: str, variant: str, seed: int) -> None
         with LOCK, open(args.results, 'a') as file:
             file.write(json.dumps(record) + '\n')
         print(f'done  {name} on {part}: {record["value"]:.2f} in {seconds} s', flush=True)
+
+
+def claim(work_dir: Path, config: str, options: dict) -> None:
+    """Mark a folder as that of a config with options, so that no run of others is taken for one of these.
+
+    Raises:
+        RuntimeError: If it holds a run of others.
+    """
+    text = json.dumps([Config.fromfile(ROOT / config).to_dict(), options], sort_keys=True, default=str)
+    # Wherever the repository is.
+    found = hashlib.sha256(text.replace(str(ROOT), '').encode()).hexdigest()
+    mark = work_dir / 'config.sha256'
+    known = mark.read_text() if mark.exists() else None
+    if known != found and (known or (work_dir / 'last_checkpoint').exists()):
+        raise RuntimeError(
+            f'{work_dir} is expected to hold a run of {config} as it is now, but its run had another config. Remove the '
+            'folder, or give another --work-dir.'
+        )
+    mark.write_text(found)
 
 
 def evaluate(setting: Setting, config: str, work_dir: Path, epochs: int, split: str) -> float:

@@ -35,6 +35,21 @@ def test_setting_fits_its_configs(name):
     assert [(s.T_max, s.end) for s in schedulers(student) if s.type == 'CosineAnnealingLR'] == [(7, 7)]
 
 
+def test_a_folder_with_a_run_of_another_config_is_no_run_of_this_one(tmp_path):
+    config, options = accuracy.SETTINGS['cifar100-subset'].config('kd'), {'randomness.seed': 0}
+    accuracy.claim(tmp_path, config, options)
+    accuracy.claim(tmp_path, config, options)  # resumed
+    other = accuracy.SETTINGS['cifar100-subset'].config('fitnet')
+    for spoilt in ((config, {'randomness.seed': 1}), (other, options)):
+        with pytest.raises(RuntimeError, match=r'another config.*Remove the folder'):
+            accuracy.claim(tmp_path, *spoilt)
+    # One that nobody claimed, but that holds a run.
+    (tmp_path / 'config.sha256').unlink()
+    (tmp_path / 'last_checkpoint').write_text('epoch_1.pth')
+    with pytest.raises(RuntimeError, match='another config'):
+        accuracy.claim(tmp_path, config, options)
+
+
 @pytest.mark.parametrize('name', [name for name, setting in accuracy.SETTINGS.items() if setting.holdout])
 def test_holdout_judges_on_other_images_than_the_results(name):
     setting = accuracy.SETTINGS[name]
