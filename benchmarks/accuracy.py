@@ -296,10 +296,15 @@ VARIANTS = {
         'control: anchor at every location + logit loss (no diffusion)', {**NO_DIFFUSION, **LOCAL}
     ),
     # Rivals with other settings.
-    'diffkd-t1': Variant(
-        'DiffKD, temperature 1', {'model.pairs.logits.distance.temperature': '1'}, 'diffkd'
+    'diffkd-t4': Variant(
+        'DiffKD, temperature 4',
+        {
+            'model.pairs.logits.distance.type': 'dskd_mm.KDLoss',
+            'model.pairs.logits.distance.temperature': '4',
+        },
+        'diffkd',
     ),
-    'kd-t1': Variant('KD, temperature 1', {'model.distill_losses.kd.temperature': '1'}, 'kd'),
+    'kd-t4': Variant('KD, temperature 4', {'model.distill_losses.kd.temperature': '4'}, 'kd'),
     'logit-only': Variant(
         'control: logit loss alone (no anchor, no diffusion)', {**NO_DIFFUSION, 'model.loss_weights.anchor': '0'}
     ),
