@@ -74,6 +74,8 @@ class Distiller(BaseModel):
 
     default_sites: ClassVar[Mapping[str, str]] = SITES_BY_MODEL
     """The site by the student's class, where none is given."""
+    compares_with_teacher: ClassVar[bool] = False
+    """Whether the method itself always needs what the teacher makes of the images."""
     iteration: Tensor
     noise_seed: Tensor
 
@@ -115,7 +117,7 @@ class Distiller(BaseModel):
     @property
     def uses_teacher_forward(self) -> bool:
         """Whether training runs the whole teacher; otherwise only its classifier's weights are loaded."""
-        return len(self.distill_losses) > 0
+        return self.compares_with_teacher or len(self.distill_losses) > 0
 
     @property
     def readable(self) -> dict[str, Readable]:

@@ -171,6 +171,7 @@ class DiffKDDistiller(Distiller):
     """
 
     default_sites = NECK_SITES
+    compares_with_teacher = True
 
     def __init__(self, student: dict | nn.Module, teacher: dict, pairs: dict[str, dict] | None = None, **kwargs: Any) -> None:
         super().__init__(student, teacher, **kwargs)
@@ -183,11 +184,6 @@ class DiffKDDistiller(Distiller):
         self.loss_weights: dict[str, dict[str, float]] = {}
         for name, config in pairs.items():
             self._add_pair(name, **(config or {}))
-
-    @property
-    def uses_teacher_forward(self) -> bool:
-        """See :class:`Distiller`: always."""
-        return True
 
     def distill(
         self, student: Observed, teacher: Observed | None, target: Target | None, head_loss: HeadLoss

@@ -225,7 +225,7 @@ class DSKDDistiller(Distiller):
         """See :meth:`Distiller.load_teacher`."""
         super().load_teacher()
         if self.lsh is not None and self.classifiers:
-            self.lsh.set_std(torch.cat([classifier.weight.flatten() for classifier in self.classifiers]))
+            self.lsh.set_std(*[classifier.weight for classifier in self.classifiers])
 
     def distill(
         self, student: Observed, teacher: Observed | None, target: Target | None, head_loss: HeadLoss

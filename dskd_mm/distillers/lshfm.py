@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -69,6 +68,8 @@ class LSHFMDistiller(Distiller):
         ValueError: If ``beta`` is negative, ``unfold`` even, or ``correct_only`` has no meaning at the site.
     """
 
+    compares_with_teacher = True
+
     def __init__(
         self,
         student: dict | nn.Module,
@@ -105,16 +106,11 @@ class LSHFMDistiller(Distiller):
         lsh = dict(bits=advice.bits, bias=advice.bias, magnitude=1.0) | (lsh or {})
         self.lsh = build(LSHDistillLoss, lsh, in_channels=channels * unfold**2)
 
-    @property
-    def uses_teacher_forward(self) -> bool:
-        """See :class:`Distiller`: always."""
-        return True
-
     def load_teacher(self) -> None:
         """See :meth:`Distiller.load_teacher`."""
         super().load_teacher()
         if self.teacher.classifiers:
-            self.lsh.set_std(torch.cat([classifier.weight.flatten() for classifier in self.teacher.classifiers]))
+            self.lsh.set_std(*[classifier.weight for classifier in self.teacher.classifiers])
 
     def distill(
         self, student: Observed, teacher: Observed | None, target: Target | None, head_loss: HeadLoss

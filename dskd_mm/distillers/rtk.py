@@ -62,6 +62,7 @@ class RTKDistiller(Distiller):
     """
 
     default_sites = NECK_SITES
+    compares_with_teacher = True
 
     def __init__(
         self,
@@ -97,11 +98,6 @@ class RTKDistiller(Distiller):
             )
         norm = norm or ('BN' if self.site.task == 'classification' else 'GN')
         self.attention = TeacherKeyAttention(*channels, embed_dims=embed_dims, top_k=top_k, norm=norm)
-
-    @property
-    def uses_teacher_forward(self) -> bool:
-        """See :class:`Distiller`."""
-        return True
 
     def distill(
         self, student: Observed, teacher: Observed | None, target: Target | None, head_loss: HeadLoss

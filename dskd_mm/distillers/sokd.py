@@ -64,6 +64,7 @@ class SoKDDistiller(Distiller):
     """
 
     default_sites = NECK_SITES
+    compares_with_teacher = True
 
     def __init__(
         self,
@@ -100,11 +101,6 @@ class SoKDDistiller(Distiller):
         )
         self.augment = None if augment is False else build(FeatureAugmentation, augment)
         self.detector = build(AreaDetector, detector, channels=channels) if weights['detection'] else None
-
-    @property
-    def uses_teacher_forward(self) -> bool:
-        """See :class:`Distiller`."""
-        return True
 
     def load_teacher(self) -> None:
         """See :meth:`Distiller.load_teacher`.

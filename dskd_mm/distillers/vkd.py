@@ -118,6 +118,7 @@ class VkDDistiller(Distiller):
     """
 
     default_sites = NECK_SITES
+    compares_with_teacher = True
 
     def __init__(
         self,
@@ -147,11 +148,6 @@ class VkDDistiller(Distiller):
         self.imitation = KDLoss(temperature)
         channels = dict(in_channels=self.student_port.channels, out_channels=self.teacher_port.channels)
         self.projector = build(OrthogonalProjection, projector, **channels)
-
-    @property
-    def uses_teacher_forward(self) -> bool:
-        """See :class:`Distiller`: always."""
-        return True
 
     def distill(
         self, student: Observed, teacher: Observed | None, target: Target | None, head_loss: HeadLoss

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dskd_mm.guidance import Target
-from dskd_mm.losses.base import check_weight
+from dskd_mm.losses.base import check_temperature, check_weight
 from dskd_mm.registry import MODELS
 
 
@@ -34,9 +34,7 @@ class BoxLoss(nn.Module):
 
     def __init__(self, temperature: float = 10.0, loss_weight: float = 1.0) -> None:
         super().__init__()
-        if temperature <= 0:
-            raise ValueError(f'temperature of BoxLoss must be positive, but got {temperature}.')
-        self.temperature = temperature
+        self.temperature = check_temperature(self, temperature)
         self.loss_weight = check_weight(self, loss_weight)
 
     def forward(self, student: Tensor, teacher: Tensor, label: Target, kind: str) -> Tensor:

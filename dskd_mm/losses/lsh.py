@@ -62,10 +62,10 @@ class LSHDistillLoss(nn.Module):
         self.register_buffer('center', torch.zeros(bits))
         self.register_buffer('num_batches', torch.zeros((), dtype=torch.long))
 
-    def set_std(self, classifier_weight: Tensor) -> None:
+    def set_std(self, *classifier_weights: Tensor) -> None:
         """Take the standard deviation of the teacher's classification weights, unless ``std`` was given."""
         if self.std_from_teacher:
-            self.std.copy_(classifier_weight.std())
+            self.std.copy_(torch.cat([weight.flatten() for weight in classifier_weights]).std())
 
     def forward(self, feature: Tensor, target: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Compare two sets of vectors.
