@@ -13,6 +13,7 @@ from mmengine.registry import MODELS, DefaultScope
 
 from dskd_mm.testing.checks import reaches
 from dskd_mm.utils.config import load_config, model_config, student_config
+from dskd_mm.utils.synthetic import synthetic_batch
 
 FACTOR = 8
 WIDTHS = (
@@ -157,44 +158,8 @@ def narrow(width: Any) -> Any:
 
 
 def random_batch(cfg: Config) -> dict:
-    return {'mmpretrain': random_images, 'mmdet': random_scenes, 'mmseg': random_maps}[cfg.default_scope](cfg)
-
-
-def random_images(cfg: Config) -> dict:
-    """Four images."""
-    from mmpretrain.structures import DataSample
-
-    # The last map of an ImageNet model shall have more than one location.
-    size = 32 if cfg.model.student.backbone.type.startswith('dskd_mm.CIFAR') else 64
-    channels = cfg.model.student.backbone.get('in_channels', 3)
-    labels = torch.randint(cfg.data_preprocessor.num_classes, (4,)).tolist()
-    return dict(
-        inputs=[torch.randint(256, (channels, size, size), dtype=torch.uint8) for _ in labels],
-        data_samples=[DataSample().set_gt_label(label) for label in labels],
-    )
-
-
-def random_scenes(cfg: Config) -> dict:
-    """Two images, of 2 and 1 objects."""
-    from mmdet.testing import demo_mm_inputs
-
-    student = cfg.model.student
-    with_mask = 'mask_head' in (student.get('roi_head') or {})
-    num_classes = max(node['num_classes'] for node in nodes(student) if 'num_classes' in node)
-    batch = demo_mm_inputs(2, [[3, 96, 128], [3, 128, 96]], [2, 1], num_classes=max(num_classes, 2), with_mask=with_mask)
-    for sample in batch['data_samples']:
-        sample.gt_instances.labels %= num_classes
-    return batch
-
-
-def random_maps(cfg: Config) -> dict:
-    """Two images with label maps of which a part is ignored."""
-    from mmengine.structures import PixelData
-    from mmseg.structures import SegDataSample
-
-    size, samples = SEG_SIZE, []
-    for _ in range(2):
-        labels = torch.randint(cfg.model.student.decode_head.num_classes, (1, *size))
-        labels[:, :8] = 255
-        samples.append(SegDataSample(gt_sem_seg=PixelData(data=labels), metainfo=dict(img_shape=size, ori_shape=size)))
-    return dict(inputs=[torch.randint(256, (3, *size), dtype=torch.uint8) for _ in range(2)], data_samples=samples)
+    """Few small images: of CIFAR's size for its networks, else so large that the last map has several locations."""
+    if cfg.default_scope == 'mmpretrain':
+        size = 32 if cfg.model.student.backbone.type.startswith('dskd_mm.CIFAR') else 64
+        return synthetic_batch(cfg, 4, (size, size))
+    return synthetic_batch(cfg, 2, SEG_SIZE if cfg.default_scope == 'mmseg' else (96, 128))
