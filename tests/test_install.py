@@ -20,6 +20,8 @@ install = importlib.util.module_from_spec(spec)
 sys.modules['install'] = install  # typing.NamedTuple looks its module up
 spec.loader.exec_module(install)
 
+STACKS = [pytest.param(install.CURRENT, id='current'), pytest.param(install.LEGACY, id='legacy')]
+
 UNDEFINED_SYMBOL = (
     'Traceback (most recent call last):\n'
     'ImportError: mmcv/_ext.cpython-311-x86_64-linux-gnu.so: undefined symbol: _ZN3c10'
@@ -42,24 +44,29 @@ def assert_says(error, *words):
 
 
 @pytest.mark.parametrize(
-    ('pythons', 'words'),
+    ('stack', 'pythons', 'words'),
     [
-        ({}, ['3.10, 3.11 or 3.12 is needed', 'no Python', 'make env PYTHON=']),
-        ({'python3': interpreter((3, 13))}, ['is needed', 'python3.13 (/bin/python13)']),
-        ({'python3': interpreter((3, 8))}, ['is needed', 'python3.8']),
-        ({'python3': interpreter(makes_venvs=False)}, ['ensurepip', 'python3.11-venv', 'again']),
+        (install.CURRENT, {}, ['3.10, 3.11 or 3.12 is needed', 'no Python', "'make env PYTHON="]),
+        (install.CURRENT, {'python3': interpreter((3, 13))}, ['needed', 'python3.13 (/bin/python13)']),
+        (install.CURRENT, {'python3': interpreter((3, 8))}, ['is needed', 'python3.8']),
+        (install.CURRENT, {'python3': interpreter(makes_venvs=False)}, ['ensurepip', 'python3.11-venv', 'again']),
+        (
+            install.LEGACY,
+            {'python3': interpreter((3, 11))},
+            ['Python 3.10 is needed', 'python3.11', "'make env-legacy LEGACY_PYTHON=/path/to/python3.10'"],
+        ),
     ],
 )
-def test_no_usable_python(pythons, words):
+def test_no_usable_python(stack, pythons, words):
     with pytest.raises(install.InstallError) as error:
-        install.find_interpreter(['python3', 'python3.12'], pythons.get)
+        install.find_interpreter(['python3', 'python3.12'], stack, pythons.get)
     assert_says(error.value, *words)
 
 
 @pytest.mark.parametrize('unfit', [interpreter((3, 13)), interpreter(makes_venvs=False), None])
 def test_another_python_is_taken_when_the_first_is_unfit(unfit):
     pythons = {'python3': unfit, 'python3.12': interpreter((3, 12))}
-    found = install.find_interpreter(['python3', 'python3.12'], pythons.get)
+    found = install.find_interpreter(['python3', 'python3.12'], install.CURRENT, pythons.get)
     assert found.version == (3, 12)
 
 
@@ -74,7 +81,7 @@ def test_probe_knows_this_python_and_refuses_what_does_not_run(tmp_path):
 
 def test_no_compiler():
     with pytest.raises(install.InstallError) as error:
-        install.check_compiler(interpreter(), 'c++', which=lambda command: None)
+        install.check_compiler(interpreter(), 'c++', install.CURRENT, which=lambda command: None)
     assert_says(error.value, "'c++'", 'Debian or Ubuntu: g++', 'CXX', 'make env')
 
 
@@ -83,7 +90,7 @@ def test_old_compiler(tmp_path):
     compiler.write_text("#!/bin/sh\necho 'error: unrecognized option -std=c++17' >&2\nexit 1\n")
     compiler.chmod(0o755)
     with pytest.raises(install.InstallError) as error:
-        install.check_compiler(interpreter(), str(compiler))
+        install.check_compiler(interpreter(), str(compiler), install.CURRENT)
     assert_says(error.value, 'C++17', 'unrecognized option', 'g++ 9 or newer')
 
 
@@ -91,7 +98,7 @@ def test_no_python_headers(tmp_path, monkeypatch):
     monkeypatch.setattr(install, 'try_compiler', lambda compiler: None)
     python = interpreter((3, 12), header=tmp_path / 'Python.h')
     with pytest.raises(install.InstallError) as error:
-        install.check_compiler(python, 'c++', which=str)
+        install.check_compiler(python, 'c++', install.CURRENT, which=str)
     assert_says(error.value, f'{tmp_path}/Python.h does not exist', 'python3.12-dev')
 
 
@@ -107,7 +114,7 @@ def test_no_python_headers(tmp_path, monkeypatch):
 )
 def test_a_gpu_needs_nvcc(cuda, environ, found, fails):
     def check():
-        install.check_cuda_compiler(cuda, environ, {path: path for path in found}.get)
+        install.check_cuda_compiler(cuda, environ, install.CURRENT, {path: path for path in found}.get)
 
     if fails:
         with pytest.raises(install.InstallError) as error:
@@ -120,10 +127,10 @@ def test_a_gpu_needs_nvcc(cuda, environ, found, fails):
 def test_disk():
     needs = [(Path('/target'), 8 * install.GB), (Path('/tmp'), 3 * install.GB)]
     room = {Path('/target'): 9 * install.GB, Path('/tmp'): 3 * install.GB}
-    install.check_disk(needs, room.__getitem__)
+    install.check_disk(needs, install.CURRENT, room.__getitem__)
     room[Path('/tmp')] = install.GB // 2
     with pytest.raises(install.InstallError) as error:
-        install.check_disk(needs, room.__getitem__)
+        install.check_disk(needs, install.CURRENT, room.__getitem__)
     assert_says(error.value, 'about 3 GB free in /tmp', '0.5', 'TMPDIR', 'make env')
 
 
@@ -161,10 +168,16 @@ def test_child_environment_reaches_the_index_but_decides_itself_what_to_install(
         ('ERROR: ResolutionImpossible: for help visit', 'that constraints.txt allows'),
         ('csrc/x.cpp:1: error: no such thing\nlater words', 'no such thing'),
         ('something else.\n', "'something else'"),
+        ('a dict {as: python prints it} error: x', "{as: python prints it} error: x'"),
     ],
 )
 def test_explain_pip(log, words):
-    assert words in install.explain_pip(log)
+    assert words in install.explain_pip(log, install.CURRENT)
+
+
+def test_explain_pip_names_what_belongs_to_the_stack():
+    assert "'MAX_JOBS=1 make env-legacy'" in install.explain_pip('out of memory', install.LEGACY)
+    assert 'constraints-legacy.txt' in install.explain_pip('ResolutionImpossible', install.LEGACY)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +192,7 @@ def test_explain_pip(log, words):
     ],
 )
 def test_explain_ops(error, words):
-    explained = install.explain_ops(error)
+    explained = install.explain_ops(error, install.CURRENT)
     if words is None:
         assert explained is None
     else:
@@ -192,9 +205,9 @@ def test_explain_ops(error, words):
 class FakeInstaller(install.Installer):
     """Installs nothing: notes the calls of pip, and fails where told to."""
 
-    def __init__(self, root, ops_errors=(), fail_at=None):
+    def __init__(self, root, stack=install.CURRENT, ops_errors=(), fail_at=None):
         self.said = []
-        super().__init__(root, environ={}, say=self.said.append)
+        super().__init__(stack, root=root, environ={}, say=self.said.append)
         self.calls = []
         self.ops_errors = list(ops_errors)
         self.fail_at = fail_at
@@ -219,7 +232,7 @@ class FakeInstaller(install.Installer):
 @pytest.fixture
 def repo(tmp_path):
     (tmp_path / 'tools' / 'misc').mkdir(parents=True)
-    for name in ('constraints.txt', 'setup.py', 'tools/misc/install.py'):
+    for name in ('constraints.txt', 'constraints-legacy.txt', 'setup.py', 'tools/misc/install.py'):
         shutil.copy2(ROOT / name, tmp_path / name)
     return tmp_path
 
@@ -232,27 +245,35 @@ def calls_of(installer):
 ALL_STEPS = ['tools', 'torch', 'mmcv', 'packages']
 
 
-def test_second_run_does_nothing(repo):
-    assert calls_of(FakeInstaller(repo)) == ALL_STEPS
-    again = FakeInstaller(repo)
+@pytest.mark.parametrize('stack', STACKS)
+def test_second_run_does_nothing(repo, stack):
+    assert calls_of(FakeInstaller(repo, stack)) == ALL_STEPS
+    again = FakeInstaller(repo, stack)
     assert calls_of(again) == []
     assert again.said == []
+    assert [folder.name for folder in repo.glob('.venv*')] == [stack.venv], 'the other stack is not touched'
 
 
-def test_interrupted_run_goes_on_where_it_stopped(repo):
+@pytest.mark.parametrize('stack', STACKS)
+def test_interrupted_run_goes_on_where_it_stopped(repo, stack):
     with pytest.raises(install.InstallError):
-        FakeInstaller(repo, fail_at='mmcv').install()
-    assert calls_of(FakeInstaller(repo)) == ['mmcv', 'packages']
+        FakeInstaller(repo, stack, fail_at='mmcv').install()
+    assert calls_of(FakeInstaller(repo, stack)) == ['mmcv', 'packages']
 
 
-@pytest.mark.parametrize('name', ['constraints.txt', 'setup.py', '.venv/pyvenv.cfg'])
-def test_a_change_of_what_the_steps_depend_on_runs_them_again(repo, name):
-    FakeInstaller(repo).install()
+@pytest.mark.parametrize(
+    ('stack', 'name'),
+    [(param.values[0], name) for param in STACKS for name in (param.values[0].constraints, 'setup.py', 'pyvenv.cfg')],
+    ids=lambda value: getattr(value, 'venv', value),
+)
+def test_a_change_of_what_the_steps_depend_on_runs_them_again(repo, stack, name):
+    FakeInstaller(repo, stack).install()
+    name = f'{stack.venv}/{name}' if name == 'pyvenv.cfg' else name
     with (repo / name).open('r+') as file:
         text = file.read().replace('version = 3.11.7', 'version = 3.12.1')
         file.seek(0)
         file.write(text + '\n# changed\n')
-    changed = FakeInstaller(repo)
+    changed = FakeInstaller(repo, stack)
     changed.prepare = lambda: None
     assert calls_of(changed) == ALL_STEPS
 
@@ -262,7 +283,7 @@ def test_a_venv_whose_python_is_gone_is_made_anew(repo):
     first.install()
     first.python.unlink()
     first.python.symlink_to(repo / 'removed-python')
-    assert not first.is_done(install.STEPS[0])
+    assert not first.is_ready()
 
 
 def test_stale_operators_are_compiled_anew_once(repo):
@@ -277,7 +298,7 @@ def test_operators_that_stay_stale_end_with_the_mend(repo):
         installer.install()
     assert_says(error.value, 'undefined symbol', 'Remove .venv', 'install.log')
     assert installer.calls == ['tools', 'torch', 'mmcv', 'mmcv anew']
-    assert not installer.is_done(install.STEPS[2])
+    assert not installer.is_done(install.CURRENT.steps[2])
 
 
 def test_a_missing_system_library_is_no_reason_to_compile_anew(repo):
@@ -288,23 +309,24 @@ def test_a_missing_system_library_is_no_reason_to_compile_anew(repo):
     assert installer.calls[-1] == 'mmcv'
 
 
-def installer_with_pip(repo, script):
-    """An installer whose .venv/bin/python is a shell script."""
+def installer_with_pip(repo, script, stack=install.CURRENT):
+    """An installer whose environment's python is a shell script."""
     said = []
-    installer = install.Installer(repo, environ={'PATH': os.environ['PATH']}, say=said.append)
+    installer = install.Installer(stack, root=repo, environ={'PATH': os.environ['PATH']}, say=said.append)
     installer.python.parent.mkdir(parents=True)
     installer.python.write_text(f'#!/bin/sh\n{script}\n')
     installer.python.chmod(0o755)
     return installer, said
 
 
-def test_failing_pip_names_the_step_and_the_log(repo):
-    installer, _ = installer_with_pip(repo, 'echo NewConnectionError; exit 1')
+@pytest.mark.parametrize('stack', STACKS)
+def test_failing_pip_names_the_step_and_the_log(repo, stack):
+    installer, _ = installer_with_pip(repo, 'echo NewConnectionError; exit 1', stack)
     with pytest.raises(install.InstallError) as error:
         installer.pip('torch', ('torch',))
-    assert_says(error.value, "'torch' failed", 'Check the network', 'make env', 'install.log')
+    assert_says(error.value, "'torch' failed", 'Check the network', f"'{stack.make}'", 'install.log')
     log = installer.log.read_text()
-    assert '-m pip install -c constraints.txt torch' in log and 'NewConnectionError' in log
+    assert f'-m pip install -c {stack.constraints} torch' in log and 'NewConnectionError' in log
 
 
 def test_a_long_step_shows_how_far_it_is(repo, monkeypatch):
@@ -314,8 +336,8 @@ def test_a_long_step_shows_how_far_it_is(repo, monkeypatch):
     assert any('3 of 60 files compiled' in line for line in said)
 
 
-def run_installer(repo, **environ):
-    command = [sys.executable, 'tools/misc/install.py']
+def run_installer(repo, *args, **environ):
+    command = [sys.executable, 'tools/misc/install.py', *args]
     return subprocess.run(command, cwd=repo, env=environ, capture_output=True, text=True)
 
 
@@ -327,6 +349,18 @@ def test_no_compiler_ends_at_once_with_one_line(repo):
     assert done.stderr.startswith("make env: mmcv's operators are compiled at install")
     assert done.stderr.count('\n') == 1
     assert not (repo / '.venv').exists(), 'all checks come before the work'
+
+
+def test_the_legacy_stack_is_chosen_with_its_python(repo):
+    """The real program, offered a Python of a wrong version and nothing else."""
+    old = repo / 'python3.9'
+    old.write_text(f"""#!/bin/sh\necho '["{old}", [3, 9], true, "Python.h"]'\n""")
+    old.chmod(0o755)
+    done = run_installer(repo, '--legacy', '--python', str(old), PATH=str(repo))
+    assert done.returncode == 1
+    assert done.stderr.startswith('make env-legacy: Python 3.10 is needed'), done.stderr
+    assert str(old) in done.stderr
+    assert not (repo / '.venv-legacy').exists()
 
 
 # --- the package -------------------------------------------------------------------------------
@@ -364,21 +398,21 @@ def test_extras_never_mix_the_two_distributions(metadata):
     assert {distribution(requirement) for requirement in extras['all']} == ONEDL
 
 
-def pins():
-    lines = (ROOT / 'constraints.txt').read_text().splitlines()
+def pins(constraints):
+    lines = (ROOT / constraints).read_text().splitlines()
     return [line for line in lines if line and not line.startswith('#')]
 
 
-def test_constraints_are_exact_and_cover_what_make_env_installs(metadata):
+@pytest.mark.parametrize('stack', STACKS)
+def test_constraints_are_exact_and_cover_what_is_installed(metadata, stack):
     exact = re.compile(r"[\w-]+==[\w.]+(; python_version (<|>=) '3\.11')?")
-    assert [pin for pin in pins() if not exact.fullmatch(pin)] == []
-    pinned = {distribution(pin) for pin in pins()}
-    extras = metadata['extras_require']
-    asked = {
-        distribution(requirement)
-        for requirement in [*metadata['install_requires'], *extras['all'], *extras['dev']]
-    }
-    asked |= {name for step in install.STEPS[:2] for name in step.args}
+    constraints = pins(stack.constraints)
+    assert [pin for pin in constraints if not exact.fullmatch(pin)] == []
+    pinned = {distribution(pin) for pin in constraints}
+    extras = stack.extras.removeprefix('.[').removesuffix(']').split(',')
+    wishes = [*metadata['install_requires'], *(wish for extra in extras for wish in metadata['extras_require'][extra])]
+    asked = {stack.mmcv, *(distribution(wish) for wish in wishes)}
+    asked |= {name for step in stack.steps[:2] for name in step.args}
     assert asked <= pinned, f'without a pin: {sorted(asked - pinned)}'
 
 

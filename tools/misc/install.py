@@ -1,15 +1,17 @@
-"""Builds the environment in .venv, or brings it up to date.
+"""Builds the environment in .venv, or brings it up to date; with --legacy the one in .venv-legacy.
 
 It installs the versions of constraints.txt in the order they need: build tools, torch, mmcv
 (whose C++ operators are compiled against that torch), then the extras of setup.py and dskd_mm
 itself, editable. Each step leaves a stamp in .venv and is skipped while what it depends on stays
-the same, so a second run does nothing and an interrupted one goes on where it stopped.
+the same, so a second run does nothing and an interrupted one goes on where it stopped. The legacy
+environment holds OpenMMLab's own last releases, by constraints-legacy.txt, in the same way.
 
 Only the standard library is used, and no syntax newer than Python 3.7: this file must run under
 whatever `python3` is, to say what is wrong with it.
 """
 from __future__ import annotations
 
+import argparse
 import fcntl
 import hashlib
 import json
@@ -24,9 +26,6 @@ from pathlib import Path
 from typing import Callable, NamedTuple, Sequence
 
 ROOT = Path(__file__).resolve().parents[2]
-SUPPORTED = ((3, 10), (3, 11), (3, 12))
-AGAIN = "then run 'make env' again"
-
 GB = 1024**3
 VENV_BYTES = 8 * GB  # torch with its CUDA libraries is most of it
 TMP_BYTES = 3 * GB  # pip unpacks its downloads in the temporary folder
@@ -67,22 +66,67 @@ class Step(NamedTuple):
     args: tuple[str, ...]
 
 
-# --no-build-isolation: what has to be built is built with the pinned setuptools, and mmcv with the
-# torch it will run with. -v shows the compiler's progress in the log.
-MMCV_ARGS = ('-v', '--no-build-isolation', 'onedl-mmcv')
-STEPS = (
-    Step(
-        'tools',
-        'build tools',
-        ('pip', 'setuptools', 'wheel', 'ninja', 'psutil', 'packaging', 'click'),
-    ),
-    Step('torch', 'torch and torchvision', ('torch', 'torchvision', 'numpy')),
-    Step('mmcv', 'mmcv, compiled here (about 10 minutes on 2 cores)', MMCV_ARGS),
-    Step(
-        'packages',
-        'mmpretrain, mmdet, mmsegmentation, the test tools and dskd_mm itself',
-        ('--no-build-isolation', '-e', '.[all,dev]'),
-    ),
+class Stack(NamedTuple):
+    """A set of host packages that work together, and where it gets installed."""
+
+    make: str  # the call that builds it
+    python_variable: str  # what names the interpreter in that call
+    venv: str
+    constraints: str
+    pythons: tuple[tuple[int, int], ...]
+    mmcv: str
+    extras: str
+
+    @property
+    def again(self) -> str:
+        return f"then run '{self.make}' again"
+
+    @property
+    def choose_python(self) -> str:
+        major, minor = self.pythons[len(self.pythons) // 2]
+        return f"'{self.make} {self.python_variable}=/path/to/python{major}.{minor}'"
+
+    @property
+    def mmcv_args(self) -> tuple[str, ...]:
+        # --no-build-isolation: what has to be built is built with the pinned setuptools, and mmcv
+        # with the torch it will run with. -v shows the compiler's progress in the log.
+        return ('-v', '--no-build-isolation', self.mmcv)
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        return (
+            Step(
+                'tools',
+                'build tools',
+                ('pip', 'setuptools', 'wheel', 'ninja', 'psutil', 'packaging', 'click'),
+            ),
+            Step('torch', 'torch and torchvision', ('torch', 'torchvision', 'numpy')),
+            Step('mmcv', 'mmcv, compiled here (about 10 minutes on 2 cores)', self.mmcv_args),
+            Step(
+                'packages',
+                'mmpretrain, mmdet, mmsegmentation, the test tools and dskd_mm itself',
+                ('--no-build-isolation', '-e', self.extras),
+            ),
+        )
+
+
+CURRENT = Stack(
+    make='make env',
+    python_variable='PYTHON',
+    venv='.venv',
+    constraints='constraints.txt',
+    pythons=((3, 10), (3, 11), (3, 12)),
+    mmcv='onedl-mmcv',
+    extras='.[all,dev]',
+)
+LEGACY = Stack(
+    make='make env-legacy',
+    python_variable='LEGACY_PYTHON',
+    venv='.venv-legacy',
+    constraints='constraints-legacy.txt',
+    pythons=((3, 10),),
+    mmcv='mmcv',
+    extras='.[openmmlab-all,dev]',
 )
 
 
@@ -111,6 +155,7 @@ def probe_interpreter(command: str) -> Interpreter | None:
 
 def find_interpreter(
     candidates: Sequence[str],
+    stack: Stack,
     probe: Callable[[str], Interpreter | None] = probe_interpreter,
 ) -> Interpreter:
     """The first supported Python among the candidates that can make a virtual environment."""
@@ -119,26 +164,29 @@ def find_interpreter(
         python = probe(command)
         if python is None:
             continue
-        if python.version in SUPPORTED and python.makes_venvs:
+        if python.version in stack.pythons and python.makes_venvs:
             return python
         seen.append(python)
     for python in seen:
-        if python.version in SUPPORTED:
+        if python.version in stack.pythons:
             raise InstallError(
                 f'{python.name} ({python.executable}) cannot make virtual environments: it lacks '
                 f'the module venv or ensurepip. On Debian or Ubuntu install the package '
-                f'{python.name}-venv, {AGAIN}.'
+                f'{python.name}-venv, {stack.again}.'
             )
     found = ', '.join(f'{python.name} ({python.executable})' for python in seen)
+    *others, last = [f'{major}.{minor}' for major, minor in stack.pythons]
+    needed = f'{", ".join(others)} or {last}' if others else last
     raise InstallError(
-        f'Python 3.10, 3.11 or 3.12 is needed, and what was found is {found or "no Python"}. '
-        f"Install one of them and run 'make env PYTHON=/path/to/python3.11'."
+        f'Python {needed} is needed, and what was found is {found or "no Python"}. '
+        f'Install it and run {stack.choose_python}.'
     )
 
 
 def check_compiler(
     python: Interpreter,
     compiler: str,
+    stack: Stack,
     which: Callable[[str], str | None] = shutil.which,
 ) -> None:
     """Can mmcv's operators be compiled? Asked before the long downloads, not after."""
@@ -147,18 +195,18 @@ def check_compiler(
         raise InstallError(
             "mmcv's operators are compiled at install, and no C++ compiler was found (looked for "
             f"'{compiler}'). Install one (Debian or Ubuntu: g++; Fedora: gcc-c++) or name yours "
-            f'in CXX, {AGAIN}.'
+            f'in CXX, {stack.again}.'
         )
     complaint = try_compiler(compiler)
     if complaint is not None:
         raise InstallError(
             f"mmcv's operators are C++17, and '{compiler}' failed on a small C++17 program: "
-            f'{complaint}. Install g++ 9 or newer, or name another compiler in CXX, {AGAIN}.'
+            f'{complaint}. Install g++ 9 or newer, or name another compiler in CXX, {stack.again}.'
         )
     if not os.path.exists(python.header):
         raise InstallError(
             f"mmcv's operators are compiled with Python's C headers, and {python.header} does not "
-            f'exist. On Debian or Ubuntu install the package {python.name}-dev, {AGAIN}.'
+            f'exist. On Debian or Ubuntu install the package {python.name}-dev, {stack.again}.'
         )
 
 
@@ -173,6 +221,7 @@ def try_compiler(compiler: str) -> str | None:
 def check_cuda_compiler(
     cuda: str,
     environ: dict[str, str],
+    stack: Stack,
     which: Callable[[str], str | None] = shutil.which,
 ) -> None:
     """Where torch sees a GPU, mmcv compiles its CUDA operators too.
@@ -180,18 +229,20 @@ def check_cuda_compiler(
     Args:
         cuda: The CUDA version of the installed torch; empty if it sees no GPU.
         environ: The environment that mmcv is compiled in.
+        stack: The stack that is being installed.
     """
     homes = [environ.get('CUDA_HOME') or environ.get('CUDA_PATH') or '/usr/local/cuda']
     if cuda and not any(which(path) for path in ['nvcc', *(f'{home}/bin/nvcc' for home in homes)]):
         raise InstallError(
             "torch sees a GPU, so mmcv's CUDA operators are compiled, and CUDA's compiler nvcc "
-            f'was not found. Install the CUDA toolkit {cuda} and set CUDA_HOME, {AGAIN}; or '
-            "compile for the CPU only: 'CUDA_VISIBLE_DEVICES= make env'."
+            f'was not found. Install the CUDA toolkit {cuda} and set CUDA_HOME, {stack.again}; or '
+            f"compile for the CPU only: 'CUDA_VISIBLE_DEVICES= {stack.make}'."
         )
 
 
 def check_disk(
     needs: Sequence[tuple[Path, int]],
+    stack: Stack,
     free: Callable[[Path], int] = lambda folder: shutil.disk_usage(str(folder)).free,
 ) -> None:
     for folder, needed in needs:
@@ -200,20 +251,20 @@ def check_disk(
             raise InstallError(
                 f'The install needs about {needed / GB:.0f} GB free in {folder}, and there are '
                 f'{available / GB:.1f}. Free some (pip uses the folder TMPDIR for its downloads), '
-                f'{AGAIN}.'
+                f'{stack.again}.'
             )
 
 
 # --- what went wrong ---------------------------------------------------------------------------
 
-PIP_PROBLEMS = (
+PIP_PROBLEMS = (  # {make} and {constraints} are the stack's
     (
         r'No space left on device',
         'the disk is full. Free some space, or set TMPDIR to a folder with more',
     ),
     (
         r'Killed signal|fatal error: Killed|[Oo]ut of memory|Cannot allocate memory',
-        "the compiler ran out of memory. Compile fewer files at once, with 'MAX_JOBS=1 make env'",
+        "the compiler ran out of memory. Compile fewer files at once, with 'MAX_JOBS=1 {make}'",
     ),
     (
         r'NewConnectionError|NameResolutionError|ConnectTimeout|ReadTimeout|Read timed out'
@@ -223,17 +274,17 @@ PIP_PROBLEMS = (
     ),
     (
         r'No matching distribution found|ResolutionImpossible',
-        "pip found no release that constraints.txt allows. Check the network and pip's index "
+        "pip found no release that {constraints} allows. Check the network and pip's index "
         'settings, and the pins if you changed them',
     ),
 )
 
 
-def explain_pip(log: str) -> str:
+def explain_pip(log: str, stack: Stack) -> str:
     """The cause of a failed call of pip and its mend, from what pip printed."""
     for pattern, cause in PIP_PROBLEMS:
         if re.search(pattern, log):
-            return cause
+            return cause.format(make=stack.make, constraints=stack.constraints)
     errors = re.findall(r'^.*\berror:.*$', log, re.IGNORECASE | re.MULTILINE)
     return f"pip's last word was '{last_line(errors[-1] if errors else log)}'. Mend that"
 
@@ -245,21 +296,22 @@ if torch.cuda.is_available() and mmcv.ops.get_compiling_cuda_version() == 'not a
 """
 
 
-def explain_ops(error: str) -> InstallError | None:
+def explain_ops(error: str, stack: Stack) -> InstallError | None:
     """Why `import mmcv.ops` failed: None if compiling mmcv anew will help, else what will."""
     missing = re.search(r'(\S+): cannot open shared object file', error)
     if missing is not None and not re.match(r'lib(c10|torch)', missing[1]):
         packages = {'libGL.so.1': 'libgl1', 'libgthread-2.0.so.0': 'libglib2.0-0'}
         return InstallError(
             f"'import mmcv.ops' needs the system library {missing[1]}, which is missing. Install "
-            f'it (Debian or Ubuntu: {packages.get(missing[1], "see apt-file")}), {AGAIN}.'
+            f'it (Debian or Ubuntu: {packages.get(missing[1], "see apt-file")}), '
+            f'{stack.again}.'
         )
     # A wheel from pip's cache that was compiled for another torch, or without the operators.
     if re.search(r'undefined symbol|mmcv\._ext|libc10|libtorch', error):
         return None
     return InstallError(
-        f"'import mmcv.ops' failed, and not for stale operators: {last_line(error)}. Remove .venv, "
-        f'{AGAIN}.'
+        f"'import mmcv.ops' failed, and not for stale operators: {last_line(error)}. Remove "
+        f'{stack.venv}, {stack.again}.'
     )
 
 
@@ -311,6 +363,9 @@ class Installer:
     """Runs the steps that are not done yet.
 
     Args:
+        stack: What is installed.
+        python: The interpreter to make the environment with, if it is of a version that the stack supports; default: the
+            one that runs this.
         root: The repository.
         environ: The environment from which that of pip and the compilers is made.
         say: Prints a line.
@@ -318,35 +373,42 @@ class Installer:
 
     def __init__(
         self,
+        stack: Stack = CURRENT,
+        python: str = sys.executable,
         root: Path = ROOT,
         environ: dict[str, str] | None = None,
         say: Callable[[str], None] = lambda line: print(line, flush=True),
     ) -> None:
+        self.stack = stack
+        self.base_python = python
         self.root = root
         self.env = child_environment(dict(os.environ if environ is None else environ))
         self.say = say
-        self.venv = root / '.venv'
+        self.venv = root / stack.venv
         self.python = self.venv / 'bin' / 'python'
         self.stamps = self.venv / '.install'
         self.log = self.venv / 'install.log'
 
+    def is_ready(self) -> bool:
+        return all(self.is_done(step) for step in self.stack.steps)
+
     def install(self) -> None:
-        if all(self.is_done(step) for step in STEPS):
+        if self.is_ready():
             return
         began = time.monotonic()
         self.prepare()
-        for number, step in enumerate(STEPS, 1):
+        for number, step in enumerate(self.stack.steps, 1):
             if self.is_done(step):
                 continue
             step_began = time.monotonic()
-            self.say(f'[{number}/{len(STEPS)}] {step.title}')
+            self.say(f'[{number}/{len(self.stack.steps)}] {step.title}')
             if step.name == 'mmcv':
                 self.install_mmcv()
             else:
                 self.pip(step.name, step.args)
             self.mark_done(step)
             self.say(f'      done in {clock(time.monotonic() - step_began)}')
-        self.say(f'.venv is ready after {clock(time.monotonic() - began)}')
+        self.say(f'{self.stack.venv} is ready after {clock(time.monotonic() - began)}')
 
     # Stamps
 
@@ -354,8 +416,8 @@ class Installer:
         """What the steps depend on. pip is quick over what is right already: one key for all."""
         config = (self.venv / 'pyvenv.cfg').read_text()
         version = re.search(r'^version\s*=\s*(\S+)', config, re.MULTILINE)
-        parts = [version[1] if version else config, str(self.root), repr(STEPS)]
-        parts += [(self.root / name).read_text() for name in ('constraints.txt', 'setup.py')]
+        parts = [version[1] if version else config, str(self.root), repr(self.stack.steps)]
+        parts += [(self.root / name).read_text() for name in (self.stack.constraints, 'setup.py')]
         return hashlib.sha256('\n'.join(parts).encode()).hexdigest()
 
     def is_done(self, step: Step) -> bool:
@@ -370,52 +432,53 @@ class Installer:
     # Steps
 
     def prepare(self) -> None:
-        """Looks for all that the long steps need, then makes .venv unless there is one."""
+        """Looks for all that the long steps need, then makes the environment unless there is one."""
+        stack = self.stack
         python = probe_interpreter(str(self.python))
-        usable = python is not None and python.version in SUPPORTED and self.has('pip')
+        usable = python is not None and python.version in stack.pythons and self.has('pip')
         if python is None or not usable:
-            names = [f'python{major}.{minor}' for major, minor in reversed(SUPPORTED)]
-            python = find_interpreter([sys.executable, 'python3', *names])
-        if not self.has('onedl_mmcv'):
-            check_compiler(python, self.env.get('CXX') or 'c++')
+            names = [f'python{major}.{minor}' for major, minor in reversed(stack.pythons)]
+            python = find_interpreter([self.base_python, 'python3', *names], stack)
+        if not self.has(stack.mmcv):
+            check_compiler(python, self.env.get('CXX') or 'c++', stack)
         if not self.has('torch'):
-            check_disk([(self.root, VENV_BYTES), (Path(tempfile.gettempdir()), TMP_BYTES)])
+            check_disk([(self.root, VENV_BYTES), (Path(tempfile.gettempdir()), TMP_BYTES)], stack)
         if not usable:
-            self.say(f'making .venv with {python.name} ({python.executable})')
+            self.say(f'making {stack.venv} with {python.name} ({python.executable})')
             # --clear: half an environment, or one whose Python is gone, is of no use.
             command = [python.executable, '-m', 'venv', '--clear', str(self.venv)]
             complaint = run_quietly(command, env=self.env)
             if complaint is not None:
                 raise InstallError(
-                    f"Making .venv with {python.executable} failed: {last_line(complaint)}. Name "
-                    "another Python: 'make env PYTHON=/path/to/python3.11'."
+                    f'Making {stack.venv} with {python.executable} failed: {last_line(complaint)}. '
+                    f'Name another Python: {stack.choose_python}.'
                 )
 
     def has(self, distribution: str) -> bool:
-        pattern = f'lib/python*/site-packages/{distribution}-*.dist-info'
+        pattern = f'lib/python*/site-packages/{distribution.replace("-", "_")}-*.dist-info'
         return any(self.venv.glob(pattern))
 
     def install_mmcv(self) -> None:
         """Installs mmcv and checks its operators; compiles them anew, once, if they are stale."""
-        if not self.has('onedl_mmcv'):
-            check_cuda_compiler(self.visible_cuda(), self.env)
-        self.pip('mmcv', MMCV_ARGS)
+        if not self.has(self.stack.mmcv):
+            check_cuda_compiler(self.visible_cuda(), self.env, self.stack)
+        self.pip('mmcv', self.stack.mmcv_args)
         error = self.check_ops()
         if error is None:
             return
-        other_cause = explain_ops(error)
+        other_cause = explain_ops(error, self.stack)
         if other_cause is not None:
             raise other_cause
         self.say(f'      mmcv does not fit the installed torch: {last_line(error)}')
         self.say('      compiling it anew')
         fresh = ('--no-cache-dir', '--force-reinstall', '--no-deps')
-        self.pip('mmcv', (*fresh, *MMCV_ARGS))
+        self.pip('mmcv', (*fresh, *self.stack.mmcv_args))
         error = self.check_ops()
         if error is not None:
             raise InstallError(
                 "mmcv was compiled anew for the installed torch, and 'import mmcv.ops' still "
-                f'fails: {last_line(error)}. Remove .venv and unset CC, CXX, CFLAGS and LDFLAGS, '
-                f'{AGAIN}; the full log is {self.log}.'
+                f'fails: {last_line(error)}. Remove {self.stack.venv} and unset CC, CXX, CFLAGS and '
+                f'LDFLAGS, {self.stack.again}; the full log is {self.log}.'
             )
 
     def check_ops(self) -> str | None:
@@ -430,7 +493,7 @@ class Installer:
 
     def pip(self, name: str, args: Sequence[str]) -> None:
         """Runs `pip install` with its output in the log, and a sign of life from time to time."""
-        command = [str(self.python), '-m', 'pip', 'install', '-c', 'constraints.txt', *args]
+        command = [str(self.python), '-m', 'pip', 'install', '-c', self.stack.constraints, *args]
         began = time.monotonic()
         with self.log.open('a+b') as log:
             log.write(f'\n== {time.ctime()}: {" ".join(command)}\n'.encode())
@@ -454,8 +517,8 @@ class Installer:
                 raise
         if process.returncode != 0:
             raise InstallError(
-                f"The step '{name}' failed: {explain_pip(self.output(start))}, {AGAIN}; the full "
-                f'log is {self.log}.'
+                f"The step '{name}' failed: {explain_pip(self.output(start), self.stack)}, "
+                f'{self.stack.again}; the full log is {self.log}.'
             )
 
     def output(self, start: int) -> str:
@@ -479,6 +542,14 @@ def progress(log: str) -> str:
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(description='Builds .venv, or brings it up to date.')
+    parser.add_argument('--legacy', action='store_true', help="OpenMMLab's last releases, in .venv-legacy")
+    parser.add_argument('--python', default=sys.executable, help='the interpreter of the environment; default: this one')
+    args = parser.parse_args()
+    stack = LEGACY if args.legacy else CURRENT
+    installer = Installer(stack, args.python)
+    if installer.is_ready():
+        return 0
     lock = os.open(str(ROOT), os.O_RDONLY)
     try:
         try:
@@ -486,12 +557,12 @@ def main() -> int:
         except OSError:
             print('waiting for another install in this folder', flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
-        Installer().install()
+        installer.install()
     except InstallError as error:
-        print(f'make env: {error}', file=sys.stderr)
+        print(f'{stack.make}: {error}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nmake env: interrupted; 'make env' goes on from this step", file=sys.stderr)
+        print(f"\n{stack.make}: interrupted; '{stack.make}' goes on from this step", file=sys.stderr)
         return 130
     return 0
 
