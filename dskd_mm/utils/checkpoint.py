@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.dist import barrier, get_rank, is_distributed
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
 try:
@@ -25,17 +27,18 @@ else:
     CAN_LOAD_SAFELY = True
 
 STUDENT_PREFIX = 'student.'
-LOADING: dict[str, Any] = dict(map_location='cpu', weights_only=CAN_LOAD_SAFELY)
+LOADING: dict[str, Any] = dict(weights_only=CAN_LOAD_SAFELY)
 
 
-def load_checkpoint_file(path: str) -> dict[str, Any]:
-    """Read a checkpoint to the CPU without running any code in it.
+def load_checkpoint_file(path: str, map_location: Any = 'cpu') -> dict[str, Any]:
+    """Read a checkpoint without running any code in it.
 
     With OpenMMLab's last releases it is loaded as they load it themselves, which would run code: there mmengine's own
     checkpoints hold more than tensors, and torch cannot be told what else is harmless.
 
     Args:
         path (str): A file, or an http(s) address, which is downloaded once (by the first process).
+        map_location (Any): Where its tensors go, as in :func:`torch.load`. Defaults to 'cpu'.
 
     Returns:
         dict: The checkpoint.
@@ -44,6 +47,8 @@ def load_checkpoint_file(path: str) -> dict[str, Any]:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is truncated, or holds objects other than tensors and plain values.
     """
+    path = osp.expanduser(path)
+    loading = {**LOADING, 'map_location': map_location}
     is_address = path.startswith(('http://', 'https://'))
     if not is_address and not osp.isfile(path):
         raise FileNotFoundError(
@@ -51,7 +56,7 @@ def load_checkpoint_file(path: str) -> dict[str, Any]:
         )
     try:
         with _harmless_types():
-            checkpoint = _download(path) if is_address else torch.load(path, **LOADING)
+            checkpoint = _download(path, loading) if is_address else torch.load(path, **loading)
     except pickle.UnpicklingError as error:
         # torch's own text advises to load it anyway.
         found = re.search(r"GLOBAL (\S+)|but got <class '(\S+)'>", str(error))
@@ -61,7 +66,8 @@ def load_checkpoint_file(path: str) -> dict[str, Any]:
             ) from error
         raise ValueError(
             f'Expected tensors and plain values in the checkpoint {path!r}, but it holds a {found[1] or found[2]}, which is '
-            'not loaded because it could run code. If you trust whoever made the file, save its state_dict alone in a new one.'
+            'not loaded because it could run code. If you trust whoever made the file, save its state_dict alone in a new one: '
+            'docs/en/security.md has the line for it.'
         ) from error
     except (RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
         if is_address:
@@ -70,9 +76,9 @@ def load_checkpoint_file(path: str) -> dict[str, Any]:
             f'The checkpoint {path!r} ({osp.getsize(path)} bytes) is truncated or damaged ({error!r}). Copy it again, or use '
             'an older one.'
         ) from error
-    if not isinstance(checkpoint, Mapping):
+    if not isinstance(checkpoint, dict):
         raise ValueError(f'Expected a dict in the checkpoint {path!r}, but it holds a {type(checkpoint).__name__}.')
-    return dict(checkpoint)
+    return checkpoint  # itself, not a copy: a bare state dict carries its versions as an attribute
 
 
 def _harmless_types() -> AbstractContextManager:
@@ -80,15 +86,43 @@ def _harmless_types() -> AbstractContextManager:
         return nullcontext()
     # mmengine's list knows three of numpy's types, but metrics and best scores come in others as well, such as float32.
     dtypes = {type(np.dtype(code)) for code in np.typecodes['All'] if code != 'O'}
-    return safe_globals([*get_torch_safe_globals(), *dtypes])
+    # It also allows getattr, by which a file gets at any attribute of anything. Only its logs need that, for their own methods.
+    known = [harmless for harmless in get_torch_safe_globals() if harmless is not getattr]
+    return safe_globals([*known, _method_of_logs, *dtypes])
 
 
-def _download(address: str) -> Any:
+def _method_of_logs(owner: Any, name: str) -> Any:
+    """What pickles mean by getattr, for the methods of mmengine's log buffers alone."""
+    if owner is not HistoryBuffer or not isinstance(name, str) or name.startswith('_'):
+        raise pickle.UnpicklingError(f'GLOBAL getattr({getattr(owner, "__name__", "...")},{name!r})')
+    return getattr(owner, name)
+
+
+# The name under which torch looks it up.
+_method_of_logs.__module__, _method_of_logs.__qualname__, _method_of_logs.__name__ = 'builtins', 'getattr', 'getattr'
+
+
+def load_safely_everywhere() -> None:
+    """Let mmengine read checkpoints by :func:`load_checkpoint_file`: those of load_from, resume and init_cfg.
+
+    Its own loading falls back to running the code in a file that is not harmless. What is downloaded through a scheme of its
+    own (``torchvision://``, ``open-mmlab://``, ...) stays with it. With OpenMMLab's last releases nothing changes.
+    """
+    if CAN_LOAD_SAFELY:
+        CheckpointLoader.register_scheme(('', 'http://', 'https://'), load_from_file, force=True)
+
+
+def load_from_file(filename: str, map_location: Any = None) -> dict[str, Any]:
+    """:func:`load_checkpoint_file` as a loader of mmengine, which logs a part of this function's name."""
+    return load_checkpoint_file(filename, map_location)
+
+
+def _download(address: str, loading: dict[str, Any]) -> Any:
     if is_distributed() and get_rank() > 0:
         barrier()
-        return torch.hub.load_state_dict_from_url(address, **LOADING)
+        return torch.hub.load_state_dict_from_url(address, **loading)
     try:
-        return torch.hub.load_state_dict_from_url(address, **LOADING)
+        return torch.hub.load_state_dict_from_url(address, **loading)
     finally:
         # Also after an error, or the others would wait.
         if is_distributed():
