@@ -117,7 +117,7 @@ BELOW = {
     'distributed': set(),
     'features': {'registry', 'distributed'},
     'guidance': {'registry', 'features'},
-    'losses': {'registry', 'features', 'guidance'},
+    'losses': {'registry', 'distributed', 'features', 'guidance'},
     'diffusion': {'registry', 'features'},
     'backbones': {'registry'},
     'utils': {'registry'},

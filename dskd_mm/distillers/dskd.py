@@ -19,7 +19,7 @@ from dskd_mm.diffusion import (
     table_rows,
 )
 from dskd_mm.distillers.base import Distiller, HeadLoss, build, main_classes, read_weights
-from dskd_mm.distributed import mean_over_ranks
+from dskd_mm.distributed import std_over_ranks
 from dskd_mm.features import ChannelAlign, Pyramid, per_location
 from dskd_mm.guidance import ClassifierJudge, HeadJudge, Judge, Target, TeacherClassifier
 from dskd_mm.losses import BoxLoss, KDLoss, LSHDistillLoss
@@ -325,7 +325,7 @@ class DSKDDistiller(Distiller):
         if not self.normalize:
             return torch.ones_like(self.feature_std)
         with torch.no_grad():
-            batch = mean_over_ranks(prior.std().clamp(min=1e-6))
+            batch = std_over_ranks(prior).clamp(min=1e-6)
             # One batch that is not finite must not stay in the average for good.
             batch = torch.where(torch.isfinite(batch), batch, self.feature_std)
             first = (self.feature_std == 0).to(batch.dtype)

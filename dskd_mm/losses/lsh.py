@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dskd_mm.distributed import is_parallel, mean_over_ranks
 from dskd_mm.registry import MODELS
 
 
@@ -80,11 +81,13 @@ class LSHDistillLoss(nn.Module):
         """
         with torch.autocast(device_type=feature.device.type, enabled=False):
             feature, target = feature.float(), target.float()
+            weight = feature.new_ones(len(feature)) if weight is None else weight.float()
+            # Of the joined batch; without vectors of its own a process takes part, or the others would wait for it.
+            share = weight / mean_over_ranks(weight.sum()).clamp(min=1)
             if feature.shape[0] == 0:
                 if self.bias != 'zero':
-                    self._update_center(feature.new_zeros(0, len(self.projection)), feature.new_zeros(0))
+                    self._update_center(feature.new_zeros(0, len(self.projection)), weight)
                 return feature.sum() * 0, feature.new_zeros(())
-            weight = torch.ones_like(feature[:, 0]) if weight is None else weight.float()
             # One product for both sides: W is the expensive operand.
             projected = F.linear(torch.cat([feature, target]), self.projection) * self.std
             ours, theirs = projected.chunk(2)
@@ -93,7 +96,6 @@ class LSHDistillLoss(nn.Module):
                 ours, theirs = ours - self.center, theirs - self.center
             code = (theirs > 0).float()
             # Of each vector, averaged over those that count.
-            share = weight / weight.sum().clamp(min=1)
             loss = F.binary_cross_entropy_with_logits(ours, code, reduction='none').mean(dim=1) @ share
             if self.magnitude:
                 loss = loss + self.magnitude * (feature - target).square().mean(dim=1) @ share
@@ -104,21 +106,22 @@ class LSHDistillLoss(nn.Module):
     def _update_center(self, projected: Tensor, weight: Tensor) -> None:
         if not self.training:
             return
-        counts = weight > 0
-        has_vectors = counts.any().float()[None]
+        amount = weight.sum()[None]
         if len(projected) == 0:
             center = torch.zeros_like(self.center)
         elif self.bias == 'mean':
             center = weight @ projected / weight.sum().clamp(min=1e-12)
         else:
             # NaN marks what does not count: picking rows out would wait for the device.
-            center = torch.where(counts[:, None], projected, torch.nan).nanmedian(dim=0).values
-        center = torch.where(has_vectors > 0, center, 0.0)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            # Ranks must hash alike, so they share one centre; one without vectors takes part, or the others would wait for it.
-            shared = torch.cat([center, has_vectors])
+            center = torch.where(weight[:, None] > 0, projected, torch.nan).nanmedian(dim=0).values
+        center = torch.where(amount > 0, center, 0.0)
+        if is_parallel():
+            # Ranks must hash alike, so they share one centre, the joined batch's ('median': the mean of theirs); one without
+            # vectors takes part, or the others would wait for it.
+            shared = torch.cat([center * amount, amount])
             torch.distributed.all_reduce(shared)
-            center, has_vectors = shared[:-1] / shared[-1:].clamp(min=1), shared[-1:].clamp(max=1)
+            center, amount = shared[:-1] / shared[-1:].clamp(min=1e-12), shared[-1:]
+        has_vectors = (amount > 0).float()
         # One batch that is not finite must not stay in the average for good.
         center = torch.where(torch.isfinite(center), center, self.center)
         self.num_batches += has_vectors[0].long()

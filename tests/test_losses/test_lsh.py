@@ -276,6 +276,7 @@ def test_ranks_share_one_center_even_if_one_has_no_vectors(monkeypatch, masked):
         barrier.wait()
 
     monkeypatch.setattr(torch.distributed, 'is_initialized', lambda: True)
+    monkeypatch.setattr(torch.distributed, 'get_world_size', lambda: 2)
     monkeypatch.setattr(torch.distributed, 'all_reduce', all_reduce)
     vectors = torch.randn(4, 3)
 
