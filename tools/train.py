@@ -54,8 +54,9 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
         cfg.auto_scale_lr.enable = True
     if is_distiller_config(cfg):
         hooks = list(cfg.get('custom_hooks') or [])
-        if all(type_name(hook) != 'StudentExportHook' for hook in hooks):
-            cfg.custom_hooks = [*hooks, dict(type='dskd_mm.StudentExportHook')]
+        named = {type_name(hook) for hook in hooks}
+        missing = [name for name in ('StudentExportHook', 'CheckFiniteHook') if name not in named]
+        cfg.custom_hooks = [*hooks, *(dict(type=f'dskd_mm.{name}') for name in missing)]
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
     return cfg

@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -78,6 +78,9 @@ class Distiller(BaseModel):
     """Whether the method itself always needs what the teacher makes of the images."""
     iteration: Tensor
     noise_seed: Tensor
+    magnitudes: dict[str, Tensor] | None = None
+    """The largest absolute value of all that steps see, by what it is called: images, taps, losses. Whoever wants them puts an
+    empty dict here and empties it again, as :class:`~dskd_mm.hooks.CheckFiniteHook` does; with None nobody does."""
 
     def __init__(
         self,
@@ -170,9 +173,12 @@ class Distiller(BaseModel):
             self.load_teacher()
         self.site.check(data_samples, self.student_port.num_classes)
         with Observation(self.student, self.student_port, 'student') as seen:
+            self._note([('images', inputs)])
             losses = self.student(inputs, data_samples, mode='loss')
             features = seen.features
-            self._check_finite(features)
+            self._note(seen.captured)
+            if self.magnitudes is None:
+                self._check_finite(features)
             if self._is_first_step and self.student_port.is_pooled:
                 (path,) = self.student_port.classifiers
                 check_pooling(features[0], seen.logits[0], self.student.get_submodule(path))
@@ -192,7 +198,9 @@ class Distiller(BaseModel):
         check_names(losses, own, added)
         self._is_first_step = False
         self._tick()
-        return {**losses, **own, **added}
+        found = {**losses, **own, **added}
+        self._note(named_losses(found))
+        return found
 
     def val_step(self, data: Any) -> list:
         """The student's own."""
@@ -240,6 +248,7 @@ class Distiller(BaseModel):
         assert self.teacher.model is not None
         with torch.no_grad(), Observation(self.teacher.model, self.teacher_port, 'teacher') as seen:
             self.site.run_teacher(self.teacher, inputs, data_samples, student)
+            self._note(seen.captured)
             return Observed(
                 match_levels(seen.features, student.features),
                 self._pack(match_levels(seen.logits, student.logits)),
@@ -270,6 +279,17 @@ class Distiller(BaseModel):
         if not predictions:
             return None
         return Pyramid.pack([fold_anchors(level.float(), self.student_port.anchors) for level in predictions])
+
+    def _note(self, named: Iterable[tuple[str, Tensor]]) -> None:
+        """Add to :attr:`magnitudes`, without a read from the device."""
+        if self.magnitudes is None:
+            return
+        for name, value in named:
+            if value.numel() and value.is_floating_point():
+                # Of all norms this one cannot overflow, reads the tensor once, and keeps what is not a number.
+                largest = torch.linalg.vector_norm(value.detach(), float('inf'), dtype=torch.float32)
+                before = self.magnitudes.get(name)
+                self.magnitudes[name] = largest if before is None else torch.maximum(before, largest)
 
     def _check_finite(self, features: Sequence[Tensor]) -> None:
         for level, feature in enumerate(features):
@@ -314,6 +334,14 @@ class Distiller(BaseModel):
         # All of them: what does not fit is for the student to translate or for the loading to report.
         for key in keys:
             state_dict[prefix + STUDENT_PREFIX + key] = state_dict.pop(prefix + key)
+
+
+def named_losses(losses: Mapping[str, Tensor | Sequence[Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """What of a model's losses enters their sum, one by one: heads return lists where there are levels."""
+    for name, value in losses.items():
+        if 'loss' in name:
+            for level in [value] if isinstance(value, Tensor) else value:
+                yield f'loss {name!r}', level
 
 
 def check_names(student: Collection[str], method: Collection[str], added: Collection[str]) -> None:
@@ -536,6 +564,8 @@ def check_pooling(feature: Tensor, logits: Tensor, classifier: Any) -> None:
         ValueError: If they do not: the tap is not what the classifier sees.
     """
     with torch.no_grad():
+        if not bool(logits.isfinite().all()):
+            return  # nothing can be told, and another fault is to be reported
         # Not by calling the layer: it is tapped.
         expected = F.linear(feature.mean(dim=(2, 3)).float(), classifier.weight.float(), classifier.bias)
         if not torch.allclose(expected.float(), logits.float(), rtol=0.05, atol=0.05 * float(logits.abs().max()) + 1e-3):

@@ -181,6 +181,16 @@ class Observation:
         scales = self.port.box_scales or (1.0,) * len(values)
         return [value * scale for value, scale in zip(values, scales, strict=True)]
 
+    @property
+    def captured(self) -> list[tuple[str, Tensor]]:
+        """All tensors that the taps captured, each with the name of its tap and, if there are several, its number."""
+        found: list[tuple[str, Tensor]] = []
+        for tap in (*self.feature_taps, *self.layer_taps.values(), *self.logits_taps, *self.box_taps):
+            values = tap.values
+            names = [repr(tap)] if len(values) == 1 else [f'{tap!r}, number {i},' for i in range(len(values))]
+            found += zip(names, values, strict=True)
+        return found
+
     def calls(self, name: str) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
         """Positional and named arguments of the calls of a module of :attr:`Port.calls`."""
         return self.call_taps[name].calls
