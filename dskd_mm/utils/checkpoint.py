@@ -6,7 +6,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,24 +17,13 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
-try:
-    from mmengine.runner.checkpoint import get_torch_safe_globals
-    from torch.serialization import safe_globals
-except ImportError:
-    # OpenMMLab's last releases: mmengine knows no list of harmless types, and its torch can allow none.
-    CAN_LOAD_SAFELY = False
-else:
-    CAN_LOAD_SAFELY = True
+from dskd_mm.utils.legacy import LOADING, get_torch_safe_globals, safe_globals
 
 STUDENT_PREFIX = 'student.'
-LOADING: dict[str, Any] = dict(weights_only=CAN_LOAD_SAFELY)
 
 
 def load_checkpoint_file(path: str, map_location: Any = 'cpu') -> dict[str, Any]:
     """Read a checkpoint without running any code in it.
-
-    With OpenMMLab's last releases it is loaded as they load it themselves, which would run code: there mmengine's own
-    checkpoints hold more than tensors, and torch cannot be told what else is harmless.
 
     Args:
         path (str): A file, or an http(s) address, which is downloaded once (by the first process).
@@ -56,16 +45,17 @@ def load_checkpoint_file(path: str, map_location: Any = 'cpu') -> dict[str, Any]
         )
     try:
         with _harmless_types():
-            checkpoint = _download(path, loading) if is_address else torch.load(path, **loading)
+            checkpoint = _download(path, map_location) if is_address else torch.load(path, **loading)
     except pickle.UnpicklingError as error:
         # torch's own text advises to load it anyway.
-        found = re.search(r"GLOBAL (\S+)|but got <class '(\S+)'>", str(error))
+        found = re.search(r"GLOBAL (\S+)|Unsupported class (\S+)|but got <class '(\S+)'>", str(error))
         if found is None:
             raise ValueError(
                 f'Expected a checkpoint of torch in {path!r}, but it is damaged or something else. Copy it again.'
             ) from error
+        name = next(name for name in found.groups() if name)
         raise ValueError(
-            f'Expected tensors and plain values in the checkpoint {path!r}, but it holds a {found[1] or found[2]}, which is '
+            f'Expected tensors and plain values in the checkpoint {path!r}, but it holds a {name}, which is '
             'not loaded because it could run code. If you trust whoever made the file, save its state_dict alone in a new one: '
             'docs/en/security.md has the line for it.'
         ) from error
@@ -82,8 +72,6 @@ def load_checkpoint_file(path: str, map_location: Any = 'cpu') -> dict[str, Any]
 
 
 def _harmless_types() -> AbstractContextManager:
-    if not CAN_LOAD_SAFELY:
-        return nullcontext()
     # mmengine's list knows three of numpy's types, but metrics and best scores come in others as well, such as float32.
     dtypes = {type(np.dtype(code)) for code in np.typecodes['All'] if code != 'O'}
     # It also allows getattr, by which a file gets at any attribute of anything. Only its logs need that, for their own methods.
@@ -106,10 +94,9 @@ def load_safely_everywhere() -> None:
     """Let mmengine read checkpoints by :func:`load_checkpoint_file`: those of load_from, resume and init_cfg.
 
     Its own loading falls back to running the code in a file that is not harmless. What is downloaded through a scheme of its
-    own (``torchvision://``, ``open-mmlab://``, ...) stays with it. With OpenMMLab's last releases nothing changes.
+    own (``torchvision://``, ``open-mmlab://``, ...) stays with it.
     """
-    if CAN_LOAD_SAFELY:
-        CheckpointLoader.register_scheme(('', 'http://', 'https://'), load_from_file, force=True)
+    CheckpointLoader.register_scheme(('', 'http://', 'https://'), load_from_file, force=True)
 
 
 def load_from_file(filename: str, map_location: Any = None) -> dict[str, Any]:
@@ -117,12 +104,15 @@ def load_from_file(filename: str, map_location: Any = None) -> dict[str, Any]:
     return load_checkpoint_file(filename, map_location)
 
 
-def _download(address: str, loading: dict[str, Any]) -> Any:
+def _download(address: str, map_location: Any) -> Any:
+    def load() -> Any:
+        return torch.hub.load_state_dict_from_url(address, map_location=map_location, weights_only=True)
+
     if is_distributed() and get_rank() > 0:
         barrier()
-        return torch.hub.load_state_dict_from_url(address, **loading)
+        return load()
     try:
-        return torch.hub.load_state_dict_from_url(address, **loading)
+        return load()
     finally:
         # Also after an error, or the others would wait.
         if is_distributed():

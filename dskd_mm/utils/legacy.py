@@ -1,0 +1,67 @@
+"""What OpenMMLab's last releases (torch 2.1, mmengine 0.10.7) lack of what the current stack has: the one place for it.
+
+``safe_globals`` and ``get_torch_safe_globals`` are those of torch and mmengine where there are such, and do the same elsewhere.
+``LOADING`` are the options with which :func:`torch.load` heeds them.
+"""
+
+import pickle
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import IO, Any
+
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer
+
+LOADING: dict[str, Any]
+
+try:
+    from mmengine.runner.checkpoint import get_torch_safe_globals
+    from torch.serialization import safe_globals
+except ImportError:
+    # torch 2.1 has weights_only, but one can allow it nothing: not even the logs in each of mmengine's own checkpoints.
+    _allowed: dict[str, Any] = {}
+
+    class HarmlessPickle:
+        """Of the module ``pickle`` what :func:`torch.load` uses of it, for tensors and the types that are allowed."""
+
+        class Unpickler(pickle.Unpickler):
+            """Knows the names that torch's weights_only knows, and those of ``safe_globals``."""
+
+            def find_class(self, module: str, name: str) -> Any:
+                full = f'{module}.{name}'.replace('__builtin__.', 'builtins.').replace('numpy._core.', 'numpy.core.')
+                known = torch._weights_only_unpickler._get_allowed_globals()
+                if full in known:
+                    return known[full]
+                if full in _allowed:
+                    return _allowed[full]
+                raise pickle.UnpicklingError(f'GLOBAL {full} is neither a tensor nor a plain value')
+
+        @classmethod
+        def load(cls, file: IO[bytes], **options: Any) -> Any:
+            return cls.Unpickler(file, **options).load()
+
+    LOADING = dict(pickle_module=HarmlessPickle)
+
+    def get_torch_safe_globals() -> list[Callable]:
+        arrays = np.core.multiarray  # type: ignore[attr-defined]
+        return [slice, arrays._reconstruct, arrays.scalar, np.ndarray, np.dtype, HistoryBuffer]
+
+    @contextmanager  # type: ignore[no-redef]
+    def safe_globals(allowed: list[Callable]) -> Iterator[None]:
+        before = dict(_allowed)
+        _allowed.update({f'{item.__module__}.{item.__qualname__}': item for item in allowed})
+        # How Python writes bytes in the pickle protocol that torch uses.
+        _allowed['_codecs.encode'] = _encode
+        try:
+            yield
+        finally:
+            _allowed.clear()
+            _allowed.update(before)
+
+    def _encode(text: str, encoding: str) -> bytes:
+        if encoding != 'latin1':
+            raise pickle.UnpicklingError(f'GLOBAL _codecs.encode({encoding!r})')
+        return text.encode(encoding)
+else:
+    LOADING = dict(weights_only=True)
