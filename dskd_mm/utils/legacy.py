@@ -35,7 +35,7 @@ except ImportError:
                     return known[full]
                 if full in _allowed:
                     return _allowed[full]
-                raise pickle.UnpicklingError(f'GLOBAL {full} is neither a tensor nor a plain value')
+                raise pickle.UnpicklingError(f'GLOBAL {full.removeprefix("builtins.")} is neither a tensor nor a plain value')
 
         @classmethod
         def load(cls, file: IO[bytes], **options: Any) -> Any:
