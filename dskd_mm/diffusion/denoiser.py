@@ -16,13 +16,14 @@ class Bottleneck(nn.Module):
 
     Args:
         channels (int): Width C of input and output.
-        reduction (int): The inner width is C // reduction, at least 1. Defaults to 4.
+        reduction (int): The inner width is C // reduction, at least 2: of one channel at one location a norm leaves nothing.
+            Defaults to 4.
         norm (str): See :func:`dskd_mm.features.norm.build_norm`. Defaults to 'BN'.
     """
 
     def __init__(self, channels: int, reduction: int = 4, norm: str = 'BN') -> None:
         super().__init__()
-        mid = max(channels // reduction, 1)
+        mid = max(channels // reduction, 2)
         self.layers = nn.Sequential(
             nn.Conv2d(channels, mid, 1, bias=False),
             build_norm(norm, mid),

@@ -1,0 +1,538 @@
+"""What every one of several processes checks, in one start of all of them: see test_many_processes.py.
+
+Started by torchrun; writes for each process a JSON file of {name of the check: None or what went wrong}.
+"""
+
+import argparse
+import copy
+import datetime
+import functools
+import json
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import ConfigDict
+from mmengine.hooks import Hook
+from mmengine.model import MMDistributedDataParallel, convert_sync_batchnorm
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+
+from dskd_mm.distributed import std_over_ranks
+from dskd_mm.hooks import CheckFiniteHook
+from dskd_mm.optim import BF16OptimWrapper
+from dskd_mm.testing import (
+    DENSE_CLASSES,
+    DENSE_SIZE,
+    DETECTORS,
+    SEGMENTORS,
+    build_distiller,
+    classifier_config,
+    dense_distiller_config,
+    detection_batch,
+    distiller_run_config,
+    random_batch,
+    random_boxes,
+    random_teacher,
+    segmentation_batch,
+)
+from dskd_mm.utils.checkpoint import load_checkpoint_file
+from dskd_mm.utils.command_line import build_runner
+
+IGNORED = 255
+FOLDER = Path()
+"""Where a process writes what it needs for itself."""
+RANK, WORLD = 0, 1
+
+KD, DKD, DIST = dict(type='dskd_mm.KDLoss'), dict(type='dskd_mm.DKDLoss'), dict(type='dskd_mm.DISTLoss')
+FITNET, AT, PKD = dict(type='dskd_mm.FitNetLoss'), dict(type='dskd_mm.ATLoss'), dict(type='dskd_mm.PKDLoss')
+CWD, MGD, BOX = dict(type='dskd_mm.CWDLoss'), dict(type='dskd_mm.MGDLoss'), dict(type='dskd_mm.BoxLoss')
+VECTORS = dict(**MGD, mask='channel')
+MAP = dict(
+    feature=dict(path='backbone', channels=16),
+    teacher_feature=dict(path='backbone', channels=24),
+)
+STAGES = {
+    name: dict(student=dict(path=f'backbone.{name}', channels=width), teacher=dict(path=f'backbone.{name}', channels=wide))
+    for name, width, wide in (('layer1', 4, 6), ('layer2', 8, 12))
+}
+NECK = dict(type='dskd_mm.NeckSite')
+
+# name: (method, kind of the student, switches)
+SETTINGS: dict[str, tuple[str, str, dict]] = {
+    'dskd-gap': ('DSKD', 'gap', {}),
+    'dskd-fcn': ('DSKD', 'fcn', {}),
+    'dskd-retinanet': ('DSKD', 'retinanet', {}),
+    'dskd-faster_rcnn': ('DSKD', 'faster_rcnn', {}),
+    'dskd-detr': ('DSKD', 'detr', {}),
+    'diffkd-gap': ('DiffKD', 'gap', {}),
+    'diffkd-fcn': ('DiffKD', 'fcn', {}),
+    'diffkd-retinanet': ('DiffKD', 'retinanet', {}),
+    'lshfm-gap': ('LSHFM', 'gap', {}),
+    'lshfm-fcn': ('LSHFM', 'fcn', {}),
+    'lshfm-retinanet': ('LSHFM', 'retinanet', {}),
+    'lshfm-faster_rcnn': ('LSHFM', 'faster_rcnn', {}),
+    'vkd-gap': ('VkD', 'gap', {}),
+    'vkd-retinanet': ('VkD', 'retinanet', {}),
+    'sokd-gap': ('SoKD', 'gap', dict(site=MAP)),
+    'sokd-retinanet': ('SoKD', 'retinanet', {}),
+    'rtk-gap': ('RTK', 'gap', dict(layers=STAGES)),
+    'rtk-retinanet': ('RTK', 'retinanet', {}),
+    'losses-gap': (
+        'Configurable',
+        'gap',
+        dict(distill_losses=dict(kd=KD, dkd=DKD, dist=DIST, fitnet=FITNET, at=AT, cwd=CWD, pkd=PKD, mgd=MGD, vectors=VECTORS)),
+    ),
+    'losses-fcn': (
+        'Configurable',
+        'fcn',
+        dict(distill_losses=dict(kd=KD, dkd=DKD, dist=DIST, fitnet=FITNET, at=AT, cwd=dict(**CWD, on='logits'), mgd=MGD)),
+    ),
+    'losses-retinanet': (
+        'Configurable',
+        'retinanet',
+        dict(distill_losses=dict(kd=KD, dist=DIST, box=BOX, fitnet=FITNET, cwd=CWD, pkd=PKD, mgd=MGD)),
+    ),
+    'losses-faster_rcnn': (
+        'Configurable',
+        'faster_rcnn',
+        dict(distill_losses=dict(kd=KD, dkd=DKD, box=BOX, fitnet=FITNET, pkd=PKD, vectors=VECTORS)),
+    ),
+}
+# Those whose gradient is the joined batch's. Others compare statistics of the batch on a device, as their authors' do: DIST's
+# relations between images, PKD, VkD with 'standardize'; SoKD draws a policy in each process; two-stage detectors sample
+# different numbers of proposals.
+JOINED: dict[str, tuple[str, str, dict]] = {
+    **{
+        name: SETTINGS[name] for name in ('dskd-gap', 'dskd-fcn', 'dskd-retinanet', 'lshfm-gap', 'lshfm-fcn', 'lshfm-retinanet')
+    },
+    **{name: SETTINGS[name] for name in ('diffkd-gap', 'vkd-gap', 'rtk-gap')},
+    'dskd-teacher-gap': ('DSKD', 'gap', dict(prior='teacher', target='local')),
+    'dskd-through-gap': ('DSKD', 'gap', dict(detach=False, sampler=dict(noise='adapter'))),
+    'diffkd-fcn': ('DiffKD', 'fcn', dict(pairs=dict(logits=dict(distance='kl')))),
+    'sokd-gap': ('SoKD', 'gap', dict(site=MAP, augment=False)),
+    'losses-gap': (
+        'Configurable',
+        'gap',
+        dict(distill_losses=dict(kd=KD, dkd=DKD, fitnet=FITNET, at=AT, cwd=CWD, mgd=MGD, vectors=VECTORS)),
+    ),
+    'losses-fcn': (
+        'Configurable',
+        'fcn',
+        dict(distill_losses=dict(kd=KD, dkd=DKD, fitnet=FITNET, at=AT, cwd=dict(**CWD, on='logits'), mgd=MGD)),
+    ),
+    'losses-retinanet': (
+        'Configurable',
+        'retinanet',
+        dict(distill_losses=dict(kd=KD, box=BOX, fitnet=FITNET, cwd=CWD, mgd=MGD)),
+    ),
+}
+
+
+@functools.cache
+def base_config(kind: str) -> ConfigDict:
+    """Student and teacher of a kind, whose weights are the same in all processes."""
+    folder = FOLDER / kind
+    folder.mkdir()
+    if kind == 'gap':
+        return ConfigDict(student=classifier_config(), teacher=random_teacher(str(folder)))
+    config = dense_distiller_config(kind, str(folder))
+    config.pop('type')
+    return config
+
+
+def build(method: str, kind: str, switches: dict) -> Any:
+    config = copy.deepcopy(base_config(kind))
+    if method == 'LSHFM' or (method == 'DSKD' and 'lsh' not in switches):
+        switches = dict(switches, lsh=dict(bits=128))
+    config.update(type=f'dskd_mm.{method}Distiller', noise_seed=7, **copy.deepcopy(switches))
+    return build_distiller(config)
+
+
+def batch_of(model: Any, kind: str, images: Sequence[int], annotated: bool = True) -> dict[str, Any]:
+    """The batch of some of all images, numbered over the processes."""
+    if kind == 'gap':
+        inputs, samples = random_batch(32)
+        return dict(inputs=inputs[list(images)], data_samples=[samples[i].clone() for i in images])
+    if kind in DETECTORS:
+        boxes = [random_boxes(1 + i % 3, seed=i) if annotated else [] for i in images]
+        batch = detection_batch(model, boxes, seed=0)
+    else:
+        labels = torch.full((len(images), *DENSE_SIZE), IGNORED)
+        for row, i in enumerate(images):
+            # Images have different numbers of ignored pixels, whole ranks as well.
+            labels[row, : 10 + 7 * i] = i % DENSE_CLASSES
+        batch = segmentation_batch(model, labels if annotated else torch.full_like(labels, IGNORED))
+    noise = [torch.randn(3, *DENSE_SIZE, generator=torch.Generator().manual_seed(i)) for i in images]
+    return dict(batch, inputs=torch.stack(noise))
+
+
+def share(count: int, rank: int | None = None) -> list[int]:
+    """Numbers of the images of this process."""
+    rank = RANK if rank is None else rank
+    return list(range(count * rank, count * (rank + 1)))
+
+
+def wrap(model: nn.Module) -> MMDistributedDataParallel:
+    return MMDistributedDataParallel(model, device_ids=None, broadcast_buffers=False, find_unused_parameters=False)
+
+
+def spread(tensor: Tensor) -> float:
+    """How far a tensor differs between the processes."""
+    tensor = tensor.detach().double()
+    everywhere = [torch.empty_like(tensor) for _ in range(WORLD)]
+    torch.distributed.all_gather(everywhere, tensor.contiguous())
+    return max(float((other - everywhere[0]).abs().max()) if other.numel() else 0.0 for other in everywhere)
+
+
+def assert_equal_everywhere(tensors: dict[str, Tensor]) -> None:
+    unequal = {name: found for name, tensor in tensors.items() if not (found := spread(tensor)) == 0}
+    assert tensors and not unequal, f'differ between processes: {unequal}'
+
+
+def losses_of(model: Any, found: dict[str, Any], ours_only: bool) -> Tensor:
+    """Sum of the losses; of the student's own only the graph, if ours alone count."""
+    base = model.module if hasattr(model, 'module') else model
+    plain = {name for name in found if name.startswith(('loss_dskd', 'loss_diffkd', 'loss_lshfm', 'loss_vkd', 'loss_sokd'))}
+    plain |= {name for name in found if name.startswith('loss_rtk')} | {f'loss_{name}' for name in base.distill_losses}
+    if not ours_only:
+        return base.parse_losses(found)[0]
+    own = base.parse_losses({name: value for name, value in found.items() if name in plain})[0]
+    rest = base.parse_losses({name: value for name, value in found.items() if name not in plain})[0]
+    return own + 0 * rest
+
+
+# ------------------------------------------------------------------------------------------------------- the checks
+
+
+def check_nothing_is_unused(setting: str) -> None:
+    """Three steps under DDP with find_unused_parameters=False, in the second of which one process has no annotation at all."""
+    method, kind, switches = SETTINGS[setting]
+    distiller = build(method, kind, switches)
+    model = wrap(distiller)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    for step in range(3):
+        annotated = not (step == 1 and RANK == WORLD - 1)
+        found = model(**batch_of(distiller, kind, share(2 if kind == 'gap' else 1), annotated), mode='loss')
+        loss = losses_of(model, found, ours_only=False)
+        assert bool(loss.isfinite()), {name: value for name, value in found.items() if 'loss' in name}
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert_equal_everywhere(dict(distiller.named_parameters()))
+    # The images differ, so what is equal has been shared; batch norms are each process's own, as everywhere in mmengine.
+    shared = ('lsh.', 'feature_std', 'augment.', 'noise_seed', 'iteration')
+    buffers = {name: value for name, value in distiller.named_buffers() if name.startswith(shared)}
+    assert_equal_everywhere(buffers)
+    if 'lsh.center' in buffers and distiller.lsh.bias != 'zero':
+        assert int(buffers['lsh.num_batches']) == 3 and bool(buffers['lsh.center'].any())
+    if 'feature_std' in buffers:
+        assert 0 < float(buffers['feature_std']) < 100
+    if 'augment.policy' in buffers:
+        assert int(buffers['augment.updates']) == 3
+
+
+class JoinedBatchNorm(nn.BatchNorm2d):
+    """Batch norm over all processes: what SyncBatchNorm does, which torch has for accelerators only."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        def joined_mean(values: Tensor) -> Tensor:
+            mean = values.mean((0, 2, 3), keepdim=True)
+            return all_reduce(mean) / WORLD if torch.distributed.is_initialized() else mean
+
+        centered = input - joined_mean(input)
+        scale = (joined_mean(centered.square()) + self.eps).rsqrt()
+        return centered * scale * self.weight[:, None, None] + self.bias[:, None, None]
+
+
+def make_comparable(module: nn.Module) -> None:
+    """Batch norms over all processes, and no dropout, whose randomness is torch's own."""
+    for parent in module.modules():
+        for name, child in parent.named_children():
+            if isinstance(child, nn.modules.dropout._DropoutNd):
+                child.p = 0.0
+            if isinstance(child, nn.BatchNorm2d) and child.affine:
+                joined = JoinedBatchNorm(child.num_features, eps=child.eps)
+                joined.load_state_dict(child.state_dict())
+                setattr(parent, name, joined.train(child.training))
+
+
+@contextmanager
+def drawn_for_all(local: int) -> Iterator[None]:
+    """Every draw from a generator is made for the joined batch, of which a process takes its own images."""
+    drawing = {name: getattr(torch, name) for name in ('rand', 'randn', 'randint')}
+
+    def patched(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def drawn(*args: Any, **kwargs: Any) -> Tensor:
+            if kwargs.get('generator') is None or not torch.distributed.is_initialized():
+                return draw(*args, **kwargs)
+            *bounds, size = args if isinstance(args[-1], (tuple, list)) else (args,)
+            axis = list(size).index(local)
+            whole = [length * WORLD if i == axis else length for i, length in enumerate(size)]
+            return draw(*bounds, tuple(whole), **kwargs).narrow(axis, local * RANK, local)
+
+        return drawn
+
+    try:
+        for name, draw in drawing.items():
+            setattr(torch, name, patched(draw))
+        yield
+    finally:
+        for name, draw in drawing.items():
+            setattr(torch, name, draw)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """As if there were one process."""
+    before = torch.distributed.is_initialized
+    torch.distributed.is_initialized = lambda: False
+    try:
+        yield
+    finally:
+        torch.distributed.is_initialized = before
+
+
+def check_gradient(setting: str) -> None:
+    """The gradient of all processes together is that of one process on the joined batch."""
+    method, kind, switches = JOINED[setting]
+    local = 3 if kind == 'gap' else 1
+    distiller = build(method, kind, switches)
+    distiller.noise_generator = lambda device, *key: torch.Generator(device).manual_seed(5 + sum(key))
+    make_comparable(distiller)
+    single = build(method, kind, switches)
+    single.load_state_dict(distiller.state_dict())
+    single.noise_generator = distiller.noise_generator
+    make_comparable(single)
+
+    model = wrap(distiller)
+    mine, joined = batch_of(distiller, kind, share(local)), batch_of(single, kind, range(local * WORLD))
+    for _ in range(2):  # running statistics of the first step enter the second
+        model.zero_grad()
+        with drawn_for_all(local):
+            found = model(**copy.deepcopy(mine), mode='loss')
+        losses_of(model, found, ours_only=True).backward()
+    with alone():
+        for _ in range(2):
+            single.zero_grad()
+            found = single(**copy.deepcopy(joined), mode='loss')
+            losses_of(single, found, ours_only=True).backward()
+    wrong, moved = {}, 0
+    for (name, ours), theirs in zip(distiller.named_parameters(), single.parameters(), strict=True):
+        if not ours.requires_grad:  # frozen stages
+            continue
+        scale = float(theirs.grad.abs().max())
+        moved += scale > 0
+        error = float((ours.grad - theirs.grad).abs().max())
+        if error > 2e-3 * scale + 1e-6:
+            wrong[name] = (error, scale)
+    assert moved > 5, 'nothing to compare'
+    assert not wrong, f'{len(wrong)} of {moved} gradients differ (error, size): {wrong}'
+    for name in ('lsh.center', 'feature_std'):
+        states = distiller.state_dict(), single.state_dict()
+        if name in states[0]:
+            torch.testing.assert_close(states[0][name], states[1][name], rtol=1e-3, atol=1e-5)
+
+
+def check_noise() -> None:
+    """Processes of one seed draw different noise, in every step anew, and equal projections."""
+    distiller = build('DSKD', 'gap', {})
+    draw = torch.rand(8, generator=distiller.noise_generator(torch.device('cpu')))
+    everywhere = [torch.empty_like(draw) for _ in range(WORLD)]
+    torch.distributed.all_gather(everywhere, draw)
+    assert len({tuple(row.tolist()) for row in everywhere}) == WORLD
+    assert_equal_everywhere({'projection': distiller.lsh.projection, 'seed': distiller.noise_seed})
+
+
+def check_std() -> None:
+    """The deviation of the joined batch, though processes have different numbers of elements, and the last one none."""
+    rows = [torch.randn(5 + 3 * rank, generator=torch.Generator().manual_seed(rank)) * 3 + 40 for rank in range(WORLD - 1)]
+    found = std_over_ranks(rows[RANK] if RANK < WORLD - 1 else torch.empty(0))
+    torch.testing.assert_close(found, torch.cat(rows).std(), rtol=1e-4, atol=0)
+
+
+class Weights(Hook):
+    """Keeps the first weight after each iteration."""
+
+    def __init__(self) -> None:
+        self.seen: list[Tensor] = []
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        self.seen.append(next(runner.model.parameters()).detach().clone())
+
+
+def run(name: str, **options: Any) -> tuple[Any, list[Tensor]]:
+    """A whole training of one epoch of 4 iterations under mmengine's runner, by what tools/train.py calls."""
+    work_dir = FOLDER / name
+    work_dir.mkdir()
+    hooks = options.pop('custom_hooks', [])
+    cfg = distiller_run_config(str(work_dir), lsh=dict(bits=64))
+    # All processes write to the folder of the first.
+    shared = [str(work_dir)]
+    torch.distributed.broadcast_object_list(shared)
+    cfg.work_dir = shared[0]
+    cfg.merge_from_dict(
+        {
+            'launcher': 'pytorch',
+            'train_cfg.max_epochs': 1,
+            'train_dataloader.batch_size': 16 // WORLD,
+            'train_dataloader.dataset.num_images': 64,
+            'val_cfg': None,
+            'val_dataloader': None,
+            'val_evaluator': None,
+            'default_hooks.checkpoint.save_best': None,
+            **{key.replace('__', '.'): value for key, value in options.items()},
+        }
+    )
+    cfg.custom_hooks = hooks
+    cfg.experiment_name = name
+    runner = build_runner(cfg)
+    weights = Weights()
+    runner.register_hook(weights)
+    runner.train()
+    model = runner.model.module
+    assert all(bool(value.isfinite().all()) for value in model.state_dict().values())
+    assert_equal_everywhere(dict(model.named_parameters()))
+    return runner, weights.seen
+
+
+def saved(runner: Any) -> dict[str, Tensor]:
+    torch.distributed.barrier()
+    return load_checkpoint_file(str(Path(runner.work_dir) / 'epoch_1.pth'))['state_dict']
+
+
+def check_runner() -> None:
+    """Clipping and a checkpoint, written once, of the weights that all processes have."""
+    runner, _ = run('plain', optim_wrapper__clip_grad=dict(max_norm=1.0))
+    state = saved(runner)
+    assert not [name for name in state if name.startswith(('module.', 'teacher'))]
+    for name, parameter in runner.model.module.named_parameters():
+        assert torch.equal(state[name], parameter), name
+    norms = runner.message_hub.get_scalar('train/grad_norm').data[0]
+    assert len(norms) == 4
+
+
+def check_ema() -> None:
+    """Averages are equal in all processes and are what is saved."""
+    runner, _ = run('ema', custom_hooks=[dict(type='EMAHook', momentum=0.3)])
+    (hook,) = [hook for hook in runner.hooks if type(hook).__name__ == 'EMAHook']
+    averaged = {name: value for name, value in hook.ema_model.named_parameters()}
+    assert_equal_everywhere(averaged)
+    state = saved(runner)
+    for name, parameter in hook.ema_model.module.named_parameters():
+        name = name.removeprefix('module.')
+        assert torch.equal(state[name], parameter), name
+        if name.endswith('conv1.weight'):
+            assert not torch.equal(parameter, dict(runner.model.module.named_parameters())[name])
+
+
+def check_accumulation() -> None:
+    """Weights move in every second iteration, alike everywhere, in bfloat16 and with clipping."""
+    runner, seen = run(
+        'accumulation',
+        optim_wrapper__type=BF16OptimWrapper,
+        optim_wrapper__accumulative_counts=2,
+        optim_wrapper__clip_grad=dict(max_norm=1.0),
+    )
+    moved = [not torch.equal(left, right) for left, right in zip(seen, seen[1:], strict=False)]
+    assert moved == [True, False, True], moved
+    assert {parameter.dtype for parameter in runner.model.parameters()} == {torch.float32}
+
+
+def check_sync_bn() -> None:
+    """mmengine's conversion reaches student and modules and leaves the teacher alone."""
+    config = copy.deepcopy(base_config('gap'))
+    distiller = MODELS.build(ConfigDict(type='dskd_mm.DSKDDistiller', **config))
+    distiller.load_teacher()
+    norms = sum(isinstance(module, nn.BatchNorm2d) for module in distiller.modules())
+    teacher = sum(isinstance(module, nn.BatchNorm2d) for module in distiller.teacher.model.modules())
+    converted = convert_sync_batchnorm(distiller, 'torch')
+    assert norms == sum(isinstance(module, nn.SyncBatchNorm) for module in converted.modules()) > 0
+    assert teacher == sum(isinstance(module, nn.BatchNorm2d) for module in converted.teacher.model.modules()) > 0
+    assert not any(isinstance(module, nn.SyncBatchNorm) for module in converted.teacher.model.modules())
+    converted.eval()(random_batch()[0])
+
+
+class Spoil(Hook):
+    """Makes one process's images NaN in one iteration."""
+
+    def __init__(self, iteration: int, rank: int) -> None:
+        self.iteration, self.rank = iteration, rank
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        if batch_idx == self.iteration and self.rank == RANK:
+            data_batch['inputs'] = data_batch['inputs'].float() * float('nan')
+
+
+def check_skip() -> None:
+    """NaN in one process: all leave the step out, and have the statistics of before."""
+    runner, seen = run('skip', custom_hooks=[CheckFiniteHook(action='skip'), Spoil(2, WORLD - 1)])
+    moved = [not torch.equal(left, right) for left, right in zip(seen, seen[1:], strict=False)]
+    assert moved == [True, False, True], moved
+    assert runner.message_hub.get_scalar('train/skipped_steps').data[0].tolist() == [0, 0, 1, 1]
+
+
+def check_stop() -> None:
+    """NaN in one process: it tells what and where, and has saved its batch; the others know by the gradients."""
+    try:
+        run('stop', custom_hooks=[CheckFiniteHook(), Spoil(2, WORLD - 1)])
+    except FloatingPointError as error:
+        told = str(error)
+    else:
+        raise AssertionError('it went on')
+    cause = "images (NaN), input of 'neck' in the student (NaN)" if RANK == WORLD - 1 else 'gradients (NaN)'
+    assert f'At iteration 3 of rank {RANK}' in told and cause in told, told
+    path = told.partition('saved to ')[2].partition(': ')[0]
+    batch = torch.load(path, weights_only=False)['batch']
+    assert len(batch['inputs']) == len(batch['data_samples']) == 16 // WORLD
+    assert not list(Path(path).parent.glob('epoch_*.pth'))
+
+
+def checks(world: int) -> dict[str, Callable[[], None]]:
+    """All checks by name; four processes repeat what depends on their number."""
+    unused = SETTINGS if world == 2 else {name: SETTINGS[name] for name in ('dskd-gap', 'sokd-gap', 'dskd-retinanet')}
+    joined = JOINED if world == 2 else {name: JOINED[name] for name in ('dskd-gap', 'dskd-fcn', 'lshfm-retinanet')}
+    runs = dict(runner=check_runner, ema=check_ema, accumulation=check_accumulation, sync_bn=check_sync_bn)
+    return {
+        'noise': check_noise,
+        'std': check_std,
+        **{f'unused-{name}': functools.partial(check_nothing_is_unused, name) for name in unused},
+        **{f'gradient-{name}': functools.partial(check_gradient, name) for name in joined},
+        'skip': check_skip,
+        'stop': check_stop,
+        **(runs if world == 2 else {}),
+    }
+
+
+def main() -> None:
+    global FOLDER, RANK, WORLD
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('folder', type=Path)
+    parser.add_argument('--only', default='')
+    args = parser.parse_args()
+    # A process that fails leaves the others waiting: not for long.
+    torch.distributed.init_process_group('gloo', timeout=datetime.timedelta(seconds=40))
+    RANK, WORLD = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    FOLDER = Path(tempfile.mkdtemp(dir=args.folder))
+    results: dict[str, Any] = {}
+    for name, check in checks(WORLD).items():
+        if args.only not in name:
+            continue
+        began = time.monotonic()
+        try:
+            check()
+            results[name] = None
+        except Exception:
+            results[name] = traceback.format_exc(limit=-6)
+        results[name] = dict(error=results[name], seconds=round(time.monotonic() - began, 2))
+        (args.folder / f'rank_{RANK}.json').write_text(json.dumps(results))
+
+
+if __name__ == '__main__':
+    main()
