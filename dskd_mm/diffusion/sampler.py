@@ -104,16 +104,15 @@ class TeacherGuidedSampler(nn.Module):
         for t, previous in zip(timesteps, [*timesteps[1:], None], strict=True):
             predicted = denoiser(x, t).to(x.dtype)
             if guidance is not None and self.scale:
-                predicted = predicted - self._shift(schedule, x, predicted, t, guidance)
+                predicted = self._shifted(schedule, x, predicted, t, guidance)
             if trajectory is not None:
                 trajectory.append(schedule.predict_clean(x, predicted, t))
             x = schedule.step(x, predicted, t, previous)
         return x
 
-    def _shift(self, schedule: DDIMSchedule, x: Tensor, predicted: Tensor, t: int, guidance: Guidance) -> Tensor:
-        alpha = schedule.alphas_cumprod[t]
+    def _shifted(self, schedule: DDIMSchedule, x: Tensor, predicted: Tensor, t: int, guidance: Guidance) -> Tensor:
+        signal, sigma = schedule.noise_level(t)
+        strength = sigma * self.scale
         if self.guidance_point == 'clean':
-            gradient = guidance(schedule.predict_clean(x, predicted, t)) / alpha.sqrt()
-        else:
-            gradient = guidance(x)
-        return torch.sqrt(1 - alpha) * self.scale * gradient
+            return torch.sub(predicted, guidance(schedule.predict_clean(x, predicted, t)), alpha=strength / signal)
+        return torch.sub(predicted, guidance(x), alpha=strength)

@@ -1,5 +1,6 @@
 """The noise schedule of DDPM and the deterministic sampling steps of DDIM."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -49,6 +50,8 @@ class DDIMSchedule(nn.Module):
         self.num_train_steps = num_train_steps
         betas = torch.linspace(beta_start, beta_end, num_train_steps, dtype=torch.float32)
         self.register_buffer('alphas_cumprod', torch.cumprod(1 - betas, dim=0), persistent=False)
+        # Sampling steps take their factors from here: as numbers they cost no operation on the device, and no wait for it.
+        self._levels: list[float] = self.alphas_cumprod.tolist()
 
     def timesteps(self, steps: int, start: float = 0.5) -> list[int]:
         """Timesteps of a sampling run, noisiest first.
@@ -77,8 +80,13 @@ class DDIMSchedule(nn.Module):
         """Random timesteps for training, (count, ), on the generator's device."""
         return torch.randint(self.num_train_steps, (count,), generator=generator, device=generator.device)
 
-    def _signal_and_noise(self, timestep: int | Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        alpha = self.alphas_cumprod[timestep].reshape(-1, *[1] * (like.ndim - 1))
+    def noise_level(self, timestep: int) -> tuple[float, float]:
+        r"""Factors of signal and noise at one timestep: :math:`\sqrt{\bar\alpha_t}` and :math:`\sqrt{1-\bar\alpha_t}`."""
+        alpha = self._levels[timestep]
+        return math.sqrt(alpha), math.sqrt(1 - alpha)
+
+    def _noise_levels(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        alpha = self.alphas_cumprod[timesteps].reshape(-1, *[1] * (like.ndim - 1))
         return alpha.sqrt(), (1 - alpha).sqrt()
 
     def add_noise(self, sample: Tensor, noise: Tensor, timestep: int | Tensor) -> Tensor:
@@ -92,8 +100,11 @@ class DDIMSchedule(nn.Module):
         Returns:
             Tensor: The noised features, of the shape of ``sample``.
         """
-        signal, sigma = self._signal_and_noise(timestep, sample)
-        return signal * sample + sigma * noise
+        if isinstance(timestep, int):
+            signal, sigma = self.noise_level(timestep)
+            return torch.add(signal * at_least_float32(sample), noise, alpha=sigma)
+        signals, sigmas = self._noise_levels(timestep, sample)
+        return signals * sample + sigmas * noise
 
     def predict_clean(self, noisy: Tensor, noise: Tensor, timestep: int | Tensor) -> Tensor:
         r"""The clean feature :math:`\hat x_0` that a noise prediction implies (DDIM eq. 9).
@@ -106,8 +117,11 @@ class DDIMSchedule(nn.Module):
         Returns:
             Tensor: Clean features of the same shape.
         """
-        signal, sigma = self._signal_and_noise(timestep, noisy)
-        return (noisy - sigma * noise) / signal
+        if isinstance(timestep, int):
+            signal, sigma = self.noise_level(timestep)
+            return torch.sub(at_least_float32(noisy), noise, alpha=sigma) / signal
+        signals, sigmas = self._noise_levels(timestep, noisy)
+        return (noisy - sigmas * noise) / signals
 
     def step(self, noisy: Tensor, noise: Tensor, timestep: int, previous: int | None) -> Tensor:
         r"""One deterministic DDIM step (:math:`\eta=0`, DDIM eq. 12).
@@ -121,5 +135,15 @@ class DDIMSchedule(nn.Module):
         Returns:
             Tensor: The feature at ``previous``, of the same shape.
         """
-        clean = self.predict_clean(noisy, noise, timestep)
-        return clean if previous is None else self.add_noise(clean, noise, previous)
+        if previous is None:
+            return self.predict_clean(noisy, noise, timestep)
+        signal, sigma = self.noise_level(timestep)
+        next_signal, next_sigma = self.noise_level(previous)
+        # The two halves of the step in one: noisy / signal is the clean feature but for its noise.
+        ratio = next_signal / signal
+        return torch.add(ratio * at_least_float32(noisy), noise, alpha=next_sigma - ratio * sigma)
+
+
+def at_least_float32(value: Tensor) -> Tensor:
+    """Half precision widened: the ends of the schedule need more digits."""
+    return value.to(torch.promote_types(value.dtype, torch.float32))

@@ -179,6 +179,10 @@ class TeacherClassifier(nn.Module):
             self._per_location = TeacherClassifier(self.weight[:, :, None, None], self.bias, self.sigmoid)
         return self._per_location
 
+    def scaled(self, factor: Tensor) -> 'TeacherClassifier':
+        """The same classifier for features that were divided by a factor, a scalar: its weight takes the factor in."""
+        return TeacherClassifier(self.weight * factor, self.bias, self.sigmoid, anchors=self.anchors, **self.conv_args)
+
     def logit_gain(self, decoder: nn.Conv2d | None = None) -> Tensor:
         r"""Mean squared norm of a class's weights, :math:`\frac1K\sum_k\|W_k\|^2`: logits moved per unit of gradient.
 
@@ -234,7 +238,9 @@ class TeacherClassifier(nn.Module):
             likelihood = likelihood * weight
         return likelihood.flatten(1).sum(dim=1)
 
-    def gradient(self, feature: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    def gradient(
+        self, feature: Tensor, target: Tensor, weight: Tensor | None = None, strength: Tensor | float | None = None
+    ) -> Tensor:
         """Gradient of :meth:`log_prob` by the feature, without autograd.
 
         For a linear layer behind average pooling it is constant over the H*W locations and holds the factor 1/(H*W) of the
@@ -245,9 +251,10 @@ class TeacherClassifier(nn.Module):
             target (Tensor): Target distribution q of the shape of the logits, or with their locations in one dimension
                 (B, K, M); need not sum to 1 for sigmoid classifiers.
             weight (Tensor, optional): Weight of each sample or location, of that shape with one channel.
+            strength (Tensor | float, optional): What the gradient is multiplied with, a scalar. Defaults to None: 1.
 
         Returns:
-            Tensor: Gradient of the shape of ``feature``.
+            Tensor: Gradient of the shape of ``feature``; behind pooling a view, whose locations share their memory.
         """
         logits = self(feature)
         target = target.reshape(logits.shape)
@@ -259,6 +266,8 @@ class TeacherClassifier(nn.Module):
         if weight is not None:
             residual = residual * weight.reshape(weight.shape[0], 1, *logits.shape[2:])
         kernel, _ = self._parameters_like(residual)
+        if strength is not None:
+            kernel = kernel * strength  # the smallest of the tensors that could take it in
         with torch.autocast(device_type=feature.device.type, enabled=False):
             if self.is_dense:
                 return conv2d_input(feature.shape, kernel, unfold_anchors(residual, self.anchors), **self.conv_args)
@@ -329,7 +338,8 @@ class ClassifierGuidance:
     ) -> None:
         if unit not in ('logit', 'gradient'):
             raise ValueError(f"The unit of guidance must be 'logit' or 'gradient', but got {unit!r}.")
-        self.classifier = classifier
+        # A scale that the classifier takes in costs nothing at the features.
+        self.classifier = classifier if scale is None or decoder is not None else classifier.scaled(scale)
         self.target = target
         self.unit = unit
         self.scale = scale
@@ -344,23 +354,21 @@ class ClassifierGuidance:
     def _gain(self) -> Tensor:
         # The same in all sampling steps.
         gain = self.classifier.logit_gain(self.decoder)
-        return gain if self.scale is None else gain * self.scale**2
+        return gain if self.scale is None or self.decoder is None else gain * self.scale**2
+
+    def _strength(self, x: Tensor) -> Tensor | None:
+        strength = None if self.scale is None or self.decoder is None else self.scale
+        if self.unit == 'gradient':
+            return strength
+        locations = 1 if self.classifier.is_dense else x.shape[2] * x.shape[3]
+        return (1.0 if strength is None else strength) / (self._gain / locations).clamp(min=1e-12)
 
     def _gradient(self, x: Tensor) -> Tensor:
-        feature = x if self.scale is None else x * self.scale
+        feature, strength = x, self._strength(x)
         if self.decoder is not None:
-            feature = self.decoder(feature)
-        gradient = self.classifier.gradient(feature, self.target.probability, self.target.weight)
-        if self.decoder is not None:
-            gradient = F.conv_transpose2d(gradient, self.decoder.weight.detach())
-        if self.scale is not None:
-            gradient = gradient * self.scale
-        if self.unit == 'gradient':
-            return gradient
-        gain = self._gain
-        if not self.classifier.is_dense:
-            gain = gain / (x.shape[2] * x.shape[3])
-        return gradient / gain.clamp(min=1e-12)
+            feature = self.decoder(x if self.scale is None else x * self.scale)
+        gradient = self.classifier.gradient(feature, self.target.probability, self.target.weight, strength)
+        return gradient if self.decoder is None else F.conv_transpose2d(gradient, self.decoder.weight.detach())
 
 
 def target_cross_entropy(logits: Tensor, target: Target, sigmoid: bool = False, temperature: float = 1.0) -> Tensor:
