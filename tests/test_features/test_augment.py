@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
-from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from dskd_mm.features import FeatureAugmentation, augment
 from dskd_mm.features.augment import OPERATORS, SUB_POLICIES, operate, resample
@@ -312,6 +312,10 @@ def test_half_precision_is_augmented_in_single(dtype: torch.dtype = torch.bfloat
 
 def test_nothing_waits_for_the_device() -> None:
     with FakeTensorMode():  # a tensor without values: reading one raises
+        try:
+            nn.functional.one_hot(torch.tensor([1]), 2)
+        except DataDependentOutputException:
+            pytest.skip('the one_hot of this torch itself reads values, on the CPU alone')
         module, feature = FeatureAugmentation(), torch.randn(2, 4, 5, 6)
         assert module.search([feature], [feature.clone()], None)[0].shape == feature.shape
 
