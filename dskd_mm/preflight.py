@@ -1,0 +1,687 @@
+"""Before any epoch is spent: what of a config cannot train, found on the CPU in seconds and told all at once.
+
+``tools/misc/check_config.py`` runs all of it, ``tools/train.py`` the cheap parts.
+"""
+
+import copy
+import difflib
+import importlib
+import importlib.util
+import inspect
+import io
+import itertools
+import math
+import os.path as osp
+import re
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import DATASETS, DefaultScope
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.utils import digit_version
+from rich.table import Table
+from torch import Tensor, nn
+
+from dskd_mm.distillers.base import Distiller
+from dskd_mm.sites import Observation, Port
+from dskd_mm.teacher import build_in_scope
+from dskd_mm.utils.checkpoint import LoadReport, load_checkpoint_file, load_report, model_state
+from dskd_mm.utils.config import is_distiller_config, model_config, type_module, type_name
+from dskd_mm.utils.synthetic import synthetic_batch
+
+MINIMUM = dict(mmengine='0.10.7', mmcv='2.0.1', mmpretrain='1.2.0', mmdet='3.3.0', mmseg='1.2.2')
+"""The oldest versions of the hosts that are supported, by import name."""
+EXTRAS = dict(mmpretrain='cls', mmdet='det', mmseg='seg')
+"""Which extra of this package installs a host."""
+LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+MAX_ITEMS = 20000
+"""Of how many items of a data set the files are looked at; of larger ones as many, evenly spread."""
+SIZES: Mapping[str, tuple[int, int]] = dict(mmpretrain=(64, 64), mmdet=(128, 160), mmseg=(64, 128))
+"""Height and width of the synthetic images, if those of the config are larger."""
+GiB = 1024**3
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        part (str): Of :data:`PARTS`.
+        subject (str): What was looked at.
+        text (str): What was found; of a fault, what was expected, what came, and the mend.
+        is_fault (bool): Whether training cannot run so. Defaults to False.
+    """
+
+    part: str
+    subject: str
+    text: str
+    is_fault: bool = False
+
+
+class Preflight:
+    """Looks at a config, one part after the other, and keeps what it finds. The config is not changed.
+
+    Args:
+        cfg (Config): A whole config, of a distiller or of a plain model.
+        thorough (bool): Whether time may be spent: data sets are read and checkpoints downloaded, as training would do.
+            Defaults to True.
+    """
+
+    def __init__(self, cfg: Config, thorough: bool = True) -> None:
+        self.cfg = cfg
+        self.thorough = thorough
+        self.scope = cfg.get('default_scope') or 'mmengine'
+        self.findings: list[Finding] = []
+        self.model: nn.Module | None = None
+        self.teacher: nn.Module | None = None
+        self.image_size: tuple[int, int] | None = None  # the largest that was seen
+        self.has_teacher_weights = False
+        self._part = ''
+
+    def run(self, parts: Iterable[str]) -> list[Finding]:
+        """Look at some parts of :data:`PARTS`, in its order.
+
+        Raises:
+            ValueError: If there is no such part.
+        """
+        wanted = set(parts)
+        if not wanted <= set(PARTS):
+            raise ValueError(f'Pre-flight knows the parts {", ".join(PARTS)}, but got {sorted(wanted - set(PARTS))}.')
+        for part in PARTS:
+            if part in wanted:
+                self._part = part
+                with DefaultScope.overwrite_default_scope(self.scope), warnings.catch_warnings():
+                    # Loading into a skeleton warns that it is one.
+                    warnings.filterwarnings('ignore', message='.*meta parameter.*')
+                    PARTS[part](self)
+        return self.findings
+
+    @property
+    def faults(self) -> list[Finding]:
+        """What keeps the config from training."""
+        return [finding for finding in self.findings if finding.is_fault]
+
+    def note(self, subject: str, text: str) -> None:
+        """Keep what was found."""
+        self.findings.append(Finding(self._part, subject, text))
+
+    def fault(self, subject: str, text: str) -> None:
+        """Keep what cannot train."""
+        self.findings.append(Finding(self._part, subject, text, is_fault=True))
+
+    @contextmanager
+    def _faults_in(self, subject: str) -> Iterator[None]:
+        """Whatever is raised is a fault."""
+        try:
+            yield
+        except Exception as error:
+            self.fault(subject, explain(error))
+
+    def check_environment(self) -> None:
+        """The hosts that the config needs are there, in versions that are supported."""
+        scopes = {self.scope, *(type_module(node) for node in nodes(self.cfg.get('model')))}
+        teacher = (self.cfg.get('model') or {}).get('teacher') or {}
+        if isinstance(teacher.get('config'), str) and '::' in teacher['config']:
+            scopes.add(teacher['config'].partition('::')[0])
+        for package in ('mmengine', 'mmcv', *sorted(scopes & set(EXTRAS))):
+            self._check_package(package)
+
+    def _check_package(self, package: str) -> None:
+        mend = f"pip install 'dskd_mm[{EXTRAS.get(package, 'cls')}]' (OneDL's packages), or '[openmmlab-...]' (OpenMMLab's)."
+        if not is_installed(package):
+            self.fault(package, f'Expected {package} {MINIMUM[package]} or newer, but it is not installed: {mend}')
+            return
+        try:
+            version = importlib.import_module(package).__version__
+        except Exception as error:  # mmdet and others refuse versions of mmcv by an assertion
+            self.fault(package, f'Expected {package} to be importable, but it says: {explain(error)} Install what fits: {mend}')
+            return
+        if digit_version(version) < digit_version(MINIMUM[package]):
+            self.fault(package, f'Expected version {MINIMUM[package]} or newer, but {version} is installed: {mend}')
+        else:
+            self.note(package, version)
+
+    def check_data(self) -> None:
+        """The paths of the data sets exist and their classes are those of the model; thoroughly: files and annotations."""
+        seen: dict[str, str] = {}
+        read: list[ConfigDict] = []  # validation and test parts are often one
+        count = num_classes(self.cfg)
+        for loader in LOADERS if self.thorough else LOADERS[:2]:
+            for name, dataset in datasets(self.cfg.get(loader), loader):
+                known, repeated = len(self.findings), dataset in read
+                read.append(dataset)
+                self._check_paths(name, dataset, seen)
+                self._check_classes(name, dataset, count)
+                if self.thorough and not repeated and not any(finding.is_fault for finding in self.findings[known:]):
+                    # pycocotools prints what it does.
+                    with self._faults_in(name), redirect_stdout(io.StringIO()):
+                        self._read(name, dataset, count)
+        for part in ('val', 'test') if self.thorough else ('val',):
+            evaluators = self.cfg.get(f'{part}_evaluator') or []
+            for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
+                path = evaluator.get('ann_file')
+                if isinstance(path, str) and path and not is_remote(path) and not osp.exists(path):
+                    self._miss(f'{part}_evaluator.ann_file', path, seen)
+
+    def _check_paths(self, name: str, dataset: ConfigDict, seen: dict[str, str]) -> None:
+        backend = dataset.get('backend_args') or {}
+        for setting, path in dataset_paths(dataset):
+            if is_remote(path) or backend.get('backend', 'local') != 'local':
+                self.note(f'{name}.{setting}', f'{path} is not on this machine: not looked at')
+            elif not osp.exists(path):
+                if setting == 'data_root' and downloads(dataset):
+                    self.note(f'{name}.data_root', f'{path} is not there yet: the data set downloads itself')
+                else:
+                    self._miss(f'{name}.{setting}', path, seen)
+                if setting == 'data_root':
+                    return  # all else lies in it
+
+    def _miss(self, setting: str, path: str, seen: dict[str, str]) -> None:
+        if path in seen:
+            return
+        seen[path] = setting
+        where = ''
+        if 'DSKD_DATA_ROOT' in (self.cfg.text or ''):
+            where = 'set the environment variable DSKD_DATA_ROOT to the folder that holds the data sets, or '
+        key = setting if setting.endswith(('data_root', 'ann_file')) else setting.rpartition('.')[0] + '.data_root'
+        self.fault(
+            setting,
+            f'Expected data at {osp.abspath(path)!r} ({path!r}), but there is none: get the data set, correct the path, {where}'
+            f'override it by --cfg-options {key}=...',
+        )
+
+    def _check_classes(self, name: str, dataset: ConfigDict, count: int | None) -> None:
+        classes = dataset_classes(dataset)
+        if classes is None or count is None:
+            return
+        if classes > count:
+            self.fault(
+                f'{name} classes',
+                f'Expected at most the {count} classes that the model knows (num_classes of its head), but the data set has '
+                f'{classes}: correct num_classes, or choose classes by metainfo=dict(classes=...).',
+            )
+        elif classes < count:
+            self.note(f'{name} classes', f'{classes}, of {count} that the model knows')
+        elif name == LOADERS[0]:
+            self.note('classes', f'{count}, in the data set and in the model')
+
+    def _read(self, name: str, dataset: ConfigDict, count: int | None) -> None:
+        """Look at the items of a data set and at some samples."""
+        built = DATASETS.build(copy.deepcopy(dataset))
+        length = len(built)
+        if not length:
+            self.fault(name, f'Expected images, but the data set {osp.abspath(dataset.get("data_root") or ".")!r} has none.')
+            return
+        index = spread(length, MAX_ITEMS)
+        infos = [built.get_data_info(i) for i in index] if hasattr(built, 'get_data_info') else []
+        for problem in item_problems(infos, count):
+            self.fault(name, problem)
+        text = f'{length} images'
+        if len(index) < length:
+            text += f', the files of {len(index)} looked at'
+        empty = sum('instances' in info and not info['instances'] for info in infos)
+        if empty == len(infos) and empty:
+            self.fault(name, f'Expected objects, but none of {empty} images has any: do the names of classes match?')
+        elif empty:
+            text += f', {100 * empty / len(infos):.0f}% without an object'
+        self.note(name, text)
+        if name == LOADERS[0]:
+            for i in spread(length, 8):
+                self._look_at(name, built[i], count)
+
+    def _look_at(self, name: str, item: Any, count: int | None) -> None:
+        """One sample as training will see it."""
+        if not isinstance(item, Mapping) or not isinstance(item.get('inputs'), Tensor):
+            return
+        shape = item['inputs'].shape
+        if not item['inputs'].numel():
+            self.fault(name, f'Expected images, but the pipeline makes one of the shape {tuple(shape)}.')
+        size = (int(shape[-2]), int(shape[-1]))
+        self.image_size = max(self.image_size or size, size, key=math.prod)
+        sample = item.get('data_samples')
+        if isinstance(self.model, Distiller) and sample is not None:
+            with self._faults_in(f'{name} annotations'):
+                self.model.site.check([sample], self.model.student_port.num_classes)
+
+    def check_models(self) -> None:
+        """Student and teacher can be built, and fit each other: classes, taps, channels, strides."""
+        missing = [key for key in ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper') if self.cfg.get(key) is None]
+        if missing:
+            self.fault('config', f'Expected the settings {missing} of a training, but {self.cfg.filename} has none.')
+        if 'model' in missing:
+            return
+        with self._faults_in('model'):
+            self.model = skeleton(lambda: MMENGINE_MODELS.build(model_config(self.cfg)))
+        if not isinstance(self.model, Distiller):
+            if self.model is not None:
+                self.note('model', f'{type(self.model).__name__}, not distilled, {count_parameters(self.model)}')
+            return
+        distiller, own, theirs = self.model, self.model.student_port, self.model.teacher_port
+        self.note('student', f'{type(distiller.student).__name__}, {count_parameters(distiller.student)}')
+        with self._faults_in('teacher'):
+            self.teacher = skeleton(lambda: build_in_scope(distiller.teacher.config, None))
+            theirs = distiller.site.teacher_port(self.teacher, distiller.teacher)
+            self.note('teacher', f'{type(self.teacher).__name__}, {count_parameters(self.teacher)}')
+        with self._faults_in("student's taps"):
+            Observation(distiller.student, own, 'student')
+            self.note("student's taps", describe(own))
+        if self.teacher is not None and needs_whole_teacher(distiller):
+            with self._faults_in("teacher's taps"):
+                theirs = replace(theirs, layers=distiller.teacher_port.layers)
+                Observation(self.teacher, theirs, 'teacher')
+                self.note("teacher's taps", describe(theirs))
+        self.note('method', f'{type(distiller).__name__} at {type(distiller.site).__name__}')
+
+    def check_checkpoints(self) -> None:
+        """Checkpoints exist and belong to the models that they are for."""
+        if self.model is None:
+            return
+        if isinstance(self.model, Distiller):
+            teacher = self.model.teacher
+            part = '' if needs_whole_teacher(self.model) else self.model.teacher_port.part
+            module = self.teacher
+            if part and module is not None:
+                module = module.get_submodule(part)
+            report = self._match('teacher', teacher.checkpoint, module, part)
+            if report is not None:
+                self.has_teacher_weights = True
+                if teacher.strict and (report.missing or report.mismatched):
+                    self.has_teacher_weights = False
+                    self.fault(
+                        'teacher',
+                        f'Expected every tensor of the teacher ({type(self.teacher).__name__}) with its shape in '
+                        f'{teacher.checkpoint!r}, but {report}. Check that config and checkpoint belong together '
+                        '(architecture, number of classes), or accept random weights for the rest with '
+                        'teacher=dict(..., strict=False).',
+                    )
+        path = self.cfg.get('load_from')
+        if path and self.cfg.get('resume'):
+            if not is_remote(path) and not osp.isfile(path):
+                self.fault('resume', f'Expected a checkpoint at {osp.abspath(path)!r}, but there is none: correct the path.')
+        elif path:
+            student = self.model.student if isinstance(self.model, Distiller) else self.model
+            self._match('load_from', path, student)
+        for name, module in self.model.named_modules():
+            init = getattr(module, 'init_cfg', None)
+            for config in init if isinstance(init, list) else [init or {}]:
+                if config.get('type') == 'Pretrained' and config.get('checkpoint'):
+                    self._match(f'{name}.init_cfg', config['checkpoint'], module, config.get('prefix') or '')
+
+    def _match(self, subject: str, path: str, module: nn.Module | None, prefix: str = '') -> LoadReport | None:
+        """Compare a checkpoint with a model, and keep how much of it fits."""
+        if re.match(r'(?!https?:)[\w-]+:', path) and '://' in path:
+            self.note(subject, f"{path} is read by mmengine's own loaders: not looked at")
+            return None
+        if is_remote(path) and not self.thorough and not is_downloaded(path):
+            self.note(subject, f'{path} is downloaded when training begins')
+            return None
+        with self._faults_in(subject):
+            state = model_state(load_checkpoint_file(path), path)
+            if prefix:
+                start = prefix.rstrip('.') + '.'
+                state = {key.removeprefix(start): value for key, value in state.items() if key.startswith(start)}
+            if module is None:
+                return None
+            report = load_report(module, state)
+            total = len(report.matched) + len(report.missing) + len(report.mismatched)
+            if not report.matched:
+                self.fault(
+                    subject,
+                    f'Expected weights of a {type(module).__name__} in {path!r}, but {report}: it is of another architecture.',
+                )
+                return None
+            rest = '' if len(report.matched) == total else f': {report}'
+            self.note(subject, f'{len(report.matched)} of {total} tensors are in {path}{rest}')
+            return report
+        return None
+
+    def check_step(self) -> None:
+        """One training step on random images, of a reduced size and on the CPU; what it needs of memory at full size."""
+        if self.model is None or any(finding.part == 'models' for finding in self.faults):
+            self.note('step', 'left out: the models have faults')
+            return
+        with self._faults_in('step'), tempfile.TemporaryDirectory() as folder:
+            torch.manual_seed(0)
+            model = revert_sync_batchnorm(MMENGINE_MODELS.build(model_config(self.cfg)))
+            if isinstance(model, Distiller) and not self.has_teacher_weights:
+                model.teacher.checkpoint = osp.join(folder, 'random.pth')
+                model.teacher.strict = True
+                torch.save(dict(state_dict=build_in_scope(model.teacher.config, None).state_dict()), model.teacher.checkpoint)
+                self.note('step', "the teacher's weights are random ones")
+            images, size = self._synthetic_size(model)
+            saved = take_step(model, self.cfg, images, size, self._report_step)
+            self._estimate_memory(model, saved, images, size)
+
+    def _synthetic_size(self, model: nn.Module) -> tuple[int, tuple[int, int]]:
+        """Number and size of the synthetic images; preprocessors that fill up to a fixed size do so to this one."""
+        size = SIZES.get(self.scope, (64, 64))
+        fixed = [node['img_size'] for node in nodes(self.cfg.model) if isinstance(node.get('img_size'), int)]
+        wanted = self.image_size or pipeline_size(self.cfg)
+        if fixed:  # transformers with a table of positions
+            size = (fixed[0], fixed[0])
+        elif wanted is not None and wanted[0] * wanted[1] < size[0] * size[1]:
+            size = wanted
+        for module in model.modules():
+            if getattr(module, 'size', None) is not None and hasattr(module, 'pad_val'):
+                module.size = size  # type: ignore[assignment]
+        return (4 if self.scope == 'mmpretrain' else 2), size
+
+    def _report_step(self, log: Mapping[str, Any], unused: Sequence[str], seconds: float) -> None:
+        losses = {key: float(value) for key, value in log.items() if 'loss' in key}
+        wrong = [key for key, value in losses.items() if value != value or value in (float('inf'), -float('inf'))]
+        text = ', '.join(f'{key} {value:.3g}' for key, value in losses.items())
+        if wrong:
+            self.fault('step', f'Expected finite losses, but {", ".join(wrong)} of the step with random images are not: {text}')
+        else:
+            self.note('step', f'{seconds:.1f} s; {text}')
+        if unused and not self.cfg.get('find_unused_parameters'):
+            self.note(
+                'unused parameters',
+                f'{len(unused)} get no gradient ({", ".join(unused[:3])}{", ..." if len(unused) > 3 else ""}): with several '
+                'processes set find_unused_parameters=True.',
+            )
+
+    def _estimate_memory(self, model: nn.Module, saved: int, images: int, size: tuple[int, int]) -> None:
+        trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+        fixed = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()]) - trained
+        if isinstance(model, Distiller) and model.teacher.model is not None:
+            fixed += sum(t.numel() * t.element_size() for t in model.teacher.model.parameters())
+        kind = type_name((self.cfg.get('optim_wrapper') or {}).get('optimizer') or {})
+        optimizer = self.cfg.optim_wrapper.get('optimizer') or {}
+        states = 2 if 'Adam' in kind else int(bool(optimizer.get('momentum')))
+        weights = trained * (2 + states) + fixed
+        batch = int((self.cfg.get('train_dataloader') or {}).get('batch_size') or images)
+        wanted = self.image_size or pipeline_size(self.cfg)
+        full = wanted or size
+        activations = saved * batch / images * (full[0] * full[1]) / (size[0] * size[1])
+        self.note(
+            'memory',
+            f'about {(weights + activations) / GiB:.2f} GiB in float32 for {batch} images of {full[0]}x{full[1]} on a device: '
+            f'{weights / GiB:.2f} weights, gradients and optimizer, {activations / GiB:.2f} activations. Scaled up from a step '
+            f'with {images} images of {size[0]}x{size[1]}{"" if wanted else " (the size of the config is not known)"}; the '
+            "device's libraries come on top.",
+        )
+
+
+PARTS: Mapping[str, Callable[[Preflight], None]] = dict(
+    environment=Preflight.check_environment,
+    models=Preflight.check_models,
+    data=Preflight.check_data,
+    checkpoints=Preflight.check_checkpoints,
+    step=Preflight.check_step,
+)
+"""What there is to look at, in this order."""
+CHEAP = ('environment', 'models', 'data', 'checkpoints')
+"""What ``tools/train.py`` looks at, without reading data sets or downloading."""
+
+
+def refuse_faults(cfg: Config) -> None:
+    """The cheap parts of the pre-flight check.
+
+    Raises:
+        SystemExit: If there is a fault; with all of them.
+    """
+    preflight = Preflight(cfg, thorough=False)
+    try:
+        preflight.run(CHEAP)
+    except Exception as error:  # a check that fails is no reason not to train
+        print(f'Pre-flight check given up: {error!r}')
+        return
+    if preflight.faults:
+        faults = '\n'.join(f'- {finding.subject}: {finding.text}' for finding in preflight.faults)
+        raise SystemExit(
+            f'{cfg.filename} cannot train:\n{faults}\nAll that a check finds: python tools/misc/check_config.py CONFIG. '
+            'To train nevertheless: --no-preflight.'
+        )
+
+
+def report_table(findings: Sequence[Finding], title: str) -> Table:
+    """What was found, for a terminal."""
+    table = Table(title=title, title_justify='left', show_lines=False)
+    for column in ('part', 'what', '', 'found'):
+        table.add_column(column, overflow='fold', no_wrap=column in ('part', ''))
+    for finding in findings:
+        mark = '[bold red]FAULT' if finding.is_fault else '[green]ok'
+        # Texts hold brackets of their own.
+        table.add_row(finding.part, finding.subject, mark, finding.text.replace('[', r'\['))
+    return table
+
+
+def explain(error: BaseException) -> str:
+    """An error in one line, without what mmengine puts around it; names of types that are nearly right are added."""
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    text = re.sub(r'^(class `\w+` in \S+: )+', '', text)
+    unknown = re.match(r'(\S+) is not in the (\S+) registry', text)
+    if unknown:
+        from dskd_mm.registry import MODELS
+
+        name = unknown[1].rpartition('.')[2]
+        near = difflib.get_close_matches(name, MODELS.module_dict, n=3)
+        hint = f' Did you mean {" or ".join(f"dskd_mm.{one}" for one in near)}?' if near else ''
+        return f'Expected a type that is registered, but nothing is under the name {unknown[1]!r} ({unknown[2]}).{hint}'
+    return text if isinstance(error, (ValueError, OSError)) and text else f'{type(error).__name__}: {text}'
+
+
+def is_installed(package: str) -> bool:
+    """Whether a package can be found; it is not imported."""
+    try:
+        return importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):  # made unimportable
+        return False
+
+
+def nodes(config: Any) -> Iterator[dict]:
+    """All dicts in a config, itself included."""
+    if isinstance(config, dict):
+        yield config
+        config = list(config.values())
+    if isinstance(config, (list, tuple)):
+        for child in config:
+            yield from nodes(child)
+
+
+def datasets(loader: Any, name: str) -> Iterator[tuple[str, ConfigDict]]:
+    """The data sets that a loader reads, inside of all wrappers, each with what to call it."""
+    dataset = (loader or {}).get('dataset')
+    if isinstance(loader, dict) and isinstance(dataset, dict):
+        if 'dataset' in dataset:
+            yield from datasets(dataset, f'{name}.dataset')
+        elif 'datasets' in dataset:
+            for i, one in enumerate(dataset['datasets']):
+                yield from datasets(dict(dataset=one), f'{name}.dataset.datasets.{i}')
+        else:
+            yield (name if name in LOADERS else f'{name}.dataset'), dataset
+
+
+def dataset_paths(dataset: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The paths in a data set's config by the setting, joined as mmengine's BaseDataset joins them."""
+    root = dataset.get('data_root') or ''
+    if root:
+        yield 'data_root', root
+    prefix = dataset.get('data_prefix') or {}
+    given = {'ann_file': dataset.get('ann_file')}
+    given |= {f'data_prefix.{k}': v for k, v in prefix.items()} if isinstance(prefix, Mapping) else {'data_prefix': prefix}
+    for setting, path in given.items():
+        if isinstance(path, str) and path:
+            yield setting, path if osp.isabs(path) or is_remote(path) or not root else osp.join(root, path)
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path is no file of this machine, but an address."""
+    return '://' in path or bool(re.match(r'\w+:s3:', path))
+
+
+def is_downloaded(address: str) -> bool:
+    """Whether a checkpoint lies where torch keeps what it downloads."""
+    return osp.isfile(osp.join(torch.hub.get_dir(), 'checkpoints', osp.basename(address.partition('?')[0])))
+
+
+def dataset_class(dataset: Mapping[str, Any]) -> Any:
+    """The class of a data set, None if it is not known."""
+    kind = dataset.get('type')
+    if not isinstance(kind, str):
+        return kind
+    with DATASETS.switch_scope_and_registry(dataset.get('_scope_')) as registry:
+        return registry.get(kind)
+
+
+def downloads(dataset: Mapping[str, Any]) -> bool:
+    """Whether a data set fetches what is not there."""
+    if 'download' in dataset:
+        return bool(dataset['download'])
+    cls = dataset_class(dataset)
+    found = [inspect.signature(base.__init__).parameters.get('download') for base in getattr(cls, '__mro__', ())]
+    return any(parameter is not None and parameter.default is True for parameter in found)
+
+
+def dataset_classes(dataset: Mapping[str, Any]) -> int | None:
+    """How many classes a data set has by its config or its class, None if that is not told."""
+    given = (dataset.get('metainfo') or {}).get('classes')
+    if given is None:
+        given = (getattr(dataset_class(dataset), 'METAINFO', None) or {}).get('classes')
+    return len(given) if isinstance(given, (list, tuple)) else None
+
+
+def num_classes(cfg: Config) -> int | None:
+    """How many classes the (student) model of a config knows, None if that is not told."""
+    model = cfg.get('model') or {}
+    if is_distiller_config(cfg):
+        model = model['student']
+    for path in ('head', 'bbox_head', 'decode_head', 'roi_head.bbox_head'):
+        node: Any = model
+        for name in path.split('.'):
+            node = (node.get(name) if isinstance(node, dict) else None) or {}
+        node = node[-1] if isinstance(node, (list, tuple)) and node else node
+        if isinstance(node, dict) and isinstance(node.get('num_classes'), int):
+            return node['num_classes']
+    return None
+
+
+def item_problems(infos: Sequence[Mapping[str, Any]], count: int | None) -> Iterator[str]:
+    """What is wrong with the items of a data set: files that are missing or empty, labels that the model does not know."""
+    missing, empty, labels = [], [], set()
+    for info in infos:
+        for path in (info.get('img_path'), info.get('seg_map_path')):
+            if isinstance(path, str) and not is_remote(path):
+                if not osp.exists(path):
+                    missing.append(path)
+                elif not osp.getsize(path):
+                    empty.append(path)
+        given = info.get('gt_label')
+        found = [instance.get('bbox_label') for instance in info.get('instances') or []]
+        found += list(given) if isinstance(given, Iterable) else [given]
+        labels |= {int(label) for label in found if label is not None}
+    for kind, paths in (('missing', missing), ('empty (0 bytes)', empty)):
+        if paths:
+            yield f'Expected an image in each file, but {len(paths)} of {len(infos)} are {kind}, such as {paths[0]!r}.'
+    wrong = sorted(label for label in labels if count is not None and not 0 <= label < count)
+    if wrong:
+        yield (
+            f'Expected labels from 0 to {(count or 0) - 1}, but there are {wrong[:5]}: correct the annotations, or num_classes '
+            'of the model.'
+        )
+
+
+def spread(length: int, count: int) -> list[int]:
+    """Indices of at most ``count`` of ``length`` items, evenly spread."""
+    return sorted({i * length // min(count, length) for i in range(min(count, length))})
+
+
+def skeleton(build: Callable[[], nn.Module]) -> nn.Module:
+    """Build a model without memory for its weights, or with it if its constructor computes with them."""
+    try:
+        with torch.device('meta'):
+            return build()
+    except Exception:
+        # Whatever is wrong with the config itself is raised again, by its own words.
+        return build()
+
+
+def needs_whole_teacher(distiller: Distiller) -> bool:
+    """Whether more of the teacher is loaded than its classifier."""
+    return distiller.uses_teacher_forward or not distiller.teacher_port.classifiers
+
+
+def count_parameters(model: nn.Module) -> str:
+    """Number of parameters in millions."""
+    return f'{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters'
+
+
+def describe(port: Port) -> str:
+    """Where a model is tapped, in a line."""
+    text = f'{port.io} of {", ".join(port.features[:2])}{", ..." if len(port.features) > 2 else ""}, {port.channels} channels'
+    if port.num_classes:
+        text += f', {port.num_classes} classes ({"sigmoid" if port.sigmoid else "softmax"})'
+    if port.strides:
+        text += f', {port.anchors} anchors at the strides {", ".join(str(w) for w, _ in port.strides)}'
+    layers = [f'{name}: {layer.path}, {layer.channels} channels' for name, layer in port.layers.items()]
+    return '; '.join([text, *layers])
+
+
+def pipeline_size(cfg: Config) -> tuple[int, int] | None:
+    """Height and width that the training pipeline makes, by its last step that names one; None if none does."""
+    found = None
+    for _, dataset in itertools.islice(datasets(cfg.get(LOADERS[0]), LOADERS[0]), 1):
+        for node in nodes(dataset.get('pipeline') or []):
+            for key in ('crop_size', 'scale', 'scales', 'size'):
+                value = node.get(key)
+                if key == 'scales' and isinstance(value, (list, tuple)):
+                    value = max((one for one in value if isinstance(one, (list, tuple))), key=math.prod, default=None)
+                if isinstance(value, int) and value > 1:
+                    found = (value, value)
+                elif isinstance(value, (list, tuple)) and len(value) == 2 and all(isinstance(v, int) for v in value):
+                    found = (value[0], value[1]) if key == 'crop_size' else (value[1], value[0])
+    return found
+
+
+def take_step(
+    model: Any,
+    cfg: Config,
+    images: int,
+    size: tuple[int, int],
+    report: Callable[[Mapping[str, Any], Sequence[str], float], None],
+) -> int:
+    """One step of a model with the config's optimizer, on random images.
+
+    Args:
+        model (BaseModel): The model; it is trained.
+        cfg (Config): Its config.
+        images (int): Number of images.
+        size (tuple[int, int]): Their height and width.
+        report (Callable): Is told what is logged, the parameters without a gradient, and the seconds.
+
+    Returns:
+        int: Bytes that the forward pass kept for the backward pass.
+    """
+    wrapper = copy.deepcopy(cfg.optim_wrapper)
+    for key in ('type', 'loss_scale', 'dtype', 'use_fsdp', 'accumulative_counts'):  # of no meaning for one step on a CPU
+        wrapper.pop(key, None)
+    optim_wrapper = build_optim_wrapper(model, ConfigDict(type='OptimWrapper', **wrapper))
+    batch = model.train().data_preprocessor(synthetic_batch(cfg, images, size), training=True)
+    weights = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    start = time.perf_counter()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        total, log = model.parse_losses(model(**batch, mode='loss'))
+    model.zero_grad(set_to_none=True)
+    total.backward()
+    unused = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    optim_wrapper.step()
+    report(log, unused, time.perf_counter() - start)
+    return sum(kept.values())
