@@ -5,6 +5,7 @@ import argparse
 from mmengine.config import Config
 from mmengine.device import get_device
 
+from dskd_mm.preflight import refuse_faults
 from dskd_mm.utils.command_line import add_common_arguments, apply_common_arguments, build_runner
 from dskd_mm.utils.config import is_distiller_config, type_name
 
@@ -19,6 +20,9 @@ def parse_args() -> argparse.Namespace:
         help='resume from a checkpoint; without a path, from the latest one in the work dir',
     )
     parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision (bfloat16 on the CPU)')
+    parser.add_argument(
+        '--no-preflight', action='store_true', help='do not check paths, checkpoints, classes and taps before training begins'
+    )
     parser.add_argument('--no-validate', action='store_true', help='do not evaluate during training')
     parser.add_argument(
         '--auto-scale-lr',
@@ -64,7 +68,10 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
 
 def main() -> None:
     args = parse_args()
-    build_runner(merge_args(Config.fromfile(args.config), args)).train()
+    cfg = merge_args(Config.fromfile(args.config), args)
+    if not args.no_preflight:
+        refuse_faults(cfg)
+    build_runner(cfg).train()
 
 
 if __name__ == '__main__':
