@@ -23,6 +23,7 @@ from dskd_mm.losses import AlignedFeatureLoss, BoxLoss, FeatureLoss, LogitLoss
 from dskd_mm.registry import MODELS
 from dskd_mm.sites import SITES_BY_MODEL, Layer, Observation, Observed, Port, Site, build_site
 from dskd_mm.teacher import FrozenTeacher
+from dskd_mm.utils.arguments import check_arguments
 from dskd_mm.utils.checkpoint import STUDENT_PREFIX
 
 HeadLoss = Callable[[Sequence[Tensor]], Tensor]
@@ -66,9 +67,10 @@ class Distiller(BaseModel):
         noise_seed (int, optional): Seed of all noise. None takes that of the run. Defaults to None.
         data_preprocessor (dict, optional): Given to the student if it has none of its own: the runner passes it here.
             Defaults to None.
+        unknown: Refused, with what the distiller takes.
 
     Raises:
-        TypeError: If student or teacher are of a wrong kind.
+        TypeError: If student or teacher are of a wrong kind, or an argument is not known.
         ValueError: If their classifiers cannot be found or do not fit each other, or a loss reads what is not there.
     """
 
@@ -91,7 +93,9 @@ class Distiller(BaseModel):
         distill_losses: dict[str, dict] | None = None,
         noise_seed: int | None = None,
         data_preprocessor: dict | nn.Module | None = None,
+        **unknown: Any,
     ) -> None:
+        check_arguments(type(self), unknown)
         model = build_student(student, data_preprocessor)
         super().__init__(data_preprocessor=model.data_preprocessor)
         self.student = model
@@ -171,6 +175,11 @@ class Distiller(BaseModel):
         """Losses of one training step; see :meth:`forward`."""
         if not self._is_ready:
             self.load_teacher()
+        if inputs.ndim != 4 or not inputs.numel() or len(inputs) != len(data_samples):
+            raise ValueError(
+                "Mode 'loss' expects images (B, C, H, W) of at least one pixel and an annotation for each, but got images of the "
+                f'shape {tuple(inputs.shape)} and {len(data_samples)} annotations. Check the pipeline and its crops.'
+            )
         self.site.check(data_samples, self.student_port.num_classes)
         with Observation(self.student, self.student_port, 'student') as seen:
             self._note([('images', inputs)])
@@ -381,6 +390,8 @@ def split_layers(layers: dict[str, dict]) -> tuple[dict[str, Layer], dict[str, L
                 f'layers.{name} expects dict(student=dict(path=..., channels=...), teacher=dict(path=..., channels=...)), but '
                 f'got the keys {sorted(pair)}.'
             )
+        for owner, side in pair.items():
+            check_arguments(Layer, side, f'layers.{name}.{owner}')
     own = {name: Layer(**pair['student']) for name, pair in layers.items()}
     return own, {name: Layer(**pair['teacher']) for name, pair in layers.items()}
 
@@ -421,6 +432,8 @@ def build_loss(
         ValueError: If it reads what the site does not offer, or what it is not defined for.
     """
     cls = MODELS.get(config['type']) if isinstance(config.get('type'), str) else config.get('type')
+    if isinstance(cls, type) and issubclass(cls, (LogitLoss, BoxLoss, FeatureLoss)):
+        check_arguments(cls, config, f'distill_losses.{name}')
     if isinstance(cls, type) and issubclass(cls, LogitLoss):
         if not teacher.classifiers:
             raise ValueError(
@@ -456,6 +469,11 @@ def build_student(config: dict | nn.Module, data_preprocessor: dict | nn.Module 
     """
     student: Any = config
     if isinstance(config, dict):
+        if 'type' not in config:
+            raise TypeError(
+                'student expects the config of a model, dict(type=...), or student=_base_.model, but got one with the keys '
+                f'{sorted(config)}.'
+            )
         # Hosts write into the configs of what they build, and the teacher may have the same one.
         cfg = ConfigDict(copy.deepcopy(config))
         if cfg.get('data_preprocessor') is None:
@@ -554,6 +572,7 @@ def build_teacher(config: dict) -> FrozenTeacher:
     if not isinstance(config, dict) or not {'config', 'checkpoint'} <= set(config):
         got = f'a dict with only {sorted(config)}' if isinstance(config, dict) else repr(config)
         raise TypeError(f"teacher expects dict(config=..., checkpoint=...), the teacher's config and weights, but got {got}.")
+    check_arguments(FrozenTeacher, config, 'teacher')
     return FrozenTeacher(**config)
 
 
@@ -579,4 +598,7 @@ def check_pooling(feature: Tensor, logits: Tensor, classifier: Any) -> None:
 def build(cls: type[nn.Module], config: dict | None, **kwargs: Any) -> Any:
     """Build a part from its arguments; a ``type`` in them replaces the class."""
     config = {**kwargs, **(config or {})}
-    return MODELS.build(config) if 'type' in config else cls(**config)
+    if 'type' in config:
+        return MODELS.build(config)
+    check_arguments(cls, config)
+    return cls(**config)

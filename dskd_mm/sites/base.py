@@ -15,6 +15,7 @@ from dskd_mm.features import CallTap, FeatureTap, Pyramid, Tap
 from dskd_mm.guidance import Target
 from dskd_mm.registry import MODELS
 from dskd_mm.teacher import FrozenTeacher
+from dskd_mm.utils.arguments import check_arguments
 
 SITES_BY_MODEL = {
     'mmpretrain.BaseClassifier': 'dskd_mm.ClassificationSite',
@@ -350,6 +351,46 @@ class Site(ABC):
         return [tensor.transpose(1, 2).flatten(0, 1) for tensor in chosen], weight.flatten()
 
 
+def check_annotated(data_samples: Sequence[Any], name: str) -> None:
+    """Verify that samples have the annotations that a task learns from.
+
+    Args:
+        data_samples (Sequence): The samples.
+        name (str): The field of the host's samples.
+
+    Raises:
+        ValueError: If one has none.
+    """
+    for i, sample in enumerate(data_samples):
+        if name not in sample:
+            raise ValueError(
+                f'Sample {i} ({sample.get("img_path", "image in memory")}) is expected to be annotated with {name}, but it has '
+                f'only {sorted(sample.keys())}. Load annotations in the pipeline and pack them (PackInputs and the like).'
+            )
+
+
+def check_objects(data_samples: Sequence[Any], num_classes: int) -> None:
+    """Verify that the labels of objects are those of classes; on an accelerator they are not read back.
+
+    Args:
+        data_samples (Sequence): Samples of mmdet.
+        num_classes (int): Number of classes, without background.
+
+    Raises:
+        ValueError: If a label lies outside of them.
+    """
+    check_annotated(data_samples, 'gt_instances')
+    for i, sample in enumerate(data_samples):
+        labels = sample.gt_instances.labels
+        wrong = labels[(labels < 0) | (labels >= num_classes)] if labels.device.type == 'cpu' else labels[:0]
+        if len(wrong):
+            raise ValueError(
+                f'Sample {i} ({sample.get("img_path", "image in memory")}) has objects with the labels '
+                f'{sorted(wrong.unique().tolist())[:5]}, but the student knows the classes 0 to {num_classes - 1}: correct the '
+                'annotations, num_classes of its head, or the classes of the data set (metainfo).'
+            )
+
+
 def location_classes(target: Target, length: int) -> Tensor:
     """The class of each location, for a stratified choice.
 
@@ -423,4 +464,7 @@ def build_site(config: dict | Site | None, student: nn.Module, sites: Mapping[st
                 "Name one with site=dict(type='dskd_mm....')."
             )
         config['type'] = known[0]
+    cls = MODELS.get(config['type']) if isinstance(config['type'], str) else config['type']
+    if isinstance(cls, type):
+        check_arguments(cls, config, f'site ({cls.__name__})')
     return MODELS.build(config)

@@ -11,7 +11,7 @@ from dskd_mm.features import find_module
 from dskd_mm.guidance import Target
 from dskd_mm.guidance.classifier import computes_as
 from dskd_mm.registry import MODELS
-from dskd_mm.sites.base import Observation, Port, Site
+from dskd_mm.sites.base import Observation, Port, Site, check_annotated
 from dskd_mm.teacher import FrozenTeacher
 
 
@@ -119,6 +119,7 @@ class ClassificationSite(Site):
                         f'{num_classes}: set num_classes of the data preprocessor to the number of classes.'
                     )
                 continue
+            check_annotated([sample], 'gt_label')
             label = sample.gt_label
             if label.device.type == 'cpu' and bool(((label < 0) | (label >= num_classes)).any()):
                 raise ValueError(

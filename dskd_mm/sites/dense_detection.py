@@ -10,7 +10,7 @@ from dskd_mm.distributed import mean_over_ranks
 from dskd_mm.features import find_module
 from dskd_mm.guidance import Target
 from dskd_mm.registry import MODELS
-from dskd_mm.sites.base import Observation, Port, Site, box_encoding
+from dskd_mm.sites.base import Observation, Port, Site, box_encoding, check_objects
 from dskd_mm.teacher import FrozenTeacher
 
 
@@ -49,10 +49,18 @@ class DenseDetectionSite(Site):
         self.focus = focus
         self.classifier = classifier
         self.teacher_classifier = teacher_classifier
+        self.num_objects = 0
 
     def student_port(self, model: nn.Module) -> Port:
         """See :meth:`Site.student_port`."""
-        return self._port(find_module(model, self.part, 'student'), self.classifier, 'student')
+        head = find_module(model, self.part, 'student')
+        port = self._port(head, self.classifier, 'student')
+        self.num_objects = int(getattr(head, 'num_classes', port.num_classes))
+        return port
+
+    def check(self, data_samples: Sequence[Any], num_classes: int) -> None:
+        """Refuse labels of objects that the student does not know; see :meth:`Site.check`."""
+        check_objects(data_samples, self.num_objects)
 
     def teacher_port(self, model: nn.Module | None, teacher: FrozenTeacher) -> Port:
         """See :meth:`Site.teacher_port`."""

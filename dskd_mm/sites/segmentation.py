@@ -11,7 +11,7 @@ from dskd_mm.distributed import mean_over_ranks
 from dskd_mm.features import find_module
 from dskd_mm.guidance import Target
 from dskd_mm.registry import MODELS
-from dskd_mm.sites.base import Observation, Port, Site
+from dskd_mm.sites.base import Observation, Port, Site, check_annotated
 from dskd_mm.teacher import FrozenTeacher
 
 
@@ -66,6 +66,7 @@ class SegmentationSite(Site):
         Raises:
             ValueError: If a label lies outside the classes.
         """
+        check_annotated(data_samples, 'gt_sem_seg')
         highest = max(num_classes, 2) - 1  # one output tells two classes apart
         for i, sample in enumerate(data_samples):
             labels = sample.gt_sem_seg.data

@@ -9,7 +9,7 @@ from dskd_mm.distributed import mean_over_ranks
 from dskd_mm.features import find_module
 from dskd_mm.guidance import Target
 from dskd_mm.registry import MODELS
-from dskd_mm.sites.base import Observation, Port, Site, box_encoding
+from dskd_mm.sites.base import Observation, Port, Site, box_encoding, check_objects
 from dskd_mm.sites.dense_detection import assigned
 from dskd_mm.teacher import FrozenTeacher
 
@@ -35,13 +35,20 @@ class TwoStageDetectionSite(Site):
         self.stage = stage
         self.classifier = classifier
         self.teacher_classifier = teacher_classifier
+        self.num_objects = 0
 
     def student_port(self, model: nn.Module) -> Port:
         """See :meth:`Site.student_port`."""
         heads = find_module(model, 'roi_head.bbox_head', 'student')
         stage = self._stage(len(heads)) if isinstance(heads, nn.ModuleList) else ''
         head = model.get_submodule(f'roi_head.bbox_head{stage}')
-        return make_port(head, stage, self.classifier, 'student')
+        port = make_port(head, stage, self.classifier, 'student')
+        self.num_objects = int(getattr(head, 'num_classes', port.num_classes))
+        return port
+
+    def check(self, data_samples: Sequence[Any], num_classes: int) -> None:
+        """Refuse labels of objects that the student does not know; see :meth:`Site.check`."""
+        check_objects(data_samples, self.num_objects)
 
     def teacher_port(self, model: nn.Module | None, teacher: FrozenTeacher) -> Port:
         """See :meth:`Site.teacher_port`."""
