@@ -33,7 +33,7 @@ from dskd_mm.testing.scenes import (
     write_distiller_files,
     write_scenes,
 )
-from dskd_mm.testing.tools import named, predictions, run_process, run_script, scalars
+from dskd_mm.testing.tools import free_port, named, predictions, run_process, run_script, scalars
 from dskd_mm.testing.toy import TOY_CLASSES, classifier_config, random_batch, random_teacher, save_random_model
 
 __all__ = [
@@ -58,6 +58,7 @@ __all__ = [
     'detector_run_config',
     'distillation_losses',
     'distiller_run_config',
+    'free_port',
     'gradients',
     'named',
     'plain_run_config',

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import runpy
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,13 @@ def run_process(*command: Any, **variables: str) -> str:
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done.stdout
+
+
+def free_port() -> str:
+    """A port of this machine for processes to meet at, as an environment variable holds it."""
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        return str(probe.getsockname()[1])
 
 
 def run_script(script: Path, *arguments: Any) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import os
 import os.path as osp
+import subprocess
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
@@ -42,7 +43,7 @@ def build_runner(cfg: Config) -> Runner:
     """Build the runner, on CPUs with several processes, too.
 
     Raises:
-        ValueError: If several processes are started on CPUs by another launcher than torchrun.
+        ValueError: If several processes are started on CPUs by another launcher than torchrun or Slurm.
     """
     if cfg.get('launcher', 'none') != 'none' and get_device() == 'cpu':
         _prepare_cpu_processes(cfg)
@@ -52,11 +53,21 @@ def build_runner(cfg: Config) -> Runner:
 
 def _prepare_cpu_processes(cfg: Config) -> None:
     # mmengine selects a CUDA device whatever the backend is and passes it on to DDP; without an accelerator both fail.
-    if cfg.launcher != 'pytorch':
+    if cfg.launcher not in ('pytorch', 'slurm'):
         raise ValueError(
-            f"Without an accelerator several processes need launcher='pytorch' (torchrun, tools/dist_train.sh), but got "
-            f'{cfg.launcher!r}.'
+            "Without an accelerator several processes need launcher='pytorch' (torchrun, tools/dist_train.sh) or 'slurm' "
+            f'(tools/slurm_train.sh), but got {cfg.launcher!r}.'
         )
+    if cfg.launcher == 'slurm':
+        # As mmengine does, but for the choice of a GPU.
+        names = dict(RANK='SLURM_PROCID', LOCAL_RANK='SLURM_LOCALID', WORLD_SIZE='SLURM_NTASKS')
+        os.environ.update({name: os.environ[theirs] for name, theirs in names.items()})
+        os.environ.setdefault('MASTER_PORT', '29500')
+        if 'MASTER_ADDR' not in os.environ:
+            hosts = subprocess.run(
+                ['scontrol', 'show', 'hostnames', os.environ['SLURM_NODELIST']], capture_output=True, text=True, check=True
+            )
+            os.environ['MASTER_ADDR'] = hosts.stdout.split()[0]
     if not is_distributed():
         torch.distributed.init_process_group('gloo')
     wrapper = dict(

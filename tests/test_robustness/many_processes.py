@@ -7,6 +7,7 @@ import argparse
 import copy
 import datetime
 import functools
+import itertools
 import json
 import tempfile
 import time
@@ -17,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import ConfigDict
+from mmengine.config import Config, ConfigDict
 from mmengine.hooks import Hook
 from mmengine.model import MMDistributedDataParallel, convert_sync_batchnorm
 from mmengine.registry import MODELS
+from mmengine.runner._flexible_runner import FlexibleRunner
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
@@ -31,7 +33,6 @@ from dskd_mm.testing import (
     DENSE_CLASSES,
     DENSE_SIZE,
     DETECTORS,
-    SEGMENTORS,
     build_distiller,
     classifier_config,
     dense_distiller_config,
@@ -192,7 +193,7 @@ def spread(tensor: Tensor) -> float:
 
 
 def assert_equal_everywhere(tensors: dict[str, Tensor]) -> None:
-    unequal = {name: found for name, tensor in tensors.items() if not (found := spread(tensor)) == 0}
+    unequal = {name: found for name, tensor in tensors.items() if (found := spread(tensor)) != 0}
     assert tensors and not unequal, f'differ between processes: {unequal}'
 
 
@@ -358,20 +359,21 @@ def check_std() -> None:
 
 
 class Weights(Hook):
-    """Keeps the first weight after each iteration."""
+    """Keeps the first weight after each iteration, and the images of the first."""
 
     def __init__(self) -> None:
         self.seen: list[Tensor] = []
+        self.images: list[Tensor] = []
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        self.images = self.images or list(data_batch['inputs'])
         self.seen.append(next(runner.model.parameters()).detach().clone())
 
 
-def run(name: str, **options: Any) -> tuple[Any, list[Tensor]]:
-    """A whole training of one epoch of 4 iterations under mmengine's runner, by what tools/train.py calls."""
+def run_config(name: str, **options: Any) -> Config:
+    """Config of one epoch of 4 iterations."""
     work_dir = FOLDER / name
     work_dir.mkdir()
-    hooks = options.pop('custom_hooks', [])
     cfg = distiller_run_config(str(work_dir), lsh=dict(bits=64))
     # All processes write to the folder of the first.
     shared = [str(work_dir)]
@@ -386,12 +388,21 @@ def run(name: str, **options: Any) -> tuple[Any, list[Tensor]]:
             'val_cfg': None,
             'val_dataloader': None,
             'val_evaluator': None,
+            'test_cfg': None,
+            'test_dataloader': None,
+            'test_evaluator': None,
             'default_hooks.checkpoint.save_best': None,
             **{key.replace('__', '.'): value for key, value in options.items()},
         }
     )
-    cfg.custom_hooks = hooks
     cfg.experiment_name = name
+    return cfg
+
+
+def run(name: str, custom_hooks: Sequence[Any] = (), **options: Any) -> tuple[Any, list[Tensor]]:
+    """A whole training under mmengine's runner, by what tools/train.py calls."""
+    cfg = run_config(name, **options)
+    cfg.custom_hooks = list(custom_hooks)
     runner = build_runner(cfg)
     weights = Weights()
     runner.register_hook(weights)
@@ -399,6 +410,9 @@ def run(name: str, **options: Any) -> tuple[Any, list[Tensor]]:
     model = runner.model.module
     assert all(bool(value.isfinite().all()) for value in model.state_dict().values())
     assert_equal_everywhere(dict(model.named_parameters()))
+    shares: list[Any] = [None] * WORLD
+    torch.distributed.all_gather_object(shares, {image.numpy().tobytes() for image in weights.images})
+    assert len(set.union(*shares)) == WORLD * len(weights.images), 'processes saw the same images'
     return runner, weights.seen
 
 
@@ -422,7 +436,7 @@ def check_ema() -> None:
     """Averages are equal in all processes and are what is saved."""
     runner, _ = run('ema', custom_hooks=[dict(type='EMAHook', momentum=0.3)])
     (hook,) = [hook for hook in runner.hooks if type(hook).__name__ == 'EMAHook']
-    averaged = {name: value for name, value in hook.ema_model.named_parameters()}
+    averaged = dict(hook.ema_model.named_parameters())
     assert_equal_everywhere(averaged)
     state = saved(runner)
     for name, parameter in hook.ema_model.module.named_parameters():
@@ -440,7 +454,7 @@ def check_accumulation() -> None:
         optim_wrapper__accumulative_counts=2,
         optim_wrapper__clip_grad=dict(max_norm=1.0),
     )
-    moved = [not torch.equal(left, right) for left, right in zip(seen, seen[1:], strict=False)]
+    moved = [not torch.equal(left, right) for left, right in itertools.pairwise(seen)]
     assert moved == [True, False, True], moved
     assert {parameter.dtype for parameter in runner.model.parameters()} == {torch.float32}
 
@@ -473,7 +487,7 @@ class Spoil(Hook):
 def check_skip() -> None:
     """NaN in one process: all leave the step out, and have the statistics of before."""
     runner, seen = run('skip', custom_hooks=[CheckFiniteHook(action='skip'), Spoil(2, WORLD - 1)])
-    moved = [not torch.equal(left, right) for left, right in zip(seen, seen[1:], strict=False)]
+    moved = [not torch.equal(left, right) for left, right in itertools.pairwise(seen)]
     assert moved == [True, False, True], moved
     assert runner.message_hub.get_scalar('train/skipped_steps').data[0].tolist() == [0, 0, 1, 1]
 
@@ -494,19 +508,57 @@ def check_stop() -> None:
     assert not list(Path(path).parent.glob('epoch_*.pth'))
 
 
+def check_fsdp() -> None:
+    """Parameters in shards, those of the student's blocks apart: mmengine's FlexibleRunner trains and saves a plain state."""
+    from torch.distributed.fsdp import FullOptimStateDictConfig, FullStateDictConfig, FullyShardedDataParallel
+    from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
+
+    from dskd_mm.backbones.cifar_resnet import BasicBlock
+
+    cfg = run_config('fsdp')
+    cfg.env_cfg = dict(dist_cfg=dict(backend='gloo'))
+    cfg.custom_hooks = [dict(type='dskd_mm.CheckFiniteHook')]
+    # On CPUs offloading frees what it should copy: torch ends with a segmentation fault.
+    whole = dict(offload_to_cpu=False, rank0_only=False)
+    cfg.strategy = dict(
+        type='FSDPStrategy',
+        model_wrapper=dict(
+            type='MMFullyShardedDataParallel',
+            device_id=torch.device('cpu'),
+            use_orig_params=True,
+            auto_wrap_policy=dict(type=transformer_auto_wrap_policy, transformer_layer_cls={BasicBlock}),
+        ),
+        state_dict_cfg=dict(
+            state_dict_type='FULL_STATE_DICT',
+            state_dict_config=FullStateDictConfig(**whole),
+            optim_state_dict_config=FullOptimStateDictConfig(**whole),
+        ),
+    )
+    runner = FlexibleRunner.from_cfg(cfg)
+    runner.train()
+    assert sum(isinstance(module, FullyShardedDataParallel) for module in runner.model.modules()) == 4
+    shards = sum(parameter.numel() for parameter in runner.model.parameters())
+    state = saved(runner)
+    plain = MODELS.build(run_config('fsdp_plain').model)
+    plain.load_state_dict(state, strict=True)
+    everything = sum(parameter.numel() for parameter in plain.parameters())
+    assert shards < 0.7 * everything, (shards, everything)
+    assert all(bool(value.isfinite().all()) for value in state.values())
+    assert int(state['iteration']) == 4 and int(state['lsh.num_batches']) == 4
+
+
 def checks(world: int) -> dict[str, Callable[[], None]]:
     """All checks by name; four processes repeat what depends on their number."""
-    unused = SETTINGS if world == 2 else {name: SETTINGS[name] for name in ('dskd-gap', 'sokd-gap', 'dskd-retinanet')}
-    joined = JOINED if world == 2 else {name: JOINED[name] for name in ('dskd-gap', 'dskd-fcn', 'lshfm-retinanet')}
-    runs = dict(runner=check_runner, ema=check_ema, accumulation=check_accumulation, sync_bn=check_sync_bn)
+    unused = SETTINGS if world == 2 else {name: SETTINGS[name] for name in ('sokd-gap', 'dskd-retinanet')}
+    joined = JOINED if world == 2 else {name: JOINED[name] for name in ('dskd-fcn', 'lshfm-retinanet')}
+    runs = dict(stop=check_stop, runner=check_runner, ema=check_ema, accumulation=check_accumulation, fsdp=check_fsdp)
     return {
         'noise': check_noise,
         'std': check_std,
         **{f'unused-{name}': functools.partial(check_nothing_is_unused, name) for name in unused},
         **{f'gradient-{name}': functools.partial(check_gradient, name) for name in joined},
         'skip': check_skip,
-        'stop': check_stop,
-        **(runs if world == 2 else {}),
+        **({'sync_bn': check_sync_bn, **runs} if world == 2 else {}),
     }
 
 
