@@ -5,6 +5,7 @@ import argparse
 from mmengine.config import Config
 from mmengine.device import get_device
 
+from dskd_mm.hooks import ResumeHook
 from dskd_mm.preflight import refuse_faults
 from dskd_mm.utils.command_line import add_common_arguments, apply_common_arguments, build_runner
 from dskd_mm.utils.config import is_distiller_config, type_name
@@ -71,7 +72,11 @@ def main() -> None:
     cfg = merge_args(Config.fromfile(args.config), args)
     if not args.no_preflight:
         refuse_faults(cfg)
-    build_runner(cfg).train()
+    runner = build_runner(cfg)
+    # Not by the config: a plain model's stays free of dskd_mm.
+    if not any(isinstance(hook, ResumeHook) for hook in runner.hooks):
+        runner.register_hook(ResumeHook())
+    runner.train()
 
 
 if __name__ == '__main__':

@@ -1,6 +1,7 @@
 """Training hooks."""
 
 from dskd_mm.hooks.check_finite import CheckFiniteHook
+from dskd_mm.hooks.resume import ResumeHook
 from dskd_mm.hooks.student_export import StudentExportHook
 
-__all__ = ['CheckFiniteHook', 'StudentExportHook']
+__all__ = ['CheckFiniteHook', 'ResumeHook', 'StudentExportHook']

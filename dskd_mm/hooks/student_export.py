@@ -40,6 +40,11 @@ class StudentExportHook(Hook):
         self._exported: dict[str, tuple[str, float]] = {}
         self._config: str | None = None
 
+    def before_train(self, runner: Runner) -> None:
+        """Export anew what a resumed run begins with: an interruption may have left the students behind their checkpoints."""
+        self._has_saved = runner.iter > 0
+        self.export_new(runner)
+
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Notice that a checkpoint is about to be saved; its file is read once it is complete."""
         self._has_saved = True
@@ -87,7 +92,7 @@ class StudentExportHook(Hook):
         saved: dict[str, str | None] = {}
         for hook in runner.hooks:
             if isinstance(hook, CheckpointHook):
-                saved['student_last.pth'] = hook.last_ckpt
+                saved['student_last.pth'] = hook.last_ckpt or runner.message_hub.get_info('last_ckpt')
                 saved['student_best.pth'] = getattr(hook, 'best_ckpt_path', None)
                 for key, path in getattr(hook, 'best_ckpt_path_dict', {}).items():
                     saved[f'student_best_{key.replace("/", "_")}.pth'] = path

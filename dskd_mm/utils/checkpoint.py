@@ -1,6 +1,6 @@
 """Reading checkpoints safely and taking the plain student out of a distiller's."""
 
-import os
+import io
 import os.path as osp
 import pickle
 import re
@@ -18,6 +18,7 @@ from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
 from dskd_mm.utils.legacy import LOADING, get_torch_safe_globals, safe_globals
+from dskd_mm.utils.saving import write_atomically
 
 STUDENT_PREFIX = 'student.'
 
@@ -142,9 +143,9 @@ def model_state(checkpoint: Mapping[str, Any], source: str = 'in memory') -> dic
 
 def save_atomically(checkpoint: dict[str, Any], path: str) -> None:
     """Write a checkpoint beside its place and move it there, so that an interruption leaves the older one intact."""
-    partial = f'{path}.partial'
-    torch.save(checkpoint, partial)
-    os.replace(partial, path)
+    with io.BytesIO() as buffer:
+        torch.save(checkpoint, buffer)
+        write_atomically(buffer.getvalue(), path)
 
 
 def export_student(source: str, target: str, config: str | None = None) -> dict[str, Any]:
