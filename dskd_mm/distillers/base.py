@@ -177,8 +177,8 @@ class Distiller(BaseModel):
             self.load_teacher()
         if inputs.ndim != 4 or not inputs.numel() or len(inputs) != len(data_samples):
             raise ValueError(
-                "Mode 'loss' expects images (B, C, H, W) of at least one pixel and an annotation for each, but got images of the "
-                f'shape {tuple(inputs.shape)} and {len(data_samples)} annotations. Check the pipeline and its crops.'
+                "Mode 'loss' expects images (B, C, H, W) of at least one pixel and an annotation for each, but got images of "
+                f'the shape {tuple(inputs.shape)} and {len(data_samples)} annotations. Check the pipeline and its crops.'
             )
         self.site.check(data_samples, self.student_port.num_classes)
         with Observation(self.student, self.student_port, 'student') as seen:

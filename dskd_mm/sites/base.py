@@ -351,21 +351,21 @@ class Site(ABC):
         return [tensor.transpose(1, 2).flatten(0, 1) for tensor in chosen], weight.flatten()
 
 
-def check_annotated(data_samples: Sequence[Any], name: str) -> None:
+def check_annotated(data_samples: Sequence[Any], *names: str) -> None:
     """Verify that samples have the annotations that a task learns from.
 
     Args:
         data_samples (Sequence): The samples.
-        name (str): The field of the host's samples.
+        *names (str): The field of the host's samples; of several, one will do.
 
     Raises:
         ValueError: If one has none.
     """
     for i, sample in enumerate(data_samples):
-        if name not in sample:
+        if all(name not in sample for name in names):
             raise ValueError(
-                f'Sample {i} ({sample.get("img_path", "image in memory")}) is expected to be annotated with {name}, but it has '
-                f'only {sorted(sample.keys())}. Load annotations in the pipeline and pack them (PackInputs and the like).'
+                f'Sample {i} ({sample.get("img_path", "image in memory")}) is expected to be annotated with '
+                f'{" or ".join(names)}, but it has only {sorted(sample.keys())}. Load annotations in the pipeline and pack them (PackInputs and the like).'
             )
 
 

@@ -111,6 +111,7 @@ class ClassificationSite(Site):
         Raises:
             ValueError: If a label lies outside the classes, or a score has another length.
         """
+        check_annotated(data_samples, 'gt_label', 'gt_score')
         for i, sample in enumerate(data_samples):
             if 'gt_score' in sample:
                 if sample.gt_score.shape[-1] != num_classes:
@@ -119,7 +120,6 @@ class ClassificationSite(Site):
                         f'{num_classes}: set num_classes of the data preprocessor to the number of classes.'
                     )
                 continue
-            check_annotated([sample], 'gt_label')
             label = sample.gt_label
             if label.device.type == 'cpu' and bool(((label < 0) | (label >= num_classes)).any()):
                 raise ValueError(
