@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -29,12 +30,15 @@ class FrozenTeacher:
         checkpoint (str): Its weights: a path or an address. Both an mmengine checkpoint and that of a distiller are read.
         strict (bool): Whether every tensor of the teacher must be in the checkpoint with its shape. With False, missing ones
             stay random, which is reported. Defaults to True.
+        dtype (str, optional): 'bfloat16' or 'float16' to run the teacher in, whatever the student trains in: its convolutions and
+            linear layers are kept in it and all runs under autocast. Its classifiers stay float32. Defaults to None: as the
+            student.
 
     Raises:
         ValueError: If the config has no model.
     """
 
-    def __init__(self, config: str | dict, checkpoint: str, strict: bool = True) -> None:
+    def __init__(self, config: str | dict, checkpoint: str, strict: bool = True, dtype: str | None = None) -> None:
         if not isinstance(checkpoint, str):
             raise TypeError(
                 "teacher=dict(config=..., checkpoint=...) expects the path or address of the teacher's weights as checkpoint, "
@@ -42,7 +46,10 @@ class FrozenTeacher:
             )
         self.config = model_config(student_config(load_config(config)))
         self.checkpoint = checkpoint
+        if dtype not in (None, 'bfloat16', 'float16'):
+            raise ValueError(f"dtype of a teacher must be 'bfloat16', 'float16' or None, but got {dtype!r}.")
         self.strict = strict
+        self.dtype: torch.dtype | None = None if dtype is None else getattr(torch, dtype)
         self.model: nn.Module | None = None
         self.classifiers: list[TeacherClassifier] = []
         self.input_adapter: InputAdapter | None = None
@@ -129,8 +136,14 @@ class FrozenTeacher:
         layers = [find_module(module, path.removeprefix(prefix), 'teacher') for path in classifiers]
         self.classifiers = [TeacherClassifier.from_layer(layer, sigmoid, anchors).to(device) for layer in layers]
         if full:
-            self.model = module.to(device).eval().requires_grad_(False)
+            self.model = narrowed(module, self.dtype).to(device).eval().requires_grad_(False)
             self.input_adapter = InputAdapter(student_preprocessor, module.get_submodule('data_preprocessor')).to(device)
+
+    def precision(self) -> AbstractContextManager:
+        """What the teacher runs under: autocast to its own type, if it has one."""
+        if self.dtype is None or self.input_adapter is None:
+            return nullcontext()
+        return torch.autocast(self.input_adapter.scale.device.type, self.dtype)
 
     def adapt(self, inputs: Tensor) -> Tensor:
         """Images normalised for the student, normalised for the teacher instead."""
@@ -163,6 +176,15 @@ class FrozenTeacher:
         for module in (self.model, *self.classifiers, self.input_adapter):
             if module is not None:
                 module._apply(fn)
+
+
+def narrowed(module: nn.Module, dtype: torch.dtype | None) -> nn.Module:
+    """A module whose convolutions and linear layers hold what autocast would make of them in every step, in place."""
+    if dtype is not None:
+        for layer in module.modules():
+            if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)):
+                layer.to(dtype)
+    return module
 
 
 class InputAdapter(nn.Module):

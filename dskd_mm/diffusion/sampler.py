@@ -30,9 +30,11 @@ class TeacherGuidedSampler(nn.Module):
         noise (str): How sampling starts from a feature z: 'schedule' noises it to the first timestep,
             :math:`\sqrt{\bar\alpha} z + \sqrt{1-\bar\alpha}\epsilon`; 'adapter' mixes :math:`\gamma z + (1-\gamma)\epsilon`
             with a :math:`\gamma` given to :meth:`forward`; 'none' starts from z itself. Defaults to 'schedule'.
+        guidance_interval (int): G is evaluated in every so many-th step and kept for those between: a classifier of many classes
+            costs several times what the denoiser does. Defaults to 1: in each.
 
     Raises:
-        ValueError: If ``guidance_point`` or ``noise`` is unknown.
+        ValueError: If ``guidance_point`` or ``noise`` is unknown, or the interval is not positive.
     """
 
     def __init__(
@@ -42,17 +44,21 @@ class TeacherGuidedSampler(nn.Module):
         scale: float = 1.0,
         guidance_point: str = 'noisy',
         noise: str = 'schedule',
+        guidance_interval: int = 1,
     ) -> None:
         super().__init__()
         if guidance_point not in ('noisy', 'clean'):
             raise ValueError(f"guidance_point must be 'noisy' or 'clean', but got {guidance_point!r}.")
         if noise not in ('schedule', 'adapter', 'none'):
             raise ValueError(f"noise must be 'schedule', 'adapter' or 'none', but got {noise!r}.")
+        if guidance_interval < 1:
+            raise ValueError(f'guidance_interval must be at least 1, but got {guidance_interval}.')
         self.steps = steps
         self.start = start
         self.scale = scale
         self.guidance_point = guidance_point
         self.noise = noise
+        self.guidance_interval = guidance_interval
 
     def initial(self, schedule: DDIMSchedule, feature: Tensor, noise: Tensor, gamma: Tensor | None = None) -> Tensor:
         """The noised feature that sampling starts from; see the argument ``noise`` of the class.
@@ -101,18 +107,22 @@ class TeacherGuidedSampler(nn.Module):
         """
         timesteps = schedule.timesteps(self.steps, self.start)
         x = self.initial(schedule, feature, noise, gamma)
-        for t, previous in zip(timesteps, [*timesteps[1:], None], strict=True):
+        gradient: Tensor | None = None
+        for i, (t, previous) in enumerate(zip(timesteps, [*timesteps[1:], None], strict=True)):
             predicted = denoiser(x, t).to(x.dtype)
             if guidance is not None and self.scale:
-                predicted = self._shifted(schedule, x, predicted, t, guidance)
+                if i % self.guidance_interval == 0:
+                    gradient = guidance(self._judged(schedule, x, predicted, t))
+                assert gradient is not None  # step 0 evaluates it
+                predicted = torch.sub(predicted, gradient, alpha=self._strength(schedule, t))
             if trajectory is not None:
                 trajectory.append(schedule.predict_clean(x, predicted, t))
             x = schedule.step(x, predicted, t, previous)
         return x
 
-    def _shifted(self, schedule: DDIMSchedule, x: Tensor, predicted: Tensor, t: int, guidance: Guidance) -> Tensor:
+    def _judged(self, schedule: DDIMSchedule, x: Tensor, predicted: Tensor, t: int) -> Tensor:
+        return schedule.predict_clean(x, predicted, t) if self.guidance_point == 'clean' else x
+
+    def _strength(self, schedule: DDIMSchedule, t: int) -> float:
         signal, sigma = schedule.noise_level(t)
-        strength = sigma * self.scale
-        if self.guidance_point == 'clean':
-            return torch.sub(predicted, guidance(schedule.predict_clean(x, predicted, t)), alpha=strength / signal)
-        return torch.sub(predicted, guidance(x), alpha=strength)
+        return self.scale * sigma / (signal if self.guidance_point == 'clean' else 1)

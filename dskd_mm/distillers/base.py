@@ -243,10 +243,18 @@ class Distiller(BaseModel):
             device (torch.device): Where it draws.
             key (int): Numbers that tell apart what draws in the same step and shall not draw the same. Defaults to none.
         """
+        entropy = np.random.SeedSequence([*self._read_clock(), get_rank()], spawn_key=key).generate_state(1, np.uint64)[0]
+        return torch.Generator(device).manual_seed(int(entropy >> np.uint64(1)))
+
+    @property
+    def step_index(self) -> int:
+        """The iteration as a number of the host."""
+        return self._read_clock()[1]
+
+    def _read_clock(self) -> tuple[int, int]:
         if self._clock is None:
             self._clock = int(self.noise_seed), int(self.iteration)
-        entropy = np.random.SeedSequence([*self._clock, get_rank()], spawn_key=key).generate_state(1, np.uint64)[0]
-        return torch.Generator(device).manual_seed(int(entropy >> np.uint64(1)))
+        return self._clock
 
     def _tick(self) -> None:
         self.iteration += 1
@@ -255,7 +263,7 @@ class Distiller(BaseModel):
 
     def _run_teacher(self, inputs: Tensor, data_samples: list, student: Observation) -> Observed:
         assert self.teacher.model is not None
-        with torch.no_grad(), Observation(self.teacher.model, self.teacher_port, 'teacher') as seen:
+        with torch.no_grad(), self.teacher.precision(), Observation(self.teacher.model, self.teacher_port, 'teacher') as seen:
             self.site.run_teacher(self.teacher, inputs, data_samples, student)
             self._note(seen.captured)
             return Observed(

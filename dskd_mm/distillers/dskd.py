@@ -75,6 +75,14 @@ class DSKDDistiller(Distiller):
             'logit'.
         normalize (bool): Whether features enter the diffusion divided by the running standard deviation of the prior's, for
             the noise has unit variance. Defaults to True.
+        window (int, optional): Where there is a prediction for every location (dense detection, segmentation), anchor and diffusion
+            see only a window of at most so many locations high and wide of each level, around a location of a class that is
+            drawn for each image and step. It bounds the cost of large maps; smaller ones are taken whole. Defaults to None: all
+            of every map.
+        sampling_interval (int): Every so many-th iteration ẑ is sampled, and the losses that rest on it are taken; the denoiser
+            learns in each. Defaults to 1.
+        compile (bool | dict): Whether denoiser and sampler are compiled, or arguments of :func:`torch.compile`, such as
+            ``dict(backend='inductor', mode='reduce-overhead')``. Defaults to False.
         warmup (int): Iterations over which the losses that rest on ẑ grow from 0 to their weight, while the denoiser learns.
             Defaults to 0.
         align (dict, optional): Arguments of :class:`~dskd_mm.features.ChannelAlign`, φ. Defaults to None.
@@ -112,6 +120,9 @@ class DSKDDistiller(Distiller):
         guidance_unit: str = 'logit',
         normalize: bool = True,
         warmup: int = 0,
+        window: int | None = None,
+        sampling_interval: int = 1,
+        compile: bool | dict = False,
         align: dict | None = None,
         denoiser: dict | None = None,
         schedule: dict | None = None,
@@ -138,6 +149,16 @@ class DSKDDistiller(Distiller):
         self.loss_weights = read_weights(type(self).__name__, weights, loss_weights)
         if warmup < 0:
             raise ValueError(f'warmup of DSKDDistiller must not be negative, but got {warmup}.')
+        if sampling_interval < 1:
+            raise ValueError(f'sampling_interval of DSKDDistiller must be at least 1, but got {sampling_interval}.')
+        if window is not None and window < 1:
+            raise ValueError(f'window of DSKDDistiller must be at least one location, or None, but got {window}.')
+        has_locations = self.student_port.is_map and not self.student_port.is_pooled and self.teacher_port.classifiers
+        if window is not None and not has_locations:
+            raise ValueError(
+                f'window={window} expects a classifier at every location, as in dense detection and segmentation, but '
+                f'{type(self.site).__name__} has none here: leave window out.'
+            )
         if not self.teacher_port.classifiers and (
             target != 'label' or self.loss_weights['virtual'] or self.loss_weights['logit']
         ):
@@ -154,6 +175,8 @@ class DSKDDistiller(Distiller):
         self.guidance_unit = guidance_unit
         self.normalize = normalize
         self.warmup = warmup
+        self.window = window
+        self.sampling_interval = sampling_interval
 
         channels = self.teacher_port.channels
         self.align = build(ChannelAlign, align, in_channels=self.student_port.channels, out_channels=channels)
@@ -189,7 +212,15 @@ class DSKDDistiller(Distiller):
                     "noise='adapter' has no loss to be trained by: the bits of a hash have no gradient. Set the loss weight "
                     "'virtual', or lsh=dict(magnitude=...), or noise='schedule'."
                 )
+            if sampling_interval > 1:
+                raise ValueError(
+                    f"noise='adapter' is trained through the sampler, in every iteration, but got sampling_interval="
+                    f"{sampling_interval}: set it to 1, or noise='schedule'."
+                )
             self.noise_adapter = build(NoiseAdapter, {**kernel, 'norm': denoiser['norm']}, channels=width)
+        if compile:
+            for module in (self.denoiser, self.sampler):
+                module.compile(**({} if compile is True else compile))
 
     @property
     def samples(self) -> bool:
@@ -231,16 +262,8 @@ class DSKDDistiller(Distiller):
         self, student: Observed, teacher: Observed | None, target: Target | None, head_loss: HeadLoss
     ) -> dict[str, Tensor]:
         """See :meth:`Distiller.distill`."""
-        weights, pyramid = self.loss_weights, Pyramid.of(student.features)
-        aligned = per_location(self.align, Pyramid.pack(student.features)).float()
-        judge: Judge
-        if target is None:
-            judge = HeadJudge(pyramid, head_loss)
-        else:
-            judge = ClassifierJudge(pyramid, self.guides, target, self._teacher_opinion(pyramid, teacher))
+        weights = self.loss_weights
         losses: dict[str, Tensor] = {}
-        if weights['anchor']:
-            losses['loss_dskd_anchor'] = weights['anchor'] * judge.loss(aligned, self.temperature)
         if weights['logit']:
             assert teacher is not None and teacher.logits is not None and target is not None
             losses['loss_dskd_logit'] = weights['logit'] * self._imitate(student.logits, teacher.logits, target)
@@ -249,11 +272,37 @@ class DSKDDistiller(Distiller):
             assert self.student_port.boxes is not None
             boxes = self.box_imitation(student.boxes, teacher.boxes, target, self.student_port.boxes.kind)
             losses['loss_dskd_box'] = weights['box'] * boxes
+        if self.window is not None and target is not None:
+            student, teacher, target = self._look_through_window(student, teacher, target)
+        pyramid = Pyramid.of(student.features)
+        aligned = per_location(self.align, Pyramid.pack(student.features)).float()
+        judge: Judge
+        if target is None:
+            judge = HeadJudge(pyramid, head_loss)
+        else:
+            judge = ClassifierJudge(pyramid, self.guides, target, self._teacher_opinion(pyramid, teacher))
+        prediction = None
+        if weights['anchor']:
+            anchor, prediction = judge.loss(aligned, self.temperature)
+            losses['loss_dskd_anchor'] = weights['anchor'] * anchor
         if self.samples:
-            losses.update(self._self_distill(pyramid, aligned, student.logits, judge, target, teacher))
+            losses.update(self._self_distill(pyramid, aligned, prediction, student.logits, judge, target, teacher))
         # With its losses off, φ must still be in the graph: DDP waits for every parameter.
         losses['loss_dskd_anchor'] = losses.get('loss_dskd_anchor', 0) + aligned.sum() * 0
         return losses
+
+    def _look_through_window(
+        self, student: Observed, teacher: Observed | None, target: Target
+    ) -> tuple[Observed, Observed | None, Target]:
+        """What a window shows of all that anchor and diffusion are about; as it is if everything fits into it."""
+        assert self.window is not None
+        pyramid = Pyramid.of(student.features)
+        if all(max(size) <= self.window for size in pyramid.sizes):
+            return student, teacher, target
+        generator = self.noise_generator(student.features[0].device, 2)  # 2: neither the noise of the method nor of others
+        window = self.site.window(pyramid, target, self.window, generator)
+        seen = self.site.target_within(window, target, self.teacher_port.sigmoid)
+        return student.within(window), None if teacher is None else teacher.within(window), seen
 
     def _imitate(self, logits: Tensor | None, opinion: Tensor, label: Target) -> Tensor:
         assert logits is not None
@@ -269,6 +318,7 @@ class DSKDDistiller(Distiller):
         self,
         pyramid: Pyramid,
         aligned: Tensor,
+        prediction: Tensor | None,
         logits: Tensor | None,
         judge: 'Judge',
         label: Target | None,
@@ -293,6 +343,9 @@ class DSKDDistiller(Distiller):
         losses['loss_dskd_diff'] = weights['diff'] * noise_prediction_loss(
             denoiser, self.schedule, prior / scale, draw_like(prior, generator), steps
         )
+        losses['dskd_std'] = scale
+        if self.step_index % self.sampling_interval:
+            return losses
         with torch.no_grad() if self.detach else nullcontext():
             start = start / scale
             gamma = None if self.noise_adapter is None else mixing_weights(self.noise_adapter, pyramid, start)
@@ -313,9 +366,10 @@ class DSKDDistiller(Distiller):
             if weights['virtual']:
                 losses['loss_dskd_virtual'] = weights['virtual'] * ramp * self._imitate(logits, opinion, label)
             with torch.no_grad():
-                losses['dskd_acc_start'] = hit_rate(pyramid.map(self.classifiers, aligned), label)
+                if prediction is None or self.target == 'local':
+                    prediction = pyramid.map(self.classifiers, aligned.detach())
+                losses['dskd_acc_start'] = hit_rate(prediction, label)
                 losses['dskd_acc_denoised'] = hit_rate(opinion, label)
-        losses['dskd_std'] = scale
         if gamma is not None:
             losses['dskd_gamma'] = gamma.detach().mean()
         return losses

@@ -141,8 +141,7 @@ class SoKDDistiller(Distiller):
         if self.augment is None:
             return teacher
         generator = self.noise_generator(teacher[0].device)
-        assert self._clock is not None  # the iteration, on the host
-        if self.training and self._clock[1] < self.search_iters:
+        if self.training and self.step_index < self.search_iters:
             return self.augment.search(teacher, student, generator)
         with torch.no_grad():
             return self.augment(teacher, generator)

@@ -5,6 +5,7 @@ from dskd_mm.features.augment import FeatureAugmentation
 from dskd_mm.features.norm import build_norm
 from dskd_mm.features.pyramid import Pyramid, per_location
 from dskd_mm.features.tap import CallTap, FeatureTap, Tap, find_module
+from dskd_mm.features.window import Window
 
 __all__ = [
     'CallTap',
@@ -13,6 +14,7 @@ __all__ = [
     'FeatureTap',
     'Pyramid',
     'Tap',
+    'Window',
     'build_norm',
     'find_module',
     'match_space',

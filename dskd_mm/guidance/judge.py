@@ -15,12 +15,15 @@ class Judge(ABC):
     """Judges features of a packed pyramid (B, C, N), see :class:`~dskd_mm.features.Pyramid`."""
 
     @abstractmethod
-    def loss(self, packed: Tensor, temperature: float) -> Tensor:
-        """How far the features are from what is wanted, a scalar; trains whoever made them.
+    def loss(self, packed: Tensor, temperature: float) -> tuple[Tensor, Tensor | None]:
+        """How far the features are from what is wanted; trains whoever made them.
 
         Args:
             packed (Tensor): Features (B, C, N), in the graph.
             temperature (float): Softens predictions, where there are any.
+
+        Returns:
+            tuple[Tensor, Tensor | None]: The loss, a scalar, and the logits of the features, where there are any.
         """
 
     @abstractmethod
@@ -61,11 +64,11 @@ class ClassifierJudge(Judge):
             return self.label
         return replace(self.label, probability=self.classifiers[0].predict(self.opinion, temperature))
 
-    def loss(self, packed: Tensor, temperature: float) -> Tensor:
+    def loss(self, packed: Tensor, temperature: float) -> tuple[Tensor, Tensor | None]:
         """Divergence of the classifier's prediction from what is wanted; see :meth:`Judge.loss`."""
         soften = 1.0 if self.opinion is None else temperature
         logits = self.pyramid.map(self.classifiers, packed)
-        return target_cross_entropy(logits, self.target(soften), self.classifiers[0].sigmoid, soften)
+        return target_cross_entropy(logits, self.target(soften), self.classifiers[0].sigmoid, soften), logits
 
     def guidance(self, unit: str, scale: Tensor, autoencoder: nn.Module | None) -> Callable[[Tensor], Tensor]:
         """See :meth:`Judge.guidance`."""
@@ -95,9 +98,9 @@ class HeadJudge(Judge):
         self.pyramid = pyramid
         self.head_loss = head_loss
 
-    def loss(self, packed: Tensor, temperature: float) -> Tensor:
+    def loss(self, packed: Tensor, temperature: float) -> tuple[Tensor, Tensor | None]:
         """The head's loss; see :meth:`Judge.loss`."""
-        return self.head_loss(self.pyramid.unpack(packed))
+        return self.head_loss(self.pyramid.unpack(packed)), None
 
     def guidance(self, unit: str, scale: Tensor, autoencoder: nn.Module | None) -> Callable[[Tensor], Tensor]:
         """See :meth:`Judge.guidance`."""

@@ -4,14 +4,15 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from dskd_mm.features import CallTap, FeatureTap, Pyramid, Tap
+from dskd_mm.distributed import mean_over_ranks
+from dskd_mm.features import CallTap, FeatureTap, Pyramid, Tap, Window
 from dskd_mm.guidance import Target
 from dskd_mm.registry import MODELS
 from dskd_mm.teacher import FrozenTeacher
@@ -236,6 +237,11 @@ class Observed:
             return self._logit_maps(self.logits)
         return self.features if on == 'feature' else self.layers[on]
 
+    def within(self, window: Window) -> 'Observed':
+        """Feature and logits in a window alone."""
+        features = window.pyramid.unpack(window.take(Pyramid.pack(self.features)))
+        return Observed(features, None if self.logits is None else window.take(self.logits))
+
     def _logit_maps(self, logits: Tensor) -> list[Tensor]:
         """The predictions (B, K, M) as a map for each level of the feature; those of an image (B, K) as one of a location."""
         if logits.ndim == 2:
@@ -306,6 +312,10 @@ class Site(ABC):
     def target(self, seen: Observation, data_samples: Sequence[Any], num_classes: int, sigmoid: bool) -> Target | None:
         """The annotations as a distribution at the resolution of the classifier's logits; None if nothing is classified."""
 
+    def count(self, probability: Tensor, weight: Tensor, sigmoid: bool) -> Tensor:
+        """What losses on a target are divided by; see :attr:`~dskd_mm.guidance.Target.count`."""
+        return mean_over_ranks(weight.sum())
+
     def check(self, data_samples: Sequence[Any], num_classes: int) -> None:
         """Refuse annotations that the classifier cannot be guided to, before anything else stumbles over them."""
         return None
@@ -321,6 +331,26 @@ class Site(ABC):
             TypeError: If the site has a linear classifier instead.
         """
         raise TypeError(f'{type(self).__name__} guides by a linear classifier, not by the loss of a head.')
+
+    def window(self, pyramid: Pyramid, target: Target, size: int, generator: torch.Generator) -> Window:
+        """A window around a location of each level and image, every class that occurs there with the same chance.
+
+        Args:
+            pyramid (Pyramid): The levels.
+            target (Target): The annotations, (B, K, M).
+            size (int): Its height and width, in locations.
+            generator (torch.Generator): Where the random choice comes from.
+        """
+        classes = location_classes(target, sum(pyramid.lengths)).split(pyramid.lengths, dim=1)
+        num_classes = target.probability.shape[1] + 1
+        centers = [sample_stratified(level, num_classes, 1, generator)[0][:, 0] for level in classes]
+        return Window(pyramid, size, centers, generator)
+
+    def target_within(self, window: Window, target: Target, sigmoid: bool) -> Target:
+        """The annotations (B, K, M) in a window alone."""
+        probability = window.take(target.probability)
+        weight = torch.ones_like(probability[:, :1]) if target.weight is None else window.take(target.weight)
+        return replace(target, probability=probability, weight=weight, count=self.count(probability, weight, sigmoid))
 
     def vectors(
         self, tensors: Sequence[Tensor], target: Target | None, generator: torch.Generator

@@ -120,6 +120,7 @@ class ClassificationSite(Site):
                         f'{num_classes}: set num_classes of the data preprocessor to the number of classes.'
                     )
                 continue
+            check_annotated([sample], 'gt_label')
             label = sample.gt_label
             if label.device.type == 'cpu' and bool(((label < 0) | (label >= num_classes)).any()):
                 raise ValueError(

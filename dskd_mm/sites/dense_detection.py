@@ -119,9 +119,13 @@ class DenseDetectionSite(Site):
         logits, anchors = seen.logits, seen.port.anchors
         lengths = [level.shape[2] * level.shape[3] * anchors for level in logits]
         labels, weight = assigned(seen.calls('loss'), len(logits[0]), lengths, num_classes, type(self).__name__)
-        counted = (labels.amax(dim=1, keepdim=True) > 0) if sigmoid else torch.ones_like(weight)
-        count = mean_over_ranks((counted * (weight > 0)).sum().float())
+        count = self.count(labels, weight, sigmoid)
         return Target(labels, weight, count, background=not sigmoid, focus=self.focus if sigmoid else 0.0)
+
+    def count(self, probability: Tensor, weight: Tensor, sigmoid: bool) -> Tensor:
+        """The number of predictions that count, with independent classes of those for objects; see :meth:`Site.count`."""
+        counted = (probability.amax(dim=1, keepdim=True) > 0) if sigmoid else torch.ones_like(weight)
+        return mean_over_ranks((counted * (weight > 0)).sum().float())
 
 
 def find_classifiers(head: nn.Module, outputs: int, owner: str) -> list[str]:

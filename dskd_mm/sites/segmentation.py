@@ -7,7 +7,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dskd_mm.distributed import mean_over_ranks
 from dskd_mm.features import find_module
 from dskd_mm.guidance import Target
 from dskd_mm.registry import MODELS
@@ -90,7 +89,7 @@ class SegmentationSite(Site):
         classes = torch.arange(first, first + num_classes, device=logits.device)
         # Comparison instead of one_hot: that reads the labels back from the device.
         probability = (labels == classes[:, None]).float()
-        return Target(probability, weight, mean_over_ranks(weight.sum()))
+        return Target(probability, weight, self.count(probability, weight, sigmoid))
 
 
 def make_port(head: nn.Module, part: str, classifier: str | None, owner: str) -> Port:

@@ -5,7 +5,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dskd_mm.distributed import mean_over_ranks
 from dskd_mm.features import find_module
 from dskd_mm.guidance import Target
 from dskd_mm.registry import MODELS
@@ -71,9 +70,8 @@ class TwoStageDetectionSite(Site):
         else:
             # Without any proposal mmdet calls no loss.
             labels, weight = logits.new_zeros(0, num_classes, 1), logits.new_zeros(0, 1, 1)
-        weight = weight[:, :, 0]
-        background = not seen.port.sigmoid
-        return Target(labels[:, :, 0], weight, mean_over_ranks(weight.sum()), background=background)
+        labels, weight = labels[:, :, 0], weight[:, :, 0]
+        return Target(labels, weight, self.count(labels, weight, sigmoid), background=not seen.port.sigmoid)
 
     def run_teacher(self, teacher: FrozenTeacher, inputs: Tensor, data_samples: Sequence[Any], student: Observation) -> None:
         """Run the teacher's box head on the student's proposals; see :meth:`Site.run_teacher`."""

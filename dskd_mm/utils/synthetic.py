@@ -20,8 +20,8 @@ def synthetic_batch(cfg: Config, images: int = 2, size: Size = (96, 128), seed: 
         seed (int): Seed of everything. Defaults to 0.
 
     Returns:
-        dict[str, list]: 'inputs', tensors (C, H, W) of uint8, and 'data_samples'. An image of a detector has 1 to 7 objects (with
-        masks, where it has a mask head), the top rows of a label map are ignored.
+        dict[str, list]: 'inputs', tensors (C, H, W) of uint8, and 'data_samples'. An image of a detector has 1 to 7 objects
+        (with masks, where it has a mask head), the top rows of a label map are ignored.
 
     Raises:
         ValueError: If the config is of no host that is known.

@@ -114,8 +114,9 @@ def test_the_loss_is_that_of_the_predictions_at_all_levels(kind, focus):
     judge = ClassifierJudge(pyramid, classifiers, target)
     # Annotations are not softened.
     for temperature in (1.0, 4.0):
-        loss = judge.loss(packed, temperature)
+        loss, prediction = judge.loss(packed, temperature)
         torch.testing.assert_close(loss, expected)
+        torch.testing.assert_close(prediction.flatten(2), logits.flatten(2))
     loss.backward()
     assert packed.grad.abs().max() > 0
 
@@ -131,7 +132,7 @@ def test_an_opinion_takes_the_place_of_the_annotations_and_keeps_their_weights(s
         return Target(p, label.weight, label.count, label.focus)
 
     logits = F.conv1d(packed, classifier.weight[..., 0], classifier.bias)
-    torch.testing.assert_close(judge.loss(packed, 3.0), target_cross_entropy(logits, soft(3.0), sigmoid, 3.0))
+    torch.testing.assert_close(judge.loss(packed, 3.0)[0], target_cross_entropy(logits, soft(3.0), sigmoid, 3.0))
     # Guidance aims at what the teacher thinks, not at a softened version.
     expected = ClassifierJudge(pyramid, [classifier], soft(1.0)).guidance('logit', torch.ones(()), None)(packed)
     torch.testing.assert_close(judge.guidance('logit', torch.ones(()), None)(packed), expected)
@@ -142,7 +143,7 @@ def test_images_of_a_linear_classifier_are_a_pyramid_of_one_level(size):
     classifier, target = TeacherClassifier(torch.randn(CLASSES, CHANNELS)), Target(torch.eye(CLASSES)[:BATCH])
     feature, scale = torch.randn(BATCH, CHANNELS, *size), torch.tensor(2.0)
     judge = ClassifierJudge(Pyramid([size]), [classifier], target)
-    torch.testing.assert_close(judge.loss(feature.flatten(2), 4.0), classifier.divergence(feature, target))
+    torch.testing.assert_close(judge.loss(feature.flatten(2), 4.0)[0], classifier.divergence(feature, target))
     for unit in ('logit', 'gradient'):
         alone = ClassifierGuidance(classifier, target, unit, scale)(feature)
         torch.testing.assert_close(judge.guidance(unit, scale, None)(feature.flatten(2)), alone.flatten(2))
@@ -209,7 +210,8 @@ def test_a_head_that_hardly_minds_does_not_throw_features_about(factor):
 def test_the_loss_of_a_head_trains_the_features():
     head, packed = Head(), draw_packed().requires_grad_()
     pyramid = Pyramid(SIZES)
-    loss = HeadJudge(pyramid, head).loss(packed, 4.0)
+    loss, prediction = HeadJudge(pyramid, head).loss(packed, 4.0)
     torch.testing.assert_close(loss, head(pyramid.unpack(packed)))
+    assert prediction is None
     loss.backward()
     assert packed.grad.abs().max() > 0

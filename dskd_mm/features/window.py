@@ -1,0 +1,53 @@
+"""A part of each level of a pyramid, where all of it would cost too much."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dskd_mm.features.pyramid import Pyramid
+
+
+class Window:
+    """A window of at most S x S locations on each level of a pyramid, at a place of its own in each image.
+
+    What it takes is again the packed map of a pyramid, :attr:`pyramid`, of smaller levels: whatever works on maps works on
+    windows, neighbourhoods included. Levels that fit into the window are taken whole.
+
+    Args:
+        pyramid (Pyramid): The whole levels.
+        size (int): S, in locations.
+        centers (Sequence[Tensor]): For each level the location, in row-major order, that an image's window lies around, (B, ).
+        generator (torch.Generator): Draws where in the window that location lies: anywhere, but for the borders of the map.
+    """
+
+    def __init__(self, pyramid: Pyramid, size: int, centers: Sequence[Tensor], generator: torch.Generator) -> None:
+        self.whole = pyramid
+        self.pyramid = Pyramid([(min(height, size), min(width, size)) for height, width in pyramid.sizes])
+        found, before = [], 0
+        for (height, width), (rows, columns), center in zip(pyramid.sizes, self.pyramid.sizes, centers, strict=True):
+            place = torch.rand(2, len(center), generator=generator, device=center.device)
+            top = cornered(center // width, rows, height, place[0])
+            left = cornered(center % width, columns, width, place[1])
+            down = (top[:, None] + torch.arange(rows, device=center.device)) * width
+            right = left[:, None] + torch.arange(columns, device=center.device)
+            found.append((before + down[:, :, None] + right[:, None]).flatten(1))
+            before += height * width
+        self.index = torch.cat(found, dim=1)
+
+    def take(self, packed: Tensor) -> Tensor:
+        """Cut the window out of packed maps (B, C, N), or of predictions (B, K, N * A) of which A follow each other there.
+
+        Returns:
+            Tensor: (B, C, N') or (B, K, N' * A), a copy.
+        """
+        index, each = self.index, packed.shape[2] // sum(self.whole.lengths)
+        if each > 1:
+            index = (index[:, :, None] * each + torch.arange(each, device=index.device)).flatten(1)
+        return packed.gather(2, index[:, None].expand(-1, packed.shape[1], -1))
+
+
+def cornered(center: Tensor, size: int, whole: int, place: Tensor) -> Tensor:
+    """First row or column of a window of ``size`` that holds ``center``, a share ``place`` of it before."""
+    first = center - (place * size).long().clamp(max=size - 1)
+    return first.clamp(min=0, max=whole - size)
