@@ -395,7 +395,8 @@ def check_annotated(data_samples: Sequence[Any], *names: str) -> None:
         if all(name not in sample for name in names):
             raise ValueError(
                 f'Sample {i} ({sample.get("img_path", "image in memory")}) is expected to be annotated with '
-                f'{" or ".join(names)}, but it has only {sorted(sample.keys())}. Load annotations in the pipeline and pack them (PackInputs and the like).'
+                f'{" or ".join(names)}, but it has only {sorted(sample.keys())}. Load annotations in the pipeline and pack '
+                'them (PackInputs and the like).'
             )
 
 
