@@ -79,7 +79,7 @@ class Preflight:
     def __init__(self, cfg: Config, thorough: bool = True) -> None:
         self.cfg = cfg
         self.thorough = thorough
-        self.scope = cfg.get('default_scope') or 'mmengine'
+        self.scope: str | None = cfg.get('default_scope', 'mmengine')
         self.findings: list[Finding] = []
         self.model: nn.Module | None = None
         self.teacher: nn.Module | None = None
@@ -128,7 +128,7 @@ class Preflight:
 
     def check_environment(self) -> None:
         """The hosts that the config needs are there, in versions that are supported."""
-        scopes = {self.scope, *(type_module(node) for node in nodes(self.cfg.get('model')))}
+        scopes = {str(self.scope), *(type_module(node) for node in nodes(self.cfg.get('model')))}
         teacher = (self.cfg.get('model') or {}).get('teacher') or {}
         if isinstance(teacher.get('config'), str) and '::' in teacher['config']:
             scopes.add(teacher['config'].partition('::')[0])
@@ -216,10 +216,13 @@ class Preflight:
 
     def _read(self, name: str, dataset: ConfigDict, count: int | None) -> None:
         """Look at the items of a data set and at some samples."""
-        built = DATASETS.build(copy.deepcopy(dataset))
-        length = len(built)
-        if not length:
-            self.fault(name, f'Expected images, but the data set {osp.abspath(dataset.get("data_root") or ".")!r} has none.')
+        ann_file = dict(dataset_paths(dataset)).get('ann_file')
+        is_empty = ann_file is not None and osp.isfile(ann_file) and not osp.getsize(ann_file)
+        built = None if is_empty else DATASETS.build(copy.deepcopy(dataset))
+        length = 0 if built is None else len(built)
+        if built is None or not length:
+            where = ann_file or dataset.get('data_root') or dataset.get('type')
+            self.fault(name, f'Expected images, but the data set {where!r} has none.')
             return
         index = spread(length, MAX_ITEMS)
         infos = [built.get_data_info(i) for i in index] if hasattr(built, 'get_data_info') else []
@@ -349,6 +352,9 @@ class Preflight:
         if self.model is None or any(finding.part == 'models' for finding in self.faults):
             self.note('step', 'left out: the models have faults')
             return
+        if self.host not in SIZES:
+            self.note('step', f'left out: random batches are known for {", ".join(SIZES)}, and the model is of none of them')
+            return
         with self._faults_in('step'), tempfile.TemporaryDirectory() as folder:
             torch.manual_seed(0)
             model = revert_sync_batchnorm(MMENGINE_MODELS.build(model_config(self.cfg)))
@@ -358,12 +364,21 @@ class Preflight:
                 torch.save(dict(state_dict=build_in_scope(model.teacher.config, None).state_dict()), model.teacher.checkpoint)
                 self.note('step', "the teacher's weights are random ones")
             images, size = self._synthetic_size(model)
-            saved = take_step(model, self.cfg, images, size, self._report_step)
+            cfg = copy.deepcopy(self.cfg)
+            cfg.default_scope = self.host
+            saved = take_step(model, self.cfg, synthetic_batch(cfg, images, size), self._report_step)
             self._estimate_memory(model, saved, images, size)
+
+    @property
+    def host(self) -> str:
+        """The library whose format batches have: that of the scope, or of the model where configs name classes."""
+        model = self.cfg.get('model') or {}
+        student = model.get('student') if is_distiller_config(self.cfg) else model
+        return str(self.scope) if self.scope in SIZES else type_module(student or {})
 
     def _synthetic_size(self, model: nn.Module) -> tuple[int, tuple[int, int]]:
         """Number and size of the synthetic images; preprocessors that fill up to a fixed size do so to this one."""
-        size = SIZES.get(self.scope, (64, 64))
+        size = SIZES[self.host]
         fixed = [node['img_size'] for node in nodes(self.cfg.model) if isinstance(node.get('img_size'), int)]
         wanted = self.image_size or pipeline_size(self.cfg)
         if fixed:  # transformers with a table of positions
@@ -373,7 +388,7 @@ class Preflight:
         for module in model.modules():
             if getattr(module, 'size', None) is not None and hasattr(module, 'pad_val'):
                 module.size = size  # type: ignore[assignment]
-        return (4 if self.scope == 'mmpretrain' else 2), size
+        return (4 if self.host == 'mmpretrain' else 2), size
 
     def _report_step(self, log: Mapping[str, Any], unused: Sequence[str], seconds: float) -> None:
         losses = {key: float(value) for key, value in log.items() if 'loss' in key}
@@ -646,17 +661,15 @@ def pipeline_size(cfg: Config) -> tuple[int, int] | None:
 def take_step(
     model: Any,
     cfg: Config,
-    images: int,
-    size: tuple[int, int],
+    batch: dict[str, list],
     report: Callable[[Mapping[str, Any], Sequence[str], float], None],
 ) -> int:
-    """One step of a model with the config's optimizer, on random images.
+    """One step of a model with the config's optimizer.
 
     Args:
         model (BaseModel): The model; it is trained.
         cfg (Config): Its config.
-        images (int): Number of images.
-        size (tuple[int, int]): Their height and width.
+        batch (dict): What a data loader yields.
         report (Callable): Is told what is logged, the parameters without a gradient, and the seconds.
 
     Returns:
@@ -666,7 +679,7 @@ def take_step(
     for key in ('type', 'loss_scale', 'dtype', 'use_fsdp', 'accumulative_counts'):  # of no meaning for one step on a CPU
         wrapper.pop(key, None)
     optim_wrapper = build_optim_wrapper(model, ConfigDict(type='OptimWrapper', **wrapper))
-    batch = model.train().data_preprocessor(synthetic_batch(cfg, images, size), training=True)
+    data = model.train().data_preprocessor(batch, training=True)
     weights = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
     kept: dict[int, int] = {}
 
@@ -678,7 +691,7 @@ def take_step(
 
     start = time.perf_counter()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        total, log = model.parse_losses(model(**batch, mode='loss'))
+        total, log = model.parse_losses(model(**data, mode='loss'))
     model.zero_grad(set_to_none=True)
     total.backward()
     unused = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
