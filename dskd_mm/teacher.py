@@ -30,9 +30,9 @@ class FrozenTeacher:
         checkpoint (str): Its weights: a path or an address. Both an mmengine checkpoint and that of a distiller are read.
         strict (bool): Whether every tensor of the teacher must be in the checkpoint with its shape. With False, missing ones
             stay random, which is reported. Defaults to True.
-        dtype (str, optional): 'bfloat16' or 'float16' to run the teacher in, whatever the student trains in: its convolutions and
-            linear layers are kept in it and all runs under autocast. Its classifiers stay float32. Defaults to None: as the
-            student.
+        dtype (str, optional): 'bfloat16' or 'float16' to run the teacher in, whatever the student trains in: its convolutions
+            and linear layers are kept in it and all runs under autocast. Its classifiers stay float32. Defaults to None: as
+            the student.
 
     Raises:
         ValueError: If the config has no model.

@@ -75,10 +75,10 @@ class DSKDDistiller(Distiller):
             'logit'.
         normalize (bool): Whether features enter the diffusion divided by the running standard deviation of the prior's, for
             the noise has unit variance. Defaults to True.
-        window (int, optional): Where there is a prediction for every location (dense detection, segmentation), anchor and diffusion
-            see only a window of at most so many locations high and wide of each level, around a location of a class that is
-            drawn for each image and step. It bounds the cost of large maps; smaller ones are taken whole. Defaults to None: all
-            of every map.
+        window (int | False, optional): Where there is a prediction for every location (dense detection, segmentation), anchor
+            and diffusion see only a window of at most so many locations high and wide of each level, around one of a class that
+            is drawn for each image, level and step. It bounds the cost of large maps; smaller ones are taken whole. False for
+            all of every map. Defaults to None: what the site advises, 32 there and no window elsewhere.
         sampling_interval (int): Every so many-th iteration ẑ is sampled, and the losses that rest on it are taken; the denoiser
             learns in each. Defaults to 1.
         compile (bool | dict): Whether denoiser and sampler are compiled, or arguments of :func:`torch.compile`, such as
@@ -120,7 +120,7 @@ class DSKDDistiller(Distiller):
         guidance_unit: str = 'logit',
         normalize: bool = True,
         warmup: int = 0,
-        window: int | None = None,
+        window: int | Literal[False] | None = None,
         sampling_interval: int = 1,
         compile: bool | dict = False,
         align: dict | None = None,
@@ -151,10 +151,11 @@ class DSKDDistiller(Distiller):
             raise ValueError(f'warmup of DSKDDistiller must not be negative, but got {warmup}.')
         if sampling_interval < 1:
             raise ValueError(f'sampling_interval of DSKDDistiller must be at least 1, but got {sampling_interval}.')
-        if window is not None and window < 1:
-            raise ValueError(f'window of DSKDDistiller must be at least one location, or None, but got {window}.')
+        window = advice.get('window') if window is None else window
+        if window is not None and window is not False and window < 1:
+            raise ValueError(f'window of DSKDDistiller must be at least one location, or False, but got {window}.')
         has_locations = self.student_port.is_map and not self.student_port.is_pooled and self.teacher_port.classifiers
-        if window is not None and not has_locations:
+        if window and not has_locations:
             raise ValueError(
                 f'window={window} expects a classifier at every location, as in dense detection and segmentation, but '
                 f'{type(self.site).__name__} has none here: leave window out.'
@@ -175,7 +176,7 @@ class DSKDDistiller(Distiller):
         self.guidance_unit = guidance_unit
         self.normalize = normalize
         self.warmup = warmup
-        self.window = window
+        self.window = window or None
         self.sampling_interval = sampling_interval
 
         channels = self.teacher_port.channels
@@ -272,7 +273,7 @@ class DSKDDistiller(Distiller):
             assert self.student_port.boxes is not None
             boxes = self.box_imitation(student.boxes, teacher.boxes, target, self.student_port.boxes.kind)
             losses['loss_dskd_box'] = weights['box'] * boxes
-        if self.window is not None and target is not None:
+        if self.window and target is not None:
             student, teacher, target = self._look_through_window(student, teacher, target)
         pyramid = Pyramid.of(student.features)
         aligned = per_location(self.align, Pyramid.pack(student.features)).float()
@@ -295,7 +296,7 @@ class DSKDDistiller(Distiller):
         self, student: Observed, teacher: Observed | None, target: Target
     ) -> tuple[Observed, Observed | None, Target]:
         """What a window shows of all that anchor and diffusion are about; as it is if everything fits into it."""
-        assert self.window is not None
+        assert self.window
         pyramid = Pyramid.of(student.features)
         if all(max(size) <= self.window for size in pyramid.sizes):
             return student, teacher, target

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.dist import get_rank
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 
 def seed_generators(*key: int, accelerator: bool = False) -> None:
@@ -106,12 +106,14 @@ def seed_batches(loader: DataLoader, seed: int) -> NumberedBatches | None:
         seed (int): The seed.
 
     Returns:
-        NumberedBatches | None: Its new batch sampler; None if it has none, as with an iterable data set: nothing is changed
-        then.
+        NumberedBatches | None: Its new batch sampler; None if there are no indices, as with an iterable data set: nothing is
+        changed then.
     """
     batches = loader.batch_sampler
-    if batches is None or isinstance(batches, NumberedBatches):
+    if isinstance(batches, NumberedBatches):
         return batches
+    if batches is None or isinstance(loader.dataset, IterableDataset):
+        return None
     numbered = NumberedBatches(batches)
     # torch refuses to assign another batch sampler, as it may contradict the other arguments. This one does not.
     vars(loader)['batch_sampler'] = numbered
