@@ -5,6 +5,7 @@
 """
 
 import pickle
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any
@@ -20,6 +21,7 @@ try:
     from torch.serialization import safe_globals
 except ImportError:
     # torch 2.1 has weights_only, but one can allow it nothing: not even the logs in each of mmengine's own checkpoints.
+    _dtypes = {str(dtype): dtype for dtype in (torch.bool, torch.uint8, torch.bfloat16)}
     _allowed: dict[str, Any] = {}
 
     class HarmlessPickle:
@@ -30,11 +32,9 @@ except ImportError:
 
             def find_class(self, module: str, name: str) -> Any:
                 full = f'{module}.{name}'.replace('__builtin__.', 'builtins.').replace('numpy._core.', 'numpy.core.')
-                known = torch._weights_only_unpickler._get_allowed_globals()
-                if full in known:
-                    return known[full]
-                if full in _allowed:
-                    return _allowed[full]
+                for known in (torch._weights_only_unpickler._get_allowed_globals(), _dtypes, _allowed):
+                    if full in known:
+                        return known[full]
                 raise pickle.UnpicklingError(f'GLOBAL {full.removeprefix("builtins.")} is neither a tensor nor a plain value')
 
         @classmethod
@@ -45,7 +45,9 @@ except ImportError:
 
     def get_torch_safe_globals() -> list[Callable]:
         arrays = np.core.multiarray  # type: ignore[attr-defined]
-        return [slice, arrays._reconstruct, arrays.scalar, np.ndarray, np.dtype, HistoryBuffer]
+        # The first line is what a newer torch allows by itself.
+        plain: list[Callable] = [Counter, set, bytearray, complex, torch.device]
+        return [*plain, slice, arrays._reconstruct, arrays.scalar, np.ndarray, np.dtype, HistoryBuffer]
 
     @contextmanager  # type: ignore[no-redef]
     def safe_globals(allowed: list[Callable]) -> Iterator[None]:

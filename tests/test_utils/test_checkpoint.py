@@ -1,5 +1,6 @@
 """Reading and writing checkpoints."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,15 @@ def test_the_export_holds_the_student_alone(model: nn.Module, tmp_path: Path) ->
 def test_metrics_may_be_of_any_type_of_numpy(tmp_path: Path, value: object) -> None:
     source = save(tmp_path / 'a.pth', message_hub=dict(best_score=value))
     assert np.array_equal(load_checkpoint_file(source)['message_hub']['best_score'], value)
+
+
+PLAIN = [Counter([8, 12]), {1}, bytearray(b'a'), 1j, torch.bool, torch.bfloat16, torch.device('cpu')]
+
+
+@pytest.mark.parametrize('value', PLAIN, ids=str)
+def test_schedulers_and_options_hold_other_plain_values(tmp_path: Path, value: object) -> None:
+    source = save(tmp_path / 'a.pth', param_schedulers=[dict(milestones=value)])
+    assert load_checkpoint_file(source)['param_schedulers'] == [dict(milestones=value)]
 
 
 def test_a_plain_checkpoint_has_nothing_to_export(model: nn.Module, tmp_path: Path) -> None:
