@@ -48,7 +48,8 @@ class DDIMSchedule(nn.Module):
                 f'but got num_train_steps={num_train_steps}, beta_start={beta_start}, beta_end={beta_end}.'
             )
         self.num_train_steps = num_train_steps
-        betas = torch.linspace(beta_start, beta_end, num_train_steps, dtype=torch.float32)
+        # On the CPU whatever torch's default device is: its numbers are read below.
+        betas = torch.linspace(beta_start, beta_end, num_train_steps, dtype=torch.float32, device='cpu')
         self.register_buffer('alphas_cumprod', torch.cumprod(1 - betas, dim=0), persistent=False)
         # Sampling steps take their factors from here: as numbers they cost no operation on the device, and no wait for it.
         self._levels: list[float] = self.alphas_cumprod.tolist()
