@@ -199,7 +199,16 @@ class Distiller(BaseModel):
             def head_loss(maps: Sequence[Tensor]) -> Tensor:
                 return self.site.head_loss(self.teacher, maps, inputs, data_samples)
 
-            own = self.distill(student, teacher, target, head_loss)
+            try:
+                own = self.distill(student, teacher, target, head_loss)
+            except ValueError as error:
+                if 'more than 1 value per channel' not in str(error):
+                    raise
+                raise ValueError(
+                    f'A batch norm of {type(self).__name__} expects several vectors, but got the only one of a single image or '
+                    "proposal. Train on at least 2 images at a time (drop_last=True in the train dataloader), or take norm='GN' for "
+                    'the modules of the distiller: model.align.norm=GN model.denoiser.norm=GN of DSKD.'
+                ) from error
             added = {}
             if len(self.distill_losses):
                 assert teacher is not None

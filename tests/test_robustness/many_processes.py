@@ -358,6 +358,41 @@ def check_std() -> None:
     torch.testing.assert_close(found, torch.cat(rows).std(), rtol=1e-4, atol=0)
 
 
+# What docs/en/scale.md says of a step: bytes of each reduction but DDP's own.
+COUNT, WEIGHTS, SPREAD, CENTER = 4, 4, 24, 4 * (128 + 1)
+TRAFFIC = {
+    'dskd-gap': [SPREAD, WEIGHTS, CENTER],
+    'dskd-fcn': [COUNT, SPREAD, WEIGHTS, CENTER],
+    'dskd-retinanet': [COUNT, SPREAD, WEIGHTS, CENTER],
+    'lshfm-gap': [WEIGHTS],
+    'diffkd-gap': [],
+    'vkd-gap': [],
+    'sokd-gap': [36 * 5 * 4],
+    'rtk-gap': [],
+    'losses-fcn': [COUNT],
+}
+
+
+def check_traffic() -> None:
+    """What processes tell each other in a step beside the gradients."""
+    plain, sent = torch.distributed.all_reduce, []
+
+    def counted(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+        sent.append(tensor.numel() * tensor.element_size())
+        return plain(tensor, *args, **kwargs)
+
+    torch.distributed.all_reduce = counted
+    try:
+        for setting, expected in TRAFFIC.items():
+            method, kind, switches = SETTINGS[setting]
+            distiller = build(method, kind, switches)
+            sent.clear()
+            distiller(**batch_of(distiller, kind, share(1 if kind != 'gap' else 2)), mode='loss')
+            assert sent == expected, (setting, sent)
+    finally:
+        torch.distributed.all_reduce = plain
+
+
 class Weights(Hook):
     """Keeps the first weight after each iteration, and the images of the first."""
 
@@ -517,7 +552,7 @@ def check_fsdp() -> None:
 
     cfg = run_config('fsdp')
     cfg.env_cfg = dict(dist_cfg=dict(backend='gloo'))
-    cfg.custom_hooks = [dict(type='dskd_mm.CheckFiniteHook')]
+    cfg.custom_hooks = [dict(type='dskd_mm.CheckFiniteHook'), dict(type='dskd_mm.StudentExportHook')]
     # On CPUs offloading frees what it should copy: torch ends with a segmentation fault.
     whole = dict(offload_to_cpu=False, rank0_only=False)
     cfg.strategy = dict(
@@ -542,6 +577,7 @@ def check_fsdp() -> None:
     plain = MODELS.build(run_config('fsdp_plain').model)
     plain.load_state_dict(state, strict=True)
     everything = sum(parameter.numel() for parameter in plain.parameters())
+    assert Path(runner.work_dir, 'student_last.pth').is_file()
     assert shards < 0.7 * everything, (shards, everything)
     assert all(bool(value.isfinite().all()) for value in state.values())
     assert int(state['iteration']) == 4 and int(state['lsh.num_batches']) == 4
@@ -558,7 +594,7 @@ def checks(world: int) -> dict[str, Callable[[], None]]:
         **{f'unused-{name}': functools.partial(check_nothing_is_unused, name) for name in unused},
         **{f'gradient-{name}': functools.partial(check_gradient, name) for name in joined},
         'skip': check_skip,
-        **({'sync_bn': check_sync_bn, **runs} if world == 2 else {}),
+        **({'traffic': check_traffic, 'sync_bn': check_sync_bn, **runs} if world == 2 else {}),
     }
 
 

@@ -306,6 +306,13 @@ def shapes(edge: str) -> list[str]:
     return found
 
 
+def test_a_batch_norm_of_a_single_vector_is_told(tmp_path: Path) -> None:
+    student, teacher = classifier_config('vit'), random_teacher(str(tmp_path), kind='vit')
+    distiller = build_distiller(ConfigDict(type='dskd_mm.DSKDDistiller', student=student, teacher=teacher))
+    with pytest.raises(ValueError, match=r'batch norm of DSKDDistiller .*single image.*drop_last=True.*align.norm=GN'):
+        distiller(*random_batch(1), mode='loss')
+
+
 @pytest.mark.skipif(not all(map(find_spec, ('mmpretrain', 'mmdet', 'mmseg'))), reason='a host is not installed')
 @pytest.mark.parametrize(
     ('edge', 'name'), [(edge, name) for edge in ('image', 'class', 'pixel', 'ignored') for name in shapes(edge)]
