@@ -149,7 +149,7 @@ class FeatureAugmentation(nn.Module):
         gumbel = -torch.rand(len(policy), generator=generator, device=policy.device).clamp(min=tiny).log().neg().log()
         soft = ((policy[:, 0] + gumbel) / self.temperature).softmax(dim=0)
         # Chosen by products with a one-hot vector: an index would have to be read from the device.
-        choice = F.one_hot(soft.argmax(), len(policy)).to(policy.dtype)
+        choice = (torch.arange(len(policy), device=policy.device) == soft.argmax()).to(policy.dtype)
         weight = choice @ soft
         weight = 1 + (weight - weight.detach())
         row = choice @ policy
