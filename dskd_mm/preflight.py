@@ -99,7 +99,11 @@ class Preflight:
         for part in PARTS:
             if part in wanted:
                 self._part = part
-                with DefaultScope.overwrite_default_scope(self.scope), warnings.catch_warnings():
+                with (
+                    DefaultScope.overwrite_default_scope(self.scope),
+                    torch.random.fork_rng(devices=[]),  # a training after it is what it would be without
+                    warnings.catch_warnings(),
+                ):
                     # Loading into a skeleton warns that it is one.
                     warnings.filterwarnings('ignore', message='.*meta parameter.*')
                     PARTS[part](self)
@@ -159,9 +163,10 @@ class Preflight:
             for name, dataset in datasets(self.cfg.get(loader), loader):
                 known, repeated = len(self.findings), dataset in read
                 read.append(dataset)
-                self._check_paths(name, dataset, seen)
-                self._check_classes(name, dataset, count)
-                if self.thorough and not repeated and not any(finding.is_fault for finding in self.findings[known:]):
+                is_there = self._check_paths(name, dataset, seen)
+                self._check_classes(name, dataset_classes(dataset), count)
+                faults = any(finding.is_fault for finding in self.findings[known:])
+                if self.thorough and is_there and not repeated and not faults:
                     # pycocotools prints what it does.
                     with self._faults_in(name), redirect_stdout(io.StringIO()):
                         self._read(name, dataset, count)
@@ -172,18 +177,23 @@ class Preflight:
                 if isinstance(path, str) and path and not is_remote(path) and not osp.exists(path):
                     self._miss(f'{part}_evaluator.ann_file', path, seen)
 
-    def _check_paths(self, name: str, dataset: ConfigDict, seen: dict[str, str]) -> None:
+    def _check_paths(self, name: str, dataset: ConfigDict, seen: dict[str, str]) -> bool:
+        """Whether all that a data set reads is on this machine; a path that is missing twice is one fault."""
+        is_there = True
         backend = dataset.get('backend_args') or {}
         for setting, path in dataset_paths(dataset):
             if is_remote(path) or backend.get('backend', 'local') != 'local':
                 self.note(f'{name}.{setting}', f'{path} is not on this machine: not looked at')
+                is_there = False
             elif not osp.exists(path):
+                is_there = False
                 if setting == 'data_root' and downloads(dataset):
                     self.note(f'{name}.data_root', f'{path} is not there yet: the data set downloads itself')
                 else:
                     self._miss(f'{name}.{setting}', path, seen)
                 if setting == 'data_root':
-                    return  # all else lies in it
+                    break  # all else lies in it
+        return is_there
 
     def _miss(self, setting: str, path: str, seen: dict[str, str]) -> None:
         if path in seen:
@@ -199,8 +209,7 @@ class Preflight:
             f'override it by --cfg-options {key}=...',
         )
 
-    def _check_classes(self, name: str, dataset: ConfigDict, count: int | None) -> None:
-        classes = dataset_classes(dataset)
+    def _check_classes(self, name: str, classes: int | None, count: int | None) -> None:
         if classes is None or count is None:
             return
         if classes > count:
@@ -211,7 +220,7 @@ class Preflight:
             )
         elif classes < count:
             self.note(f'{name} classes', f'{classes}, of {count} that the model knows')
-        elif name == LOADERS[0]:
+        elif name.startswith(LOADERS[0]):
             self.note('classes', f'{count}, in the data set and in the model')
 
     def _read(self, name: str, dataset: ConfigDict, count: int | None) -> None:
@@ -224,6 +233,9 @@ class Preflight:
             where = ann_file or dataset.get('data_root') or dataset.get('type')
             self.fault(name, f'Expected images, but the data set {where!r} has none.')
             return
+        told = (getattr(built, 'metainfo', None) or {}).get('classes')
+        if dataset_classes(dataset) is None and told is not None:
+            self._check_classes(name, len(told), count)
         index = spread(length, MAX_ITEMS)
         infos = [built.get_data_info(i) for i in index] if hasattr(built, 'get_data_info') else []
         for problem in item_problems(infos, count):
@@ -237,7 +249,7 @@ class Preflight:
         elif empty:
             text += f', {100 * empty / len(infos):.0f}% without an object'
         self.note(name, text)
-        if name == LOADERS[0]:
+        if name.startswith(LOADERS[0]):
             for i in spread(length, 8):
                 self._look_at(name, built[i], count)
 
@@ -367,7 +379,7 @@ class Preflight:
             cfg = copy.deepcopy(self.cfg)
             cfg.default_scope = self.host
             saved = take_step(model, self.cfg, synthetic_batch(cfg, images, size), self._report_step)
-            self._estimate_memory(model, saved, images, size)
+            self._report_memory(model, saved, images, size)
 
     @property
     def host(self) -> str:
@@ -405,19 +417,12 @@ class Preflight:
                 'processes set find_unused_parameters=True.',
             )
 
-    def _estimate_memory(self, model: nn.Module, saved: int, images: int, size: tuple[int, int]) -> None:
-        trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-        fixed = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()]) - trained
-        if isinstance(model, Distiller) and model.teacher.model is not None:
-            fixed += sum(t.numel() * t.element_size() for t in model.teacher.model.parameters())
-        kind = type_name((self.cfg.get('optim_wrapper') or {}).get('optimizer') or {})
-        optimizer = self.cfg.optim_wrapper.get('optimizer') or {}
-        states = 2 if 'Adam' in kind else int(bool(optimizer.get('momentum')))
-        weights = trained * (2 + states) + fixed
+    def _report_memory(self, model: nn.Module, saved: int, images: int, size: tuple[int, int]) -> None:
+        weights = weight_bytes(model, self.cfg.optim_wrapper.get('optimizer') or {})
         batch = int((self.cfg.get('train_dataloader') or {}).get('batch_size') or images)
         wanted = self.image_size or pipeline_size(self.cfg)
         full = wanted or size
-        activations = saved * batch / images * (full[0] * full[1]) / (size[0] * size[1])
+        activations = saved * batch / images * math.prod(full) / math.prod(size)
         self.note(
             'memory',
             f'about {(weights + activations) / GiB:.2f} GiB in float32 for {batch} images of {full[0]}x{full[1]} on a device: '
@@ -505,16 +510,15 @@ def nodes(config: Any) -> Iterator[dict]:
 
 
 def datasets(loader: Any, name: str) -> Iterator[tuple[str, ConfigDict]]:
-    """The data sets that a loader reads, inside of all wrappers, each with what to call it."""
-    dataset = (loader or {}).get('dataset')
-    if isinstance(loader, dict) and isinstance(dataset, dict):
-        if 'dataset' in dataset:
-            yield from datasets(dataset, f'{name}.dataset')
-        elif 'datasets' in dataset:
-            for i, one in enumerate(dataset['datasets']):
-                yield from datasets(dict(dataset=one), f'{name}.dataset.datasets.{i}')
-        else:
-            yield (name if name in LOADERS else f'{name}.dataset'), dataset
+    """The data sets that a loader, or a wrapper of data sets, reads, each with its key in the config."""
+    for key in ('dataset', 'datasets'):
+        inner = (loader or {}).get(key)
+        for i, dataset in enumerate(inner if isinstance(inner, (list, tuple)) else [inner]):
+            path = f'{name}.{key}' + (f'.{i}' if key == 'datasets' else '')
+            if isinstance(dataset, dict) and ('dataset' in dataset or 'datasets' in dataset):
+                yield from datasets(dataset, path)
+            elif isinstance(dataset, dict):
+                yield path, dataset
 
 
 def dataset_paths(dataset: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -640,6 +644,21 @@ def describe(port: Port) -> str:
         text += f', {port.anchors} anchors at the strides {", ".join(str(w) for w, _ in port.strides)}'
     layers = [f'{name}: {layer.path}, {layer.channels} channels' for name, layer in port.layers.items()]
     return '; '.join([text, *layers])
+
+
+def weight_bytes(model: nn.Module, optimizer: Mapping[str, Any]) -> int:
+    """Bytes of a model's weights and their gradients, of what the optimizer keeps of each, and of a distiller's teacher.
+
+    Args:
+        model (nn.Module): The model.
+        optimizer (Mapping[str, Any]): Config of the optimizer: one of the Adam family keeps two numbers a weight, momentum one.
+    """
+    states = 2 if 'Adam' in type_name(dict(optimizer)) else int(bool(optimizer.get('momentum')))
+    tensors = [*model.parameters(), *model.buffers()]
+    if isinstance(model, Distiller) and model.teacher.model is not None:
+        tensors += [*model.teacher.model.parameters(), *model.teacher.model.buffers()]
+    copies = {True: 2 + states, False: 1}
+    return sum(tensor.numel() * tensor.element_size() * copies[tensor.requires_grad] for tensor in tensors)
 
 
 def pipeline_size(cfg: Config) -> tuple[int, int] | None:

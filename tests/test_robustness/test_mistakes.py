@@ -754,42 +754,42 @@ def teacher_without_its_bias(cfg: Config, folder: Path) -> None:
 REPORTED: dict[str, tuple[Callable[[Config, Path], Any], str, list[str]]] = {
     'no_data': (
         set_all(data_root='no/such/data'),
-        'train_dataloader.data_root',
-        ["Expected data at '", "no/such/data'", 'there is none', '--cfg-options train_dataloader.data_root=...'],
+        'train_dataloader.dataset.data_root',
+        ["Expected data at '", "no/such/data'", 'there is none', '--cfg-options train_dataloader.dataset.data_root=...'],
     ),
     'no_annotation_file': (
         set_all(ann_file='no-labels.txt'),
-        'train_dataloader.ann_file',
+        'train_dataloader.dataset.ann_file',
         ['no-labels.txt', 'there is none', 'correct the path'],
     ),
     'no_image_folder': (
         set_all(data_prefix='picures'),
-        'train_dataloader.data_prefix',
-        ['picures', 'there is none', 'train_dataloader.data_root=...'],
+        'train_dataloader.dataset.data_prefix',
+        ['picures', 'there is none', 'train_dataloader.dataset.data_root=...'],
     ),
     'a_missing_image': (
         lambda cfg, folder: (folder / 'images' / 'b.png').unlink(),
-        'train_dataloader',
+        'train_dataloader.dataset',
         ['an image in each file', '1 of 4 are missing', 'b.png'],
     ),
     'an_empty_image': (
         lambda cfg, folder: (folder / 'images' / 'c.png').write_bytes(b''),
-        'train_dataloader',
+        'train_dataloader.dataset',
         ['an image in each file', '1 of 4 are empty (0 bytes)', 'c.png'],
     ),
     'a_label_of_no_class': (
         lambda cfg, folder: write_labels(folder, [0, 1, 5, 9]),
-        'train_dataloader',
+        'train_dataloader.dataset',
         ['labels from 0 to 4', '[5, 9]', 'num_classes'],
     ),
     'an_empty_data_set': (
         lambda cfg, folder: (folder / 'labels.txt').write_text(''),
-        'train_dataloader',
+        'train_dataloader.dataset',
         ['Expected images', 'has none'],
     ),
     'more_classes_than_the_model_knows': (
         set_all(metainfo=dict(classes=list('abcdefg'))),
-        'train_dataloader classes',
+        'train_dataloader.dataset classes',
         ['at most the 5 classes', 'has 7', 'num_classes', 'metainfo'],
     ),
     'no_annotations_to_validate_by': (

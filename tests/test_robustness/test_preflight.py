@@ -1,0 +1,378 @@
+"""The check before training finds no fault where there is none, says what it found, and costs little."""
+
+import ast
+import copy
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.dataset import BaseDataset
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from torch import nn
+
+from dskd_mm import preflight as module
+from dskd_mm.preflight import (
+    CHEAP,
+    MINIMUM,
+    PARTS,
+    Preflight,
+    dataset_paths,
+    pipeline_size,
+    refuse_faults,
+    skeleton,
+    spread,
+    take_step,
+    weight_bytes,
+)
+from dskd_mm.registry import MODELS
+from dskd_mm.testing import (
+    SCENE_CLASSES,
+    classifier_config,
+    detector_run_config,
+    distiller_run_config,
+    plain_run_config,
+    random_teacher,
+    run_script,
+    segmentor_run_config,
+    write_distiller_files,
+    write_scenes,
+)
+from dskd_mm.utils.config import load_config
+from dskd_mm.utils.synthetic import synthetic_batch
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / 'configs'
+# Methods inherit all but the method from DSKD's configs: of each of them one. Students are those of plain configs.
+METHODS = sorted(folder.name for folder in CONFIGS.iterdir() if folder.is_dir())
+CHECKED = sorted((CONFIGS / 'dskd').glob('*.py')) + sorted((CONFIGS / 'demo').glob('*.py'))
+CHECKED += [min((CONFIGS / name).glob('*.py')) for name in METHODS if name not in ('dskd', 'demo', '_base_')]
+FILES_ARE_ABSENT = re.compile(r"Expected data at '|Expected a checkpoint at '|.*could not be downloaded")
+
+
+def texts(preflight: Preflight) -> dict[str, str]:
+    return {finding.subject: finding.text for finding in preflight.findings}
+
+
+@pytest.mark.parametrize('path', CHECKED, ids=lambda path: str(path.relative_to(CONFIGS)))
+def test_no_config_of_the_project_is_refused(path: Path) -> None:
+    """But for data and teachers that are not on this machine."""
+    cfg = Config.fromfile(path)
+    pytest.importorskip(cfg.default_scope)
+    preflight = Preflight(cfg, thorough=False)
+    preflight.run(CHEAP)
+    assert [finding for finding in preflight.faults if not FILES_ARE_ABSENT.match(finding.text)] == []
+    found = texts(preflight)
+    assert 'model' in found or {'student', 'teacher', "student's taps", 'method'} <= set(found)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Config:
+    return distiller_run_config(str(tmp_path))
+
+
+def test_the_whole_check_of_images(run: Config) -> None:
+    before = copy.deepcopy(run.to_dict())
+    random = torch.get_rng_state()
+    preflight = Preflight(run)
+    findings = preflight.run(PARTS)
+    assert preflight.faults == []
+    assert {finding.part for finding in findings} == set(PARTS)
+    found = texts(preflight)
+    assert re.match(r'ImageClassifier, 0.0\d M parameters', found['student'])
+    assert found["student's taps"] == 'input of neck, 16 channels, 5 classes (softmax)'
+    assert found["teacher's taps"] == 'input of neck, 24 channels, 5 classes (softmax)'
+    assert found['method'] == 'DSKDDistiller at ClassificationSite'
+    assert found['classes'] == '5, in the data set and in the model'
+    assert found['train_dataloader.dataset'] == '32 images' and found['val_dataloader.dataset'] == '30 images'
+    assert re.match(r'(\d+) of \1 tensors are in .*teacher.pth$', found['teacher'])
+    assert 'loss_dskd_lsh' in found['step']
+    assert '8 images of 16x16' in found['memory'] and 'a step with 4 images of 16x16' in found['memory']
+    # Neither the config nor what a training draws at random is another for it.
+    assert run.to_dict() == before
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+@pytest.mark.parametrize('kind', ['retinanet', 'fcn'])
+def test_the_whole_check_of_dense_tasks(kind: str, tmp_path: Path) -> None:
+    pytest.importorskip('mmdet' if kind == 'retinanet' else 'mmseg')
+    scenes = write_scenes(tmp_path / 'scenes')
+    make = detector_run_config if kind == 'retinanet' else segmentor_run_config
+    student, teacher = make(kind, scenes), make(kind, scenes, width=6)
+    path = write_distiller_files(tmp_path, student, teacher, 'cls|conv_seg')
+    preflight = Preflight(Config.fromfile(path))
+    preflight.run(PARTS)
+    assert preflight.faults == []
+    found = texts(preflight)
+    # mmdet leaves out the training image without an object.
+    assert found['train_dataloader.dataset'] == ('4 images' if kind == 'retinanet' else '5 images')
+    assert found['classes'] == f'{len(SCENE_CLASSES)}, in the data set and in the model'
+    assert 'images of 64x96 on a device' in found['memory']
+    assert re.match(r'(\d+) of \1 tensors', found['teacher'])
+
+
+def test_a_plain_model_is_checked_as_well(tmp_path: Path) -> None:
+    preflight = Preflight(plain_run_config(str(tmp_path)))
+    preflight.run(PARTS)
+    assert preflight.faults == []
+    found = texts(preflight)
+    assert found['model'].startswith('ImageClassifier, not distilled')
+    assert 'dskd' not in found['step'] and 'teacher' not in found
+
+
+def test_the_step_goes_on_with_random_weights_where_the_teacher_is_not_trained_yet(run: Config) -> None:
+    Path(run.model.teacher.checkpoint).unlink()
+    preflight = Preflight(run)
+    preflight.run(PARTS)
+    assert [finding.subject for finding in preflight.faults] == ['teacher']
+    steps = [finding.text for finding in preflight.findings if finding.subject == 'step']
+    assert steps[0] == "the teacher's weights are random ones" and 'loss_dskd_lsh' in steps[1]
+
+
+def test_weights_to_begin_with_are_compared(run: Config, tmp_path: Path) -> None:
+    """mmengine loads what fits and logs the rest; here it is counted before."""
+    student = random_teacher(str(tmp_path / '..'), seed=3, width=4)['checkpoint']
+    state = torch.load(student, weights_only=True)['state_dict']
+    del state['head.fc.weight']
+    torch.save(dict(state_dict=state), tmp_path / 'begin.pth')
+    run.load_from = str(tmp_path / 'begin.pth')
+    preflight = Preflight(run)
+    preflight.run(['models', 'checkpoints'])
+    count = len(state)
+    assert f'{count} of {count + 1} tensors are in' in texts(preflight)['load_from']
+    assert '1 missing (head.fc.weight)' in texts(preflight)['load_from']
+
+
+def test_a_teacher_of_which_only_the_classifier_is_used_is_compared_by_that(tmp_path: Path) -> None:
+    cfg = distiller_run_config(str(tmp_path), target='label', loss_weights=dict(logit=0.0))
+    content = torch.load(cfg.model.teacher.checkpoint, weights_only=True)
+    state = {key: value for key, value in content['state_dict'].items() if key.startswith('head.')}
+    torch.save(dict(state_dict=state), cfg.model.teacher.checkpoint)
+    preflight = Preflight(cfg)
+    preflight.run(PARTS)
+    assert texts(preflight)['teacher'].startswith('2 of 2 tensors')
+    # The step runs by the same rule.
+    assert [finding for finding in preflight.faults if finding.part != 'checkpoints'] == []
+
+
+def test_losses_that_are_not_finite_are_a_fault(run: Config) -> None:
+    state = torch.load(run.model.teacher.checkpoint, weights_only=True)
+    state['state_dict']['head.fc.weight'].fill_(float('inf'))
+    torch.save(state, run.model.teacher.checkpoint)
+    preflight = Preflight(run)
+    preflight.run(PARTS)
+    (fault,) = preflight.faults
+    assert fault.subject == 'step' and ('finite' in fault.text)
+
+
+def test_parameters_without_a_gradient_are_told(run: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mmpretrain.models import ImageClassifier
+
+    class WithSpare(ImageClassifier):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.spare = nn.Parameter(torch.zeros(1))
+
+    monkeypatch.setitem(MODELS._module_dict, 'WithSpare', WithSpare)
+    run.model = {**classifier_config(), 'type': 'dskd_mm.WithSpare'}
+    preflight = Preflight(run)
+    preflight.run(['models', 'step'])
+    assert '1 get no gradient (spare)' in texts(preflight)['unused parameters']
+    run.find_unused_parameters = True
+    preflight = Preflight(run)
+    preflight.run(['models', 'step'])
+    assert 'unused parameters' not in texts(preflight)
+
+
+@pytest.mark.parametrize('name', ['retinanet_r101_r50', 'deeplabv3_r101_r18', 'resnet20_r56_cifar100'])
+def test_no_memory_is_spent_on_weights(name: str) -> None:
+    """What makes the check cheap at the start of a training."""
+    cfg = Config.fromfile(CONFIGS / f'dskd/{name}.py')
+    pytest.importorskip(cfg.default_scope)
+    preflight = Preflight(cfg, thorough=False)
+    preflight.run(['models'])
+    for model in (preflight.model, preflight.teacher):
+        assert model is not None and all(parameter.is_meta for parameter in model.parameters())
+
+
+def test_a_model_that_computes_with_its_weights_is_built_with_them() -> None:
+    def build() -> nn.Module:
+        layer = nn.Linear(2, 2)
+        assert float(layer.weight.sum()) == float(layer.weight.sum())
+        return layer
+
+    assert not next(skeleton(build).parameters()).is_meta
+    assert next(skeleton(lambda: nn.Linear(2, 2)).parameters()).is_meta
+    with pytest.raises(ValueError, match='the words of the config'):
+        skeleton(lambda: (_ for _ in ()).throw(ValueError('the words of the config')))
+
+
+def test_nothing_is_downloaded_at_the_start_of_a_training(run: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError('downloaded')
+
+    monkeypatch.setattr(torch.hub, 'load_state_dict_from_url', fail)
+    run.model.teacher.checkpoint = 'https://example.com/teacher.pth'
+    run.model.student.backbone.init_cfg = dict(type='Pretrained', checkpoint='torchvision://resnet18')
+    preflight = Preflight(run, thorough=False)
+    preflight.run(CHEAP)
+    assert preflight.faults == []
+    assert 'is downloaded when training begins' in texts(preflight)['teacher']
+    assert 'not looked at' in texts(preflight)['student.backbone.init_cfg']
+
+
+class OfFiles(BaseDataset):
+    def load_data_list(self) -> list:
+        return []
+
+
+@pytest.mark.parametrize('root', ['', 'data', '/data', 'data/'])
+@pytest.mark.parametrize('ann_file', ['', 'a.json', '/b/a.json'])
+@pytest.mark.parametrize('prefix', [{}, dict(img='images', seg='/masks'), dict(img='')])
+def test_paths_are_joined_as_mmengine_joins_them(root: str, ann_file: str, prefix: dict) -> None:
+    theirs = OfFiles(data_root=root, ann_file=ann_file, data_prefix=dict(prefix), lazy_init=True)
+    ours = dict(dataset_paths(dict(data_root=root, ann_file=ann_file, data_prefix=prefix)))
+    assert ours.get('ann_file', '') == theirs.ann_file
+    for key, path in prefix.items():
+        assert ours.get(f'data_prefix.{key}', root) == theirs.data_prefix[key] or not path
+
+
+def test_data_sets_in_wrappers_are_found(run: Config, tmp_path: Path) -> None:
+    inner = dict(run.train_dataloader.dataset, data_root=str(tmp_path / 'lost'))
+    other = dict(run.train_dataloader.dataset, data_root=str(tmp_path / 'lost too'))
+    run.train_dataloader.dataset = dict(
+        type='RepeatDataset', times=2, dataset=dict(type='ConcatDataset', datasets=[inner, other])
+    )
+    preflight = Preflight(run)
+    preflight.run(['data'])
+    assert [finding.subject for finding in preflight.faults] == [
+        f'train_dataloader.dataset.dataset.datasets.{i}.dataset.data_root' for i in (0, 1)
+    ] or (all('lost' in finding.text for finding in preflight.faults) and len(preflight.faults) == 2)
+
+
+def test_what_is_elsewhere_is_not_looked_at(run: Config) -> None:
+    run.train_dataloader.dataset.data_root = 's3://bucket/data'
+    run.val_dataloader.dataset = dict(type='CIFAR100', data_root='no/such/cifar100', split='val', pipeline=[])
+    preflight = Preflight(run, thorough=False)
+    preflight.run(['data'])
+    found = texts(preflight)
+    assert 'not on this machine' in found['train_dataloader.dataset.data_root']
+    assert 'downloads itself' in found['val_dataloader.dataset.data_root']
+
+
+def test_the_environment_variable_is_named_where_it_helps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('DSKD_DATA_ROOT', '/no/such/folder')
+    preflight = Preflight(Config.fromfile(CONFIGS / 'plain/resnet8-w8_fashion-mnist.py'))
+    preflight.run(['data'])
+    (fault,) = preflight.faults
+    assert '/no/such/folder/fashion_mnist' in fault.text and 'DSKD_DATA_ROOT' in fault.text
+    preflight = Preflight(Config.fromfile(CONFIGS / 'demo/seg_plain.py'))
+    preflight.run(['data'])
+    assert all('DSKD_DATA_ROOT' not in fault.text for fault in preflight.faults)
+
+
+@pytest.mark.parametrize(
+    ('pipeline', 'size'),
+    [
+        ([dict(type='Resize', scale=(1333, 800), keep_ratio=True)], (800, 1333)),
+        ([dict(type='RandomResize', scale=(2048, 1024)), dict(type='RandomCrop', crop_size=(512, 1024))], (512, 1024)),
+        ([dict(type='RandomResizedCrop', scale=224)], (224, 224)),
+        ([dict(type='RandomChoiceResize', scales=[(480, 1333), (800, 1333)])], (1333, 800)),
+        ([dict(type='PackInputs')], None),
+    ],
+)
+def test_the_size_of_images_is_read_off_the_pipeline(pipeline: list, size: tuple[int, int] | None) -> None:
+    cfg = Config(dict(train_dataloader=dict(dataset=dict(type='Any', pipeline=pipeline))))
+    assert pipeline_size(cfg) == size
+
+
+@pytest.mark.parametrize(
+    ('optimizer', 'copies'),
+    [(dict(type='SGD', lr=0.1), 2), (dict(type='SGD', momentum=0.9), 3), (dict(type='AdamW'), 4)],
+)
+def test_the_memory_of_weights_is_counted(optimizer: dict, copies: int) -> None:
+    model = nn.Sequential(nn.Linear(10, 5), nn.BatchNorm1d(5))
+    model[0].bias.requires_grad_(False)
+    trained, fixed = 4 * (50 + 10), 4 * (5 + 10) + 8
+    assert weight_bytes(model, optimizer) == copies * trained + fixed
+
+
+def test_the_memory_of_activations_grows_with_images_and_size(tmp_path: Path) -> None:
+    cfg = plain_run_config(str(tmp_path))
+    kept = {}
+    for images, size in ((2, 16), (4, 16), (2, 32)):
+        model = MMENGINE_MODELS.build(copy.deepcopy(cfg.model))
+        kept[images, size] = take_step(model, cfg, synthetic_batch(cfg, images, (size, size)), lambda *args: None)
+    assert kept[4, 16] == pytest.approx(2 * kept[2, 16], rel=0.05)
+    assert kept[2, 32] == pytest.approx(4 * kept[2, 16], rel=0.05)
+    # The first map alone, of a convolution, its norm and its activation.
+    assert kept[2, 16] > 3 * 2 * 4 * 16 * 16 * 4
+
+
+def test_items_are_chosen_evenly() -> None:
+    assert spread(5, 8) == [0, 1, 2, 3, 4]
+    assert spread(100, 4) == [0, 25, 50, 75]
+    assert spread(0, 4) == []
+
+
+def test_the_oldest_versions_are_those_that_can_be_installed() -> None:
+    text = (ROOT / 'setup.py').read_text(encoding='utf-8')
+    assert ast.parse(text)
+    names = dict(mmengine='mmengine', mmcv='mmcv', mmpretrain='mmpretrain', mmdet='mmdet', mmseg='mmsegmentation')
+    for package, minimum in MINIMUM.items():
+        (told,) = re.findall(rf"'{names[package]}>=([\d.]+)", text)
+        assert minimum.removesuffix('.0') == told.removesuffix('.0'), package
+
+
+# ------------------------------------------------------------------------------------------------------------------- the tools
+
+
+def test_the_tool_reports_and_exits(run: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / 'config.py'
+    run.dump(str(path))
+    with pytest.raises(SystemExit) as caught:
+        run_script(ROOT / 'tools/misc/check_config.py', path)
+    printed = capsys.readouterr().out
+    assert caught.value.code == 0
+    assert '0 faults' in printed and 'FAULT' not in printed and 'memory' in printed
+    with pytest.raises(SystemExit) as caught:
+        run_script(ROOT / 'tools/misc/check_config.py', path, '--skip', 'step', '--cfg-options', 'model.taget=soft')
+    printed = capsys.readouterr().out
+    assert caught.value.code == 1
+    assert '1 faults' in printed and "'taget'" in printed and 'memory' not in printed
+
+
+def test_training_is_refused_with_all_faults_at_once(run: Config, tmp_path: Path) -> None:
+    path = tmp_path / 'config.py'
+    run.train_dataloader.dataset.data_root = 'no/such/data'
+    Path(run.model.teacher.checkpoint).unlink()
+    run.experiment_name = 'refused'
+    run.dump(str(path))
+    with pytest.raises(SystemExit, match=r'(?s)cannot train:.*no/such/data.*Expected a checkpoint at.*--no-preflight'):
+        run_script(ROOT / 'tools/train.py', path)
+    # On request it begins, and comes as far as it can.
+    with pytest.raises(FileNotFoundError, match='Expected a checkpoint at'):
+        run_script(ROOT / 'tools/train.py', path, '--no-preflight')
+
+
+def test_a_check_that_fails_itself_is_no_reason_not_to_train(
+    run: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(self: Preflight, parts: Any) -> Any:
+        raise RuntimeError('a fault of the check')
+
+    monkeypatch.setattr(module.Preflight, 'run', fail)
+    refuse_faults(run)
+    assert 'given up' in capsys.readouterr().out
+
+
+def test_a_host_config_is_checked_by_its_address(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip('mmdet')
+    address = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'
+    assert load_config(address)
+    with pytest.raises(SystemExit) as caught:
+        run_script(ROOT / 'tools/misc/check_config.py', address, '--quick', '--skip', 'data', 'step')
+    assert caught.value.code == 0
+    assert 'RetinaNet, not distilled' in capsys.readouterr().out
