@@ -206,8 +206,8 @@ class Distiller(BaseModel):
                     raise
                 raise ValueError(
                     f'A batch norm of {type(self).__name__} expects several vectors, but got the only one of a single image or '
-                    "proposal. Train on at least 2 images at a time (drop_last=True in the train dataloader), or take norm='GN' for "
-                    'the modules of the distiller: model.align.norm=GN model.denoiser.norm=GN of DSKD.'
+                    'proposal. Train on at least 2 images at a time (drop_last=True in the train dataloader), or take '
+                    "norm='GN' for the modules of the distiller: model.align.norm=GN model.denoiser.norm=GN of DSKD."
                 ) from error
             added = {}
             if len(self.distill_losses):
