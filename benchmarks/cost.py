@@ -30,6 +30,7 @@ from unittest import mock
 import torch
 from accuracy import ROOT, commit, versions
 from mmengine.config import Config, DictAction
+from mmengine.model import BaseModel
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
@@ -37,7 +38,9 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
 
-from dskd_mm.distillers import Distiller
+from dskd_mm.distillers import Distiller, DSKDDistiller
+from dskd_mm.guidance import Target, TeacherClassifier
+from dskd_mm.sites import Port, Site
 from dskd_mm.utils.config import load_config, model_config, student_config
 from dskd_mm.utils.synthetic import synthetic_batch
 
@@ -89,29 +92,21 @@ class Contestant:
 
     def step(self) -> float:
         """Take one step; the seconds that it took."""
-        self._wait()
-        start = time.perf_counter()
+        start = now(self.device)
         with self.optim.optim_context(self.model):
             losses = self.model(**self.data, mode='loss')
         loss, _ = self.model.parse_losses(losses)
         self.optim.update_params(loss)
-        self._wait()
-        return time.perf_counter() - start
+        return now(self.device) - start
 
     def _timed(self, function: Callable) -> Callable:
         def timed(*args: Any) -> Any:
-            self._wait()
-            start = time.perf_counter()
+            start = now(self.device)
             result = function(*args)
-            self._wait()
-            self.teacher_seconds.append(time.perf_counter() - start)
+            self.teacher_seconds.append(now(self.device) - start)
             return result
 
         return timed
-
-    def _wait(self) -> None:
-        if self.device.type == 'cuda':
-            torch.cuda.synchronize(self.device)
 
     @property
     def uses_teacher_forward(self) -> bool:
@@ -138,7 +133,7 @@ class Contestant:
     def peak_bytes(self) -> int:
         """The most memory that a step needs, with what it keeps."""
         if self.device.type == 'cuda':
-            self._wait()
+            torch.cuda.synchronize(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
             before = torch.cuda.memory_allocated(self.device)
             self.step()
@@ -164,6 +159,13 @@ class Contestant:
         with labelled(self.model), profile(activities=activities(self.device)) as profiler:
             self.step()
         return shares(list(profiler.events()), self.device)
+
+
+def now(device: torch.device) -> float:
+    """Seconds of the clock when a device has done what it was told."""
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def count(model: nn.Module) -> int:
@@ -288,15 +290,13 @@ class SamplerCall:
         denoiser, schedule, start, noise, *rest = self.args
         with torch.no_grad(), mock.patch.object(self.sampler, 'steps', steps or self.sampler.steps):
             timesteps = schedule.timesteps(self.sampler.steps, self.sampler.start)
-            self.contestant._wait()
-            begin = time.perf_counter()
+            begin = now(self.contestant.device)
             if bare:
                 for timestep in timesteps:
                     denoiser(start, timestep)
             else:
                 self.sampler(denoiser, schedule, start, noise, *rest)
-            self.contestant._wait()
-            return time.perf_counter() - begin
+            return now(self.contestant.device) - begin
 
 
 def measure(config: Path, args: argparse.Namespace) -> Iterator[dict]:
@@ -352,6 +352,127 @@ def measure(config: Path, args: argparse.Namespace) -> Iterator[dict]:
         if getattr(contestant.model, 'samples', False):
             record |= sampler_record(contestant, args)
         yield record
+
+
+class Source(BaseModel):
+    """A student that is nothing but its features, parameters, so that all that a step costs is the distillation."""
+
+    def __init__(self, images: int, channels: int, sizes: list[int]) -> None:
+        super().__init__()
+        self.maps = nn.ParameterList(torch.randn(images, channels, size, size) for size in sizes)
+        self.tap, self.classifier = nn.Identity(), nn.Conv2d(channels, GROWTH_CLASSES, 1)
+
+    def forward(self, inputs: Any, data_samples: Any = None, mode: str = 'loss') -> dict[str, torch.Tensor]:
+        """Show the features to whoever taps them."""
+        return {'loss': sum(self.classifier(self.tap(level)).sum() for level in self.maps) * 0}  # type: ignore[dict-item]
+
+
+class SourceSite(Site):
+    """The site of :class:`Source`: a 1x1 classifier at every location, random classes, all locations of an image hashed."""
+
+    vectors_per_image = 256
+
+    def __init__(self, channels: int, levels: int) -> None:
+        self.port = Port(
+            part='',
+            classifiers=('classifier',),
+            sigmoid=False,
+            num_classes=GROWTH_CLASSES,
+            features=('tap',),
+            io='output',
+            channels=channels,
+            strides=tuple((2**i, 2**i) for i in range(levels)),
+        )
+
+    def student_port(self, model: nn.Module) -> Port:
+        """See :meth:`Site.student_port`."""
+        return self.port
+
+    def teacher_port(self, model: nn.Module | None, teacher: Any) -> Port:
+        """See :meth:`Site.teacher_port`."""
+        return self.port
+
+    def target(self, seen: Any, data_samples: Any, num_classes: int, sigmoid: bool) -> Target:
+        """Random classes."""
+        shapes = [(level.shape[0], level.shape[2] * level.shape[3]) for level in seen.logits]
+        labels = torch.cat([torch.randint(num_classes, shape, device=seen.logits[0].device) for shape in shapes], dim=1)
+        return Target(nn.functional.one_hot(labels, num_classes).transpose(1, 2).float())
+
+
+GROWTH_CLASSES = 20
+BASE = dict(steps=5, channels=256, size=32, images=4, levels=1, bits=2048)
+"""What is measured when nothing else is said: 4 maps of 32 x 32 with 256 channels."""
+GROWTH: dict[str, tuple[int, ...]] = dict(
+    steps=(1, 2, 5, 10, 20),
+    channels=(64, 128, 256, 512, 1024, 2048),
+    size=(8, 16, 32, 64),
+    images=(1, 2, 4, 8, 16),
+    levels=(1, 2, 3, 5),
+    bits=(256, 1024, 2048, 8192),
+)
+"""How far each is varied while the others stay."""
+
+
+class Growing:
+    """DSKD on features of a given size, without a student or a teacher around it.
+
+    Args:
+        device (str): Where.
+        steps (int): Sampling steps.
+        channels (int): Channels of the features.
+        size (int): Height and width of the finest level; each further one has half of them.
+        images (int): Images in a batch.
+        levels (int): Levels of the pyramid.
+        bits (int): Bits of the hash.
+    """
+
+    def __init__(self, device: str, steps: int, channels: int, size: int, images: int, levels: int, bits: int) -> None:
+        torch.manual_seed(0)
+        source = Source(images, channels, [max(size >> i, 1) for i in range(levels)])
+        self.model = DSKDDistiller(
+            source,
+            dict(config=dict(model=dict(type='none')), checkpoint='none'),
+            site=SourceSite(channels, levels),
+            target='label',
+            window=False,
+            loss_weights=dict(logit=0),
+            sampler=dict(steps=steps),
+            lsh=dict(bits=bits),
+        ).to(device)
+        self.model.teacher.classifiers = [TeacherClassifier.from_layer(source.classifier).to(device)]
+        self.images, self.device = images, torch.device(device)
+
+    def step(self) -> float:
+        """Seconds of a step, forward and backward."""
+        begin = now(self.device)
+        losses = self.model(torch.zeros(self.images, 1, 1, 1, device=self.device), [None] * self.images, mode='loss')
+        self.model.parse_losses(losses)[0].backward()
+        seconds = now(self.device) - begin
+        self.model.zero_grad(set_to_none=True)
+        return seconds
+
+
+def growth(args: argparse.Namespace) -> Iterator[dict]:
+    """How a step of DSKD's own grows; one record for each point of each axis."""
+    points = {(axis, value): BASE | {axis: value} for axis, values in GROWTH.items() for value in values}
+    for axis in GROWTH:
+        own = {key: Growing(args.device, **given) for key, given in points.items() if key[0] == axis}
+        seconds: dict[tuple[str, int], list[float]] = defaultdict(list)
+        for _ in range(args.warmup + args.rounds):
+            for key, growing in own.items():
+                seconds[key].append(growing.step())
+        for key, growing in own.items():
+            timed = seconds[key][args.warmup :]
+            yield dict(
+                growth=axis,
+                value=key[1],
+                **{name: points[key][name] for name in BASE},
+                device=args.device,
+                rounds=args.rounds,
+                step_seconds=round(statistics.median(timed), 5),
+                step_spread=round(deviation(timed), 5),
+                added_parameters=count(growing.model) - count(growing.model.student),
+            )
 
 
 def save_random_teacher(cfg: Config, path: str) -> None:
@@ -420,7 +541,8 @@ def main() -> None:
         parser.error('expected configs to compare methods on, or --growth, one of them')
     torch.set_num_threads(args.threads)
     if args.growth:
-        raise SystemExit('growth')
+        for record in growth(args):
+            append(record, args.results)
     for config in args.configs:
         for record in measure(config.resolve(), args):
             append(record, args.results)

@@ -89,7 +89,8 @@ def test_guided_sampling_is_the_loop_by_hand(features, denoiser, point, interval
                 return (value - sigma * epsilon) / math.sqrt(alpha[t])
 
             seen = clean if point == 'clean' else lambda value: value
-            kept = gradient(x, seen) if i % interval == 0 else kept
+            if i % interval == 0:
+                kept = gradient(x, seen)
             epsilon_hat = epsilon - sigma * scale * kept
             x_0 = (x - sigma * epsilon_hat) / math.sqrt(alpha[t])
             after = alpha[t - 100] if t else 1.0
