@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict
-from mmengine.model import revert_sync_batchnorm
+from mmengine.model import BaseModule, revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, DefaultScope
 from mmengine.registry import MODELS as MMENGINE_MODELS
@@ -180,15 +180,15 @@ class Preflight:
     def _check_paths(self, name: str, dataset: ConfigDict, seen: dict[str, str]) -> bool:
         """Whether all that a data set reads is on this machine; a path that is missing twice is one fault."""
         is_there = True
-        backend = dataset.get('backend_args') or {}
+        backend = dataset.get('backend_args') or dataset.get('file_client_args') or {}
         for setting, path in dataset_paths(dataset):
             if is_remote(path) or backend.get('backend', 'local') != 'local':
                 self.note(f'{name}.{setting}', f'{path} is not on this machine: not looked at')
                 is_there = False
             elif not osp.exists(path):
                 is_there = False
-                if setting == 'data_root' and downloads(dataset):
-                    self.note(f'{name}.data_root', f'{path} is not there yet: the data set downloads itself')
+                if downloads(dataset):
+                    self.note(f'{name}.{setting}', f'{path} is not there yet: the data set downloads itself')
                 else:
                     self._miss(f'{name}.{setting}', path, seen)
                 if setting == 'data_root':
@@ -320,7 +320,7 @@ class Preflight:
                     )
         path = self.cfg.get('load_from')
         if path and self.cfg.get('resume'):
-            if not is_remote(path) and not osp.isfile(path):
+            if not is_remote(path) and not osp.exists(path):
                 self.fault('resume', f'Expected a checkpoint at {osp.abspath(path)!r}, but there is none: correct the path.')
         elif path:
             student = self.model.student if isinstance(self.model, Distiller) else self.model
@@ -336,6 +336,9 @@ class Preflight:
         if re.match(r'(?!https?:)[\w-]+:', path) and '://' in path:
             self.note(subject, f"{path} is read by mmengine's own loaders: not looked at")
             return None
+        if osp.isdir(path):  # of a strategy that saves in shards
+            self.note(subject, f'{path} is a folder: not looked at')
+            return None
         if is_remote(path) and not self.thorough and not is_downloaded(path):
             self.note(subject, f'{path} is downloaded when training begins')
             return None
@@ -349,10 +352,11 @@ class Preflight:
             report = load_report(module, state)
             total = len(report.matched) + len(report.missing) + len(report.mismatched)
             if not report.matched:
-                self.fault(
-                    subject,
-                    f'Expected weights of a {type(module).__name__} in {path!r}, but {report}: it is of another architecture.',
-                )
+                text = f'Expected weights of a {type(module).__name__} in {path!r}, but {report}'
+                if translates_weights(module) and subject.endswith('.init_cfg'):
+                    self.note(subject, f'{text}, unless the model translates them')
+                else:
+                    self.fault(subject, f'{text}: it is of another architecture.')
                 return None
             rest = '' if len(report.matched) == total else f': {report}'
             self.note(subject, f'{len(report.matched)} of {total} tensors are in {path}{rest}')
@@ -524,6 +528,8 @@ def datasets(loader: Any, name: str) -> Iterator[tuple[str, ConfigDict]]:
 def dataset_paths(dataset: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """The paths in a data set's config by the setting, joined as mmengine's BaseDataset joins them."""
     root = dataset.get('data_root') or ''
+    if not isinstance(root, str):
+        return
     if root:
         yield 'data_root', root
     prefix = dataset.get('data_prefix') or {}
@@ -623,6 +629,11 @@ def skeleton(build: Callable[[], nn.Module]) -> nn.Module:
     except Exception:
         # Whatever is wrong with the config itself is raised again, by its own words.
         return build()
+
+
+def translates_weights(module: nn.Module) -> bool:
+    """Whether a model has a way of its own to load what ``init_cfg`` names, as transformers have for their authors' files."""
+    return isinstance(module, BaseModule) and type(module).init_weights is not BaseModule.init_weights
 
 
 def needs_whole_teacher(distiller: Distiller) -> bool:

@@ -68,6 +68,12 @@ def test_no_config_of_the_project_is_refused(path: Path) -> None:
     assert 'model' in found or {'student', 'teacher', "student's taps", 'method'} <= set(found)
 
 
+@pytest.fixture(autouse=True)
+def _no_formatting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Laying out the text of a config takes longer than the check."""
+    monkeypatch.setattr('yapf.yapflib.yapf_api.FormatCode', lambda text, **options: (text, True))
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Config:
     return distiller_run_config(str(tmp_path))
@@ -223,6 +229,28 @@ def test_nothing_is_downloaded_at_the_start_of_a_training(run: Config, monkeypat
     assert 'not looked at' in texts(preflight)['student.backbone.init_cfg']
 
 
+def test_what_a_model_translates_itself_is_no_fault(run: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Swin and its like read the files of their authors, whose keys are others."""
+    torch.save(dict(state_dict={'layers.0.weight': torch.zeros(2)}), tmp_path / 'a.pth')
+    run.model.student.backbone.init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'a.pth'))
+    preflight = Preflight(run, thorough=False)
+    preflight.run(CHEAP)
+    assert [finding.subject for finding in preflight.faults] == ['student.backbone.init_cfg']
+    monkeypatch.setattr('dskd_mm.backbones.CIFARResNet.init_weights', lambda self: None, raising=False)
+    preflight = Preflight(run, thorough=False)
+    preflight.run(CHEAP)
+    assert preflight.faults == [] and 'translates' in texts(preflight)['student.backbone.init_cfg']
+
+
+def test_a_folder_to_begin_with_is_left_to_mmengine(run: Config, tmp_path: Path) -> None:
+    (tmp_path / 'epoch_1').mkdir()
+    for resume in (False, True):
+        run.merge_from_dict(dict(load_from=str(tmp_path / 'epoch_1'), resume=resume))
+        preflight = Preflight(run, thorough=False)
+        preflight.run(CHEAP)
+        assert preflight.faults == []
+
+
 class OfFiles(BaseDataset):
     def load_data_list(self) -> list:
         return []
@@ -254,12 +282,15 @@ def test_data_sets_in_wrappers_are_found(run: Config, tmp_path: Path) -> None:
 
 def test_what_is_elsewhere_is_not_looked_at(run: Config) -> None:
     run.train_dataloader.dataset.data_root = 's3://bucket/data'
-    run.val_dataloader.dataset = dict(type='CIFAR100', data_root='no/such/cifar100', split='val', pipeline=[])
-    preflight = Preflight(run, thorough=False)
-    preflight.run(['data'])
-    found = texts(preflight)
-    assert 'not on this machine' in found['train_dataloader.dataset.data_root']
-    assert 'downloads itself' in found['val_dataloader.dataset.data_root']
+    for key in ('data_root', 'data_prefix'):
+        own = dict(metainfo=dict(classes=list('abcde')), split='val', pipeline=[])
+        run.val_dataloader.dataset = {'type': 'CIFAR100', **own, key: 'no/such/cifar100'}
+        preflight = Preflight(run, thorough=False)
+        preflight.run(['data'])
+        assert preflight.faults == []
+        found = texts(preflight)
+        assert 'not on this machine' in found['train_dataloader.dataset.data_root']
+        assert 'downloads itself' in found[f'val_dataloader.dataset.{key}']
 
 
 def test_the_environment_variable_is_named_where_it_helps(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,6 +50,12 @@ def loaders() -> Iterator[None]:
     CheckpointLoader._schemes = before
 
 
+@pytest.fixture(autouse=True)
+def _no_formatting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runner prints its config, and laying out its text takes longer than these runs."""
+    monkeypatch.setattr('yapf.yapflib.yapf_api.FormatCode', lambda text, **options: (text, True))
+
+
 @pytest.fixture
 def proof(tmp_path: Path) -> Path:
     return tmp_path / 'the code in the checkpoint ran'
