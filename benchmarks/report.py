@@ -15,13 +15,14 @@ from functools import partial
 from pathlib import Path
 
 from accuracy import METHODS, ROOT, SETTINGS, VARIANTS, label_of, records
+from cost_tables import Block, cost, growth
 from matplotlib.figure import Figure
 from scipy.stats import ttest_rel
 
 from dskd_mm.visualization.style import BLUE, GREY, ORANGE, new_figure, tidy
 
 PICTURE_ROWS = 5
-PAGES = ['README.md', 'docs/en/benchmark.md', 'docs/en/ablations.md']
+PAGES = ['README.md', 'docs/en/benchmark.md', 'docs/en/ablations.md', 'docs/en/cost.md']
 DENOISED = ROOT / 'benchmarks' / 'results' / 'denoised.jsonl'
 
 
@@ -146,16 +147,17 @@ def picture_path(dataset: str, split: str, epochs: str) -> Path:
     return ROOT / 'docs' / 'en' / 'images' / f'accuracy_{dataset}_{split}_{epochs}.png'
 
 
-def block(dataset: str, split: str, epochs: str, page: Path) -> str:
-    """What stands between one pair of markers of a page: the table, its picture if there is one to draw, and the command."""
-    parts = [table(dataset, split, int(epochs)), caption(dataset, split, int(epochs))]
+def block(dataset: str, split: str, epochs: str, page: Path) -> Block:
+    """Methods on one data set: the table, its picture if there is one to draw, and the command."""
+    parts, pictures = [table(dataset, split, int(epochs)), caption(dataset, split, int(epochs))], {}
     if len(selected(dataset, split, int(epochs))) >= PICTURE_ROWS:
-        path = os.path.relpath(picture_path(dataset, split, epochs), page.parent)
-        parts.insert(1, f'![{dataset}: methods compared]({path})')
-    return '\n\n'.join(parts)
+        path = picture_path(dataset, split, epochs)
+        parts.insert(1, f'![{dataset}: methods compared]({os.path.relpath(path, page.parent)})')
+        pictures[path] = partial(picture, dataset, split, int(epochs))
+    return '\n\n'.join(parts), pictures
 
 
-def denoised(config: str) -> str:
+def denoised(config: str, page: Path) -> Block:
     """How good denoised features are, by the teacher's classifier: what benchmarks/denoised.py recorded for a config."""
     records_of_config = [r for r in records(DENOISED) if r['config'] == config]
     # The last word on each sampler.
@@ -166,24 +168,27 @@ def denoised(config: str) -> str:
         place = f'{start:g} of the schedule | {scale:g}' if start is not None else "(the student's own feature) |"
         lines.append(f'| {place} | {row["to_teacher"]:.3f} | {row["to_label"]:.3f} | {row["accuracy"]:.2f} |')
     last = records_of_config[-1]
-    return '\n'.join(lines) + (
+    text = '\n'.join(lines) + (
         f'\n\nDivergences, lower is better; {config} after epoch {last["epoch"]}, {last["batches"]} batches of training '
         f'images.\n\n```shell\n{last["command"]}\n```'
     )
+    return text, {}
 
 
-TABLE = re.compile(r'(<!-- table: (\S+) (\S+) (\d+) -->\n).*?(<!-- end -->)', re.DOTALL)
+BLOCKS: dict[str, Callable[..., Block]] = dict(table=block, denoised=denoised, cost=cost, growth=growth)
+MARKED = re.compile(rf'(<!-- ({"|".join(BLOCKS)}): (.*?) -->\n).*?(<!-- end -->)', re.DOTALL)
 
 
-def rewrite(text: str, render: Callable[..., str]) -> str:
-    """Replace what stands between ``<!-- table: dataset split epochs -->`` and ``<!-- end -->``."""
-    return TABLE.sub(lambda m: f'{m[1]}{render(m[2], m[3], m[4])}\n{m[5]}', text)
+def rewrite(text: str, page: Path) -> Block:
+    """Replace what stands between ``<!-- kind: arguments -->`` and ``<!-- end -->``, whose kind is one of :data:`BLOCKS`."""
+    pictures: dict[Path, partial[Figure]] = {}
 
+    def render(match: re.Match) -> str:
+        body, drawn = BLOCKS[match[2]](*match[3].split(), page=page)
+        pictures.update(drawn)
+        return f'{match[1]}{body}\n{match[4]}'
 
-def rewrite_denoised(text: str) -> str:
-    """Replace what stands between ``<!-- denoised: config -->`` and ``<!-- end -->``."""
-    pattern = re.compile(r'(<!-- denoised: (\S+) -->\n).*?(<!-- end -->)', re.DOTALL)
-    return pattern.sub(lambda m: f'{m[1]}{denoised(m[2])}\n{m[3]}', text)
+    return MARKED.sub(render, text), pictures
 
 
 def main() -> None:
@@ -194,18 +199,17 @@ def main() -> None:
     for name in PAGES:
         page = ROOT / name
         text = page.read_text()
-        new = rewrite_denoised(rewrite(text, partial(block, page=page)))
+        new, pictures = rewrite(text, page)
         if new != text:
             stale.append(name)
             if not args.check:
                 page.write_text(new)
-        for _, dataset, split, epochs, _ in TABLE.findall(new):
-            path = picture_path(dataset, split, epochs)
-            if f'{path.name})' in new and (new != text or not path.exists()):
+        for path, draw in pictures.items():
+            if new != text or not path.exists():
                 stale.append(str(path.relative_to(ROOT)))
                 if not args.check:
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    picture(dataset, split, int(epochs)).savefig(path)
+                    draw().savefig(path)
     print('\n'.join(f'{"out of date" if args.check else "updated"}: {name}' for name in stale) or 'all tables are up to date')
     sys.exit(bool(args.check and stale))
 
