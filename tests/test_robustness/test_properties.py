@@ -96,9 +96,10 @@ def test_maps_are_resized_to_any_size(
     assert resized.min() >= feature.min() - 1e-5 and resized.max() <= feature.max() + 1e-5
     torch.testing.assert_close(match_space(torch.full_like(feature, 3.0), wanted), torch.full_like(resized, 3.0))
     assert match_space(feature, size) is feature
-    # Growing by whole factors and back loses nothing of the mean.
-    grown = feature.repeat_interleave(2, dim=2).repeat_interleave(3, dim=3)
-    torch.testing.assert_close(match_space(grown, size), feature)
+    # By whole factors, a shrunk map is the mean of its blocks.
+    large = randn(seed + 1, batch, channels, 2 * size[0], 3 * size[1])
+    blocks = large.unflatten(3, (size[1], 3)).unflatten(2, (size[0], 2)).mean(dim=(3, 5))
+    torch.testing.assert_close(match_space(large, size), blocks)
 
 
 # ----------------------------------------------------------------------------------------------------------------- the targets
