@@ -209,6 +209,10 @@ def losses_of(model: Any, found: dict[str, Any], ours_only: bool) -> Tensor:
     return own + 0 * rest
 
 
+class Impossible(Exception):
+    """A check that these versions do not allow."""
+
+
 # ------------------------------------------------------------------------------------------------------- the checks
 
 
@@ -545,6 +549,10 @@ def check_stop() -> None:
 
 def check_fsdp() -> None:
     """Parameters in shards, those of the student's blocks apart: mmengine's FlexibleRunner trains and saves a plain state."""
+    try:
+        torch.cpu.Stream(priority=0)
+    except TypeError:
+        raise Impossible('this torch shards on accelerators only') from None
     from torch.distributed.fsdp import FullOptimStateDictConfig, FullStateDictConfig, FullyShardedDataParallel
     from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
@@ -618,6 +626,8 @@ def main() -> None:
         try:
             check()
             results[name] = None
+        except Impossible as reason:
+            results[name] = f'impossible: {reason}'
         except Exception:
             results[name] = traceback.format_exc(limit=-6)
         results[name] = dict(error=results[name], seconds=round(time.monotonic() - began, 2))

@@ -62,6 +62,8 @@ def environment(**variables: str) -> dict[str, str]:
 def test_processes(results: Results, world: int, check: str) -> None:
     for rank, found in enumerate(results(world)):
         assert check in found, f'rank {rank} did not get so far'
+        if (found[check]['error'] or '').startswith('impossible'):
+            pytest.skip(found[check]['error'])
         assert found[check]['error'] is None, f'rank {rank}: {found[check]["error"]}'
 
 
