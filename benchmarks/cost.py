@@ -31,7 +31,7 @@ import torch
 from accuracy import ROOT, commit, versions
 from mmengine.config import Config, DictAction
 from mmengine.model import BaseModel
-from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 from torch.autograd.profiler_util import FunctionEvent
@@ -40,6 +40,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dskd_mm.distillers import Distiller, DSKDDistiller
 from dskd_mm.guidance import Target, TeacherClassifier
+from dskd_mm.optim import BF16OptimWrapper
 from dskd_mm.sites import Port, Site
 from dskd_mm.utils.config import load_config, model_config, student_config
 from dskd_mm.utils.synthetic import synthetic_batch
@@ -83,7 +84,7 @@ class Contestant:
         optimizer = torch.optim.SGD(self.model.parameters(), lr=0.0, momentum=0.9)
         self.optim: OptimWrapper = OptimWrapper(optimizer)
         if args.amp:
-            self.optim = AmpOptimWrapper(dtype='bfloat16', optimizer=optimizer)
+            self.optim = BF16OptimWrapper(optimizer=optimizer)
         batch = synthetic_batch(cfg, args.batch, args.size)
         self.data: dict = self.model.data_preprocessor(copy.deepcopy(batch), True)
         self.teacher_seconds: list[float] = []

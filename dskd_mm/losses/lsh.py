@@ -1,11 +1,16 @@
 """Feature distillation by locality-sensitive hashing."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dskd_mm.distributed import is_parallel, mean_over_ranks
 from dskd_mm.registry import MODELS
+
+CHUNK = 2**22
+"""Projections that are computed at a time."""
 
 
 @MODELS.register_module()
@@ -84,35 +89,28 @@ class LSHDistillLoss(nn.Module):
             weight = feature.new_ones(len(feature)) if weight is None else weight.float()
             # Of the joined batch; without vectors of its own a process takes part, or the others would wait for it.
             share = weight / mean_over_ranks(weight.sum()).clamp(min=1)
+            if self.bias != 'zero' and self.training:
+                self._update_center(target.detach() * self.std, weight)
             if feature.shape[0] == 0:
-                if self.bias != 'zero':
-                    self._update_center(feature.new_zeros(0, len(self.projection)), weight)
                 return feature.sum() * 0, feature.new_zeros(())
-            # One product for both sides: W is the expensive operand.
-            projected = F.linear(torch.cat([feature, target]), self.projection) * self.std
-            ours, theirs = projected.chunk(2)
-            if self.bias != 'zero':
-                self._update_center(theirs.detach(), weight)
-                ours, theirs = ours - self.center, theirs - self.center
-            code = (theirs > 0).float()
-            # Of each vector, averaged over those that count.
-            loss = F.binary_cross_entropy_with_logits(ours, code, reduction='none').mean(dim=1) @ share
+            # W's deviation is taken in by the vectors, the smaller operands.
+            offset = torch.zeros_like(self.center) if self.bias == 'zero' else -self.center
+            loss, agreement = HashCrossEntropy.apply(feature * self.std, target * self.std, self.projection, offset, share)
             if self.magnitude:
                 loss = loss + self.magnitude * (feature - target).square().mean(dim=1) @ share
-            agreement = ((ours.detach() > 0) == (code > 0)).float().mean(dim=1) @ share
         return loss, agreement
 
     @torch.no_grad()
-    def _update_center(self, projected: Tensor, weight: Tensor) -> None:
-        if not self.training:
-            return
+    def _update_center(self, target: Tensor, weight: Tensor) -> None:
         amount = weight.sum()[None]
-        if len(projected) == 0:
+        if len(target) == 0:
             center = torch.zeros_like(self.center)
         elif self.bias == 'mean':
-            center = weight @ projected / weight.sum().clamp(min=1e-12)
+            # The mean of the projections is the projection of the mean.
+            center = F.linear(weight @ target / amount.clamp(min=1e-12), self.projection)
         else:
             # NaN marks what does not count: picking rows out would wait for the device.
+            projected = F.linear(target, self.projection)
             center = torch.where(weight[:, None] > 0, projected, torch.nan).nanmedian(dim=0).values
         center = torch.where(amount > 0, center, 0.0)
         if is_parallel():
@@ -128,3 +126,45 @@ class LSHDistillLoss(nn.Module):
         # A plain average of the first batches, an exponential one later: no start-up bias.
         rate = torch.clamp(1 / self.num_batches.clamp(min=1).float(), min=self.momentum)
         self.center.lerp_(center, rate * has_vectors)
+
+
+class HashCrossEntropy(torch.autograd.Function):
+    r"""Binary cross-entropy of projections against the bits of other projections, with its gradient in closed form.
+
+    For :math:`a = W f + b` and bits h the gradient by f is :math:`W^\top (\sigma(a) - h)`: the forward pass knows it already.
+    Nothing of the size of the projections, thousands of numbers a vector, is kept for the backward pass, and only
+    :data:`CHUNK` of them are there at a time.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, feature: Tensor, target: Tensor, projection: Tensor, offset: Tensor, share: Tensor) -> Any:
+        """Sum over vectors of ``share`` times the mean over bits, and the share of bits that agree.
+
+        Args:
+            ctx (FunctionCtx): Keeps the gradient.
+            feature (Tensor): Vectors to train, (M, D).
+            target (Tensor): Vectors whose bits are wanted, (M, D).
+            projection (Tensor): W, (N, D).
+            offset (Tensor): b, (N, ).
+            share (Tensor): Weight of each vector, (M, ).
+        """
+        bits, loss, agreement = len(projection), feature.new_zeros(()), feature.new_zeros(())
+        gradient = torch.empty_like(feature)
+        rows = max(CHUNK // bits, 1)
+        for f, t, s, g in zip(*(tensor.split(rows) for tensor in (feature, target, share, gradient)), strict=True):
+            ours = torch.addmm(offset, f, projection.t())
+            wanted = torch.addmm(offset, t, projection.t()) > 0
+            agreement += (wanted == (ours > 0)).float().mean(dim=1) @ s
+            # log(1 + exp(a)) - h a, of which the first is the softplus of -a where h is 1.
+            loss += F.softplus(torch.where(wanted, -ours, ours)).mean(dim=1) @ s
+            if ctx.needs_input_grad[0]:
+                torch.mm(ours.sigmoid_().sub_(wanted.float()).mul_(s[:, None] / bits), projection, out=g)
+        ctx.save_for_backward(gradient)
+        ctx.mark_non_differentiable(agreement)
+        return loss, agreement
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        """The gradient by ``feature``; nothing else has one."""
+        (gradient,) = ctx.saved_tensors
+        return grads[0] * gradient, None, None, None, None
