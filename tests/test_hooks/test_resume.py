@@ -120,6 +120,23 @@ def test_a_checkpoint_within_an_epoch_holds_its_place_and_the_gradients_under_wa
     assert_same_models(whole, resumed)
 
 
+@pytest.mark.parametrize(('sampler', 'workers'), [('InfiniteSampler', 0), ('InfiniteSampler', 2), ('DefaultSampler', 0)])
+def test_a_run_by_iterations_goes_on_with_the_data_it_would_have_seen(
+    config: Config, tmp_path: Path, sampler: str, workers: int
+) -> None:
+    augmented = [dict(type='RandomCrop', crop_size=16, padding=4), dict(type='RandomFlip', prob=0.5), dict(type='PackInputs')]
+    config.train_dataloader.dataset.pipeline = augmented
+    config.train_dataloader.update(num_workers=workers, persistent_workers=workers > 0)
+    config.train_dataloader.sampler.type = sampler
+    config.train_cfg = dict(by_epoch=False, max_iters=7, val_interval=7)
+    config.default_hooks.checkpoint = dict(type='CheckpointHook', by_epoch=False, interval=5)
+    whole, _ = run(config, tmp_path / 'whole')
+    run(config, tmp_path / 'work', stop=('after_train_iter', 6))
+    resumed, _ = run(config, tmp_path / 'work', resume=True)
+    assert resumed._load_from == str(tmp_path / 'work' / 'iter_5.pth') and resumed.iter == 7
+    assert_same_models(whole, resumed)
+
+
 def test_several_processes_are_told_that_their_gradients_are_not_saved(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
