@@ -54,7 +54,7 @@ class Pyramid:
             Tensor: Of shape (B, C', N'), or (B, K) if the function reduces the only level to that.
         """
         maps = self.unpack(packed)
-        each = list(functions) if isinstance(functions, Sequence) else [functions]
+        each = [functions] if callable(functions) else list(functions)
         if len(each) == 1:
             each = each * len(maps)
         return self.pack([function(level) for function, level in zip(each, maps, strict=True)])
