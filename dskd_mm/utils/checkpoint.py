@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+import mmengine.runner.checkpoint as mmengine_checkpoint
 import numpy as np
 import torch
 from mmengine.dist import barrier, get_rank, is_distributed
@@ -94,10 +95,11 @@ _method_of_logs.__module__, _method_of_logs.__qualname__, _method_of_logs.__name
 def load_safely_everywhere() -> None:
     """Let mmengine read checkpoints by :func:`load_checkpoint_file`: those of load_from, resume and init_cfg.
 
-    Its own loading falls back to running the code in a file that is not harmless. What is downloaded through a scheme of its
-    own (``torchvision://``, ``open-mmlab://``, ...) stays with it.
+    Its own loading falls back to running the code in a file that is not harmless, and runs that in what it downloads.
     """
     CheckpointLoader.register_scheme(('', 'http://', 'https://'), load_from_file, force=True)
+    # What its other schemes (torchvision://, open-mmlab://, ...) call once they know the address.
+    mmengine_checkpoint.load_from_http = load_from_file
 
 
 def load_from_file(filename: str, map_location: Any = None) -> dict[str, Any]:
