@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import mmengine.runner.checkpoint as mmengine_checkpoint
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer
@@ -45,9 +46,9 @@ class Attribute:
 @pytest.fixture(autouse=True)
 def loaders() -> Iterator[None]:
     """mmengine's loaders are global: each test finds and leaves them as they were."""
-    before = CheckpointLoader._schemes.copy()
+    before, load_from_http = CheckpointLoader._schemes.copy(), mmengine_checkpoint.load_from_http
     yield
-    CheckpointLoader._schemes = before
+    CheckpointLoader._schemes, mmengine_checkpoint.load_from_http = before, load_from_http
 
 
 @pytest.fixture(autouse=True)
@@ -134,6 +135,23 @@ def test_mmengine_reads_by_our_rules(poisoned: str, tmp_path: Path, proof: Path)
     loaded = CheckpointLoader.load_checkpoint(str(tmp_path / 'bare.pth'), 'cpu')
     # With the versions by which layers translate their older tensors.
     assert loaded._metadata == state._metadata
+
+
+@pytest.mark.parametrize('name', ['https://example.com/a.pth', 'torchvision://resnet18', 'open-mmlab://detectron2/resnet50_caffe'])
+def test_mmengine_downloads_by_our_rules(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    seen = []
+
+    def download(address: str, **options: Any) -> dict:
+        seen.append(address)
+        assert options['weights_only'] is True
+        return dict(state_dict={})
+
+    monkeypatch.setattr(torch.hub, 'load_state_dict_from_url', download)
+    # What mmengine imported by name would be called instead if anything was left to it.
+    monkeypatch.setattr(mmengine_checkpoint, 'load_url', lambda *args, **options: pytest.fail('read by mmengine'))
+    load_safely_everywhere()
+    assert CheckpointLoader.load_checkpoint(name, 'cpu') == dict(state_dict={})
+    assert len(seen) == 1 and seen[0].startswith('https://')
 
 
 def test_the_way_to_convert_a_trusted_file_works(tmp_path: Path, poisoned: str, monkeypatch: pytest.MonkeyPatch) -> None:
