@@ -70,7 +70,7 @@ class CheckFiniteHook(Hook):
 
     ``tools/train.py`` of dskd_mm adds this hook by itself; for the hosts' own training scripts write
     ``custom_hooks = [dict(type='dskd_mm.CheckFiniteHook')]``. Models that are no distillers are left alone. DeepSpeed and
-    ColossalAI have optimizers of their own, of which no step can be skipped.
+    ColossalAI have optimizers of their own, whose gradients are not looked at and of which no step can be skipped.
 
     Args:
         action (str): 'stop' or 'skip'. Defaults to 'stop'.
@@ -106,7 +106,14 @@ class CheckFiniteHook(Hook):
         if not isinstance(model, Distiller):
             return
         self._distiller, model.magnitudes = model, {}
-        self._handle = runner.optim_wrapper.optimizer.register_step_pre_hook(self._before_step)
+        optimizer = getattr(runner.optim_wrapper, 'optimizer', None)
+        if isinstance(optimizer, torch.optim.Optimizer):
+            self._handle = optimizer.register_step_pre_hook(self._before_step)
+        elif self.action == 'skip':
+            raise TypeError(
+                "CheckFiniteHook(action='skip') expects an optimizer of torch, of which a step can be left out, but got "
+                f"{type(optimizer or runner.optim_wrapper).__name__}: use action='stop'."
+            )
         if self.action == 'skip':
             self._buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
             self._kept = [buffer.clone() for buffer in self._buffers]
@@ -142,7 +149,8 @@ class CheckFiniteHook(Hook):
         if self._distiller is not None:
             self._distiller.magnitudes = None
             self._distiller = None
-            self._handle.remove()
+            if self._handle is not None:
+                self._handle.remove()
             self._buffers, self._kept = [], []
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:

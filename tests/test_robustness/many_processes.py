@@ -615,7 +615,7 @@ def main() -> None:
     parser.add_argument('--all', action='store_true', help='run all checks with more than two processes, too')
     args = parser.parse_args()
     # A process that fails leaves the others waiting: not for long.
-    torch.distributed.init_process_group('gloo', timeout=datetime.timedelta(seconds=40))
+    torch.distributed.init_process_group('gloo', timeout=datetime.timedelta(seconds=120))
     RANK, WORLD = torch.distributed.get_rank(), torch.distributed.get_world_size()
     FOLDER = Path(tempfile.mkdtemp(dir=args.folder))
     results: dict[str, Any] = {}

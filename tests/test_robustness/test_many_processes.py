@@ -41,7 +41,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
                 folder.mkdir()
                 command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={world}']
                 with (folder / 'log').open('w') as log:
-                    subprocess.run([*command, WORKER, folder], stdout=log, stderr=log, env=environment(), timeout=280)
+                    subprocess.run([*command, WORKER, folder], stdout=log, stderr=log, env=environment(), timeout=560)
         found = [folder / f'rank_{rank}.json' for rank in range(world)]
         assert all(path.is_file() for path in found), (folder / 'log').read_text()[-4000:]
         return [json.loads(path.read_text()) for path in found]
@@ -54,7 +54,7 @@ def environment(**variables: str) -> dict[str, str]:
 
 
 @needs_hosts
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ('world', 'check'),
     [pytest.param(world, name, id=f'{world}-{name}') for world in (2, 4) for name in checks(everything=world == 2)],
@@ -119,7 +119,7 @@ def script(folder: Path, name: str, text: str) -> Path:
 
 def run_tool(name: str, *arguments: object, **variables: str) -> subprocess.CompletedProcess:
     command = ['bash', str(ROOT / 'tools' / name), *map(str, arguments)]
-    return subprocess.run(command, env=environment(**variables), capture_output=True, text=True, timeout=200)
+    return subprocess.run(command, env=environment(**variables), capture_output=True, text=True, timeout=280)
 
 
 @pytest.fixture(scope='module')
@@ -140,11 +140,12 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @needs_hosts
+@pytest.mark.timeout(600)
 def test_a_process_that_dies_ends_the_job_and_slurm_goes_on(config: Path, tmp_path: Path) -> None:
     paths = dict(PYTHONPATH=f'{config.parent}:{ROOT}')
     began = time.monotonic()
     died = run_tool('dist_train.sh', config, 2, '--work-dir', tmp_path, **paths, PORT=free_port(), DIES='1')
-    assert died.returncode != 0 and time.monotonic() - began < 120
+    assert died.returncode != 0 and time.monotonic() - began < 250, 'it waited for the lost process'
     assert 'SIGKILL' in died.stderr and 'rank      : 1' in died.stderr
     # What was saved before is whole, and there is nothing else.
     assert {path.name for path in tmp_path.glob('*.pth*')} == {'epoch_1.pth', 'student_last.pth'}

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+from argparse import Namespace
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -264,6 +265,17 @@ def test_a_hook_leaves_the_model_as_it_was(config: Config, tmp_path: Path) -> No
     runner, _ = train(config, tmp_path, 'nothing', (), STOP)
     assert runner.model.magnitudes is None
     assert not runner.optim_wrapper.optimizer._optimizer_step_pre_hooks
+
+
+def test_a_foreign_optimizer_skips_no_step(config: Config, tmp_path: Path) -> None:
+    runner = toy_runner(config, work_dir=str(tmp_path))
+    runner.optim_wrapper = Namespace(optimizer=object())
+    with pytest.raises(TypeError, match=r"expects an optimizer of torch.*but got object: use action='stop'"):
+        CheckFiniteHook(action='skip').before_train(runner)
+    hook = CheckFiniteHook()
+    hook.before_train(runner)
+    hook.after_train(runner)
+    assert runner.model.magnitudes is None
 
 
 @pytest.mark.parametrize('arguments', [dict(action='go on'), dict(patience=0)])
