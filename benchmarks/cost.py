@@ -67,17 +67,12 @@ class Contestant:
         self.method, options = VARIANTS.get(name, (name, {}))
         cfg = Config.fromfile(config.parent.parent / ('dskd' if name == 'plain' else self.method) / config.name)
         cfg.merge_from_dict({**options, **args.cfg_options} if self.method == 'dskd' else options)
-        self.cfg = cfg
+        cfg.model.teacher.checkpoint = teacher
+        model = student_config(cfg).model if name == 'plain' else cfg.model
+        model.setdefault('data_preprocessor', cfg.get('data_preprocessor'))
         torch.manual_seed(0)
         with DefaultScope.overwrite_default_scope(cfg.default_scope):
-            if name == 'plain':
-                plain = student_config(cfg)
-                plain.model.setdefault('data_preprocessor', cfg.get('data_preprocessor'))
-                self.model = MODELS.build(without_downloads(plain.model))
-            else:
-                cfg.model.setdefault('data_preprocessor', cfg.get('data_preprocessor'))
-                cfg.model.teacher.checkpoint = teacher
-                self.model = MODELS.build(without_downloads(cfg.model))
+            self.model: Any = MODELS.build(model)
         self.model.to(args.device).train()
         self.device = torch.device(args.device)
         # Without a learning rate weights stay as they are drawn: a step costs the same, and nothing diverges.
@@ -89,7 +84,7 @@ class Contestant:
         self.data: dict = self.model.data_preprocessor(copy.deepcopy(batch), True)
         self.teacher_seconds: list[float] = []
         if isinstance(self.model, Distiller):
-            self.model._run_teacher = self._timed(self.model._run_teacher)  # type: ignore[method-assign]
+            self.model._run_teacher = self._timed(self.model._run_teacher)
 
     def step(self) -> float:
         """Take one step; the seconds that it took."""
@@ -172,21 +167,6 @@ def now(device: torch.device) -> float:
 def count(model: nn.Module) -> int:
     """Trainable parameters."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
-def without_downloads(model: Any) -> Any:
-    """A model's config without weights that would be downloaded."""
-    if isinstance(model, dict):
-        if (model.get('init_cfg') or {}) and 'Pretrained' in str(model['init_cfg']):
-            model['init_cfg'] = None
-        if 'pretrained' in model:
-            model['pretrained'] = None
-        for value in model.values():
-            without_downloads(value)
-    elif isinstance(model, (list, tuple)):
-        for value in model:
-            without_downloads(value)
-    return model
 
 
 def activities(device: torch.device) -> list[ProfilerActivity]:
@@ -330,6 +310,7 @@ def measure(config: Path, args: argparse.Namespace) -> Iterator[dict]:
             config=str(config.relative_to(ROOT) if config.is_relative_to(ROOT) else config),
             method=contestant.method,
             variant=name,
+            options=args.cfg_options,
             device=contestant.device.type,
             device_name=torch.cuda.get_device_name() if contestant.device.type == 'cuda' else f'{args.threads} thread(s)',
             images=args.batch,
@@ -481,7 +462,7 @@ def save_random_teacher(cfg: Config, path: str) -> None:
     config = load_config(cfg.model.teacher.config)
     torch.manual_seed(1)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        model = MODELS.build(without_downloads(model_config(student_config(config))))
+        model = MODELS.build(model_config(student_config(config)))
     torch.save(dict(state_dict=model.state_dict()), path)
 
 

@@ -36,7 +36,8 @@ def records() -> list[dict]:
 
 def compared(config: str, device: str) -> list[dict]:
     """The last record of each method on one pair, the plain student first, then by added time."""
-    found = {r['variant']: r for r in records() if r.get('config') == f'configs/dskd/{config}.py' and r['device'] == device}
+    key = dict(config=f'configs/dskd/{config}.py', device=device, options={})
+    found = {r['variant']: r for r in records() if all(r.get(name) == value for name, value in key.items())}
     return sorted(found.values(), key=lambda r: (r['variant'] != 'plain', r['step_seconds']))
 
 
