@@ -121,7 +121,10 @@ class ResumeHook(Hook):
         self._validate(runner)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Add the place in the epoch and gradients that no optimizer has used yet."""
+        """Add the place in the run and gradients that no optimizer has used yet."""
+        if runner.message_hub.get_info('loop_stage') == 'val':
+            # FlexibleRunner counts one epoch too many here, and would leave it out.
+            checkpoint['meta'].update(epoch=runner.epoch, iter=runner.iter)
         if isinstance(runner.train_loop, EpochBasedTrainLoop) and self._seen:
             checkpoint['meta']['batch'] = self._seen
         if 'optimizer' in checkpoint and getattr(runner.optim_wrapper, '_accumulative_counts', 1) > 1:

@@ -1,5 +1,6 @@
 """What a resumed run needs besides weights; tests/test_robustness/test_interruption.py kills real ones."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+from mmengine.runner._flexible_runner import FlexibleRunner
 
 from dskd_mm.hooks import ResumeHook
 from dskd_mm.testing import plain_run_config, toy_runner
@@ -134,6 +136,22 @@ def test_a_run_by_iterations_goes_on_with_the_data_it_would_have_seen(
     run(config, tmp_path / 'work', stop=('after_train_iter', 6))
     resumed, _ = run(config, tmp_path / 'work', resume=True)
     assert resumed._load_from == str(tmp_path / 'work' / 'iter_5.pth') and resumed.iter == 7
+    assert_same_models(whole, resumed)
+
+
+def test_the_flexible_runner_resumes_too(config: Config, tmp_path: Path) -> None:
+    def train(name: str, **options: Any) -> FlexibleRunner:
+        cfg = copy.deepcopy(config)
+        cfg.merge_from_dict(dict(work_dir=str(tmp_path / name), experiment_name=f'{name}{options}', env_cfg={}, **options))
+        runner = FlexibleRunner.from_cfg(cfg)
+        runner.train()
+        return runner
+
+    whole = train('whole')
+    # The best score makes mmengine save it again after the validation, with one epoch too many.
+    assert train('work', **{'train_cfg.max_epochs': 1}).iter == 4
+    resumed = train('work', resume=True)
+    assert (resumed.epoch, resumed.iter) == (3, 12)
     assert_same_models(whole, resumed)
 
 
