@@ -158,6 +158,7 @@ def assert_ends(training: Training) -> str:
     return printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('case', CASES)
 def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path: Path, case: str) -> None:
     config, whole, killed = tmp_path / 'config.py', tmp_path / 'whole', tmp_path / 'killed'
