@@ -122,7 +122,7 @@ BELOW = {
     'backbones': {'registry'},
     'utils': {'registry'},
     'teacher': {'registry', 'features', 'guidance', 'utils'},
-    'sites': {'registry', 'distributed', 'features', 'guidance', 'teacher'},
+    'sites': {'registry', 'distributed', 'features', 'guidance', 'utils', 'teacher'},
     'distillers': {
         *('registry', 'distributed', 'features', 'guidance', 'diffusion', 'losses', 'utils', 'teacher', 'sites'),
     },
