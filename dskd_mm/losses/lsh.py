@@ -63,7 +63,7 @@ class LSHDistillLoss(nn.Module):
         self.magnitude = magnitude
         self.std_from_teacher = std is None
         generator = torch.Generator().manual_seed(seed)
-        self.register_buffer('projection', torch.randn(bits, in_channels, generator=generator))
+        self.register_buffer('projection', torch.randn(bits, in_channels, generator=generator, device='cpu'))
         self.register_buffer('std', torch.tensor(1.0 if std is None else float(std)))
         self.register_buffer('center', torch.zeros(bits))
         self.register_buffer('num_batches', torch.zeros((), dtype=torch.long))

@@ -173,7 +173,7 @@ AT_BUILD: dict[str, Row] = {
     'unknown_site': (
         set_kwargs(site=dict(type='dskd_mm.ClasificationSite')),
         KeyError,
-        ['ClasificationSite is not in the dskd_mm', 'registry'],
+        ['ClasificationSite is not in the', 'registry'],
     ),
     'student_is_a_path': (set_kwargs(student='student.py'), TypeError, ['plain model of a host', 'got a str', '_base_.model']),
     'student_is_a_whole_config': (

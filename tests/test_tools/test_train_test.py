@@ -288,7 +288,7 @@ def test_the_switches_of_training(trainable: Path, tmp_path: Path) -> None:
     assert lines[0]['lr'] == pytest.approx(0.05 * 8 / 16)
     config = Config.fromfile(tmp_path / 'work' / 'config.py')
     assert config.optim_wrapper.type == 'dskd_mm.BF16OptimWrapper'
-    assert [hook.type for hook in config.custom_hooks] == ['dskd_mm.StudentExportHook']
+    assert [hook.type for hook in config.custom_hooks] == ['dskd_mm.StudentExportHook', 'dskd_mm.CheckFiniteHook']
 
 
 def test_training_resumes_from_the_latest_checkpoint(run: dict[str, Path], trainable: Path, tmp_path: Path) -> None:
@@ -312,11 +312,12 @@ def merged(path: Path, *arguments: str) -> Config:
 
 
 def test_the_export_hook_is_added_once_and_to_distillers_only(trainable: Path, run: dict[str, Path], tmp_path: Path) -> None:
-    assert [hook.type for hook in merged(trainable).custom_hooks] == ['dskd_mm.StudentExportHook']
+    own = ['dskd_mm.StudentExportHook', 'dskd_mm.CheckFiniteHook']
+    assert [hook.type for hook in merged(trainable).custom_hooks] == own
     cfg = merged(trainable)
     cfg.custom_hooks = [dict(type='EMAHook'), dict(type='dskd_mm.StudentExportHook')]
     cfg.dump(str(tmp_path / 'again.py'))
-    assert [hook.type for hook in merged(tmp_path / 'again.py').custom_hooks] == ['EMAHook', 'dskd_mm.StudentExportHook']
+    assert [hook.type for hook in merged(tmp_path / 'again.py').custom_hooks] == ['EMAHook', *own]
     assert merged(run['plain']).get('custom_hooks') is None
 
 
