@@ -1,5 +1,6 @@
 """Every config loads, finds its teacher, and is listed where configs are listed."""
 
+import json
 import re
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlparse
@@ -224,4 +225,6 @@ def test_segmenter_is_that_of_mmseg(name):
         ours.pop(key)
     for key in ('optimizer', 'checkpoint'):  # mere helpers
         ours.pop(key, None), theirs.pop(key, None)
-    assert ours == theirs
+    # OneDL and OpenMMLab serve the same files under addresses of their own.
+    ours, theirs = (re.sub(r'https://[^/]+/', '', json.dumps(cfg, sort_keys=True)) for cfg in (ours, theirs))
+    assert json.loads(ours) == json.loads(theirs)
