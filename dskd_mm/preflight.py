@@ -35,7 +35,7 @@ from dskd_mm.distillers.base import Distiller
 from dskd_mm.sites import Observation, Port
 from dskd_mm.teacher import build_in_scope
 from dskd_mm.utils.checkpoint import LoadReport, load_checkpoint_file, load_report, model_state
-from dskd_mm.utils.config import is_distiller_config, model_config, type_module, type_name
+from dskd_mm.utils.config import is_distiller_config, model_config, nodes, type_module, type_name
 from dskd_mm.utils.synthetic import synthetic_batch
 
 MINIMUM = dict(mmengine='0.10.7', mmcv='2.0.1', mmpretrain='1.2.0', mmdet='3.3.0', mmseg='1.2.2')
@@ -501,16 +501,6 @@ def is_installed(package: str) -> bool:
         return importlib.util.find_spec(package) is not None
     except (ImportError, ValueError):  # made unimportable
         return False
-
-
-def nodes(config: Any) -> Iterator[dict]:
-    """All dicts in a config, itself included."""
-    if isinstance(config, dict):
-        yield config
-        config = list(config.values())
-    if isinstance(config, (list, tuple)):
-        for child in config:
-            yield from nodes(child)
 
 
 def datasets(loader: Any, name: str) -> Iterator[tuple[str, ConfigDict]]:

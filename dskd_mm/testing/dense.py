@@ -5,7 +5,7 @@ All structure (anchors, assigners, losses, dilations) is the host's; only depths
 
 import logging
 import os.path as osp
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from torch import Tensor, nn
 
 from dskd_mm.testing.toy import save_random_model
-from dskd_mm.utils.config import load_config, model_config
+from dskd_mm.utils.config import load_config, model_config, nodes
 
 DENSE_CLASSES = 3
 """Number of classes of all toy detectors and segmenters, binary ones aside."""
@@ -106,7 +106,7 @@ def _shrink_transformer(model: ConfigDict, channels: int, num_classes: int) -> N
     """Shrink a DETR behind its neck."""
     for part in ('encoder', 'decoder'):
         model[part].num_layers = 2
-        for node in _nodes(model[part]):
+        for node in nodes(model[part]):
             if 'embed_dims' in node:
                 node.embed_dims = channels
             if 'num_heads' in node:
@@ -155,7 +155,7 @@ def segmentor_config(kind: str, width: int = 4, num_classes: int = DENSE_CLASSES
         for head in heads:
             head.update(num_classes=2, out_channels=1, threshold=0.3)
             head.loss_decode.use_sigmoid = True
-    for node in _nodes(model):
+    for node in nodes(model):
         if node.get('type') == 'SyncBN':
             node.type = 'BN'
     return model
@@ -166,19 +166,9 @@ def _as_list(config: Any) -> list:
     return config if isinstance(config, list) else [config] if config else []
 
 
-def _nodes(config: Any) -> Iterator[ConfigDict]:
-    """All dicts within a config, itself included."""
-    if isinstance(config, dict):
-        yield config  # type: ignore[misc]
-        config = list(config.values())
-    if isinstance(config, (list, tuple)):
-        for child in config:
-            yield from _nodes(child)
-
-
 def _without_pretraining(model: ConfigDict) -> ConfigDict:
     """A model's config without weights that would be downloaded, in place."""
-    for node in _nodes(model):
+    for node in nodes(model):
         if 'pretrained' in node:
             node.pretrained = None
         if (node.get('init_cfg') or {}).get('type') == 'Pretrained':

@@ -3,6 +3,8 @@
 import copy
 import importlib.util
 import os.path as osp
+from collections.abc import Iterator
+from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
@@ -88,6 +90,16 @@ def type_name(config: dict) -> str:
     """The name of a config's ``type`` without its package, '' if it has none."""
     kind = config.get('type', '')
     return (kind if isinstance(kind, str) else kind.__name__).split('.')[-1]
+
+
+def nodes(config: Any) -> Iterator[Any]:
+    """All dicts in a config, itself included."""
+    if isinstance(config, dict):
+        yield config
+        config = list(config.values())
+    if isinstance(config, (list, tuple)):
+        for child in config:
+            yield from nodes(child)
 
 
 def is_distiller_config(cfg: Config) -> bool:

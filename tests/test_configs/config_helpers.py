@@ -61,16 +61,6 @@ def inherited_packages(path: Path) -> set[str]:
     return found
 
 
-def nodes(config: Any) -> Iterator[dict]:
-    """All dicts in a config, itself included."""
-    if isinstance(config, dict):
-        yield config
-        config = list(config.values())
-    if isinstance(config, (list, tuple)):
-        for child in config:
-            yield from nodes(child)
-
-
 def strings(config: Any) -> Iterator[str]:
     """All strings in a config."""
     if isinstance(config, str):

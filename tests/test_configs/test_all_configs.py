@@ -18,13 +18,19 @@ from config_helpers import (
     ROOT,
     load,
     name_of,
-    nodes,
     skip_without,
     strings,
 )
 from mmengine.config import Config
 
-from dskd_mm.utils.config import is_distiller_config, load_config, resolve_config_path, student_config, type_module
+from dskd_mm.utils.config import (
+    is_distiller_config,
+    load_config,
+    nodes,
+    resolve_config_path,
+    student_config,
+    type_module,
+)
 
 # mmengine does not find mmseg's configs as bases in OneDL's packages, so these repeat them.
 MMSEG_TWINS = dict(

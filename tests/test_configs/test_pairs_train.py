@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from config_helpers import CPU_SIZED, DISTILLED, load, name_of, nodes, skip_without
+from config_helpers import CPU_SIZED, DISTILLED, load, name_of, skip_without
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS, DefaultScope
 
 from dskd_mm.testing.checks import reaches
-from dskd_mm.utils.config import load_config, model_config, student_config
+from dskd_mm.utils.config import load_config, model_config, nodes, student_config
 from dskd_mm.utils.synthetic import synthetic_batch
 
 FACTOR = 8
