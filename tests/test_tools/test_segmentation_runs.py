@@ -64,7 +64,8 @@ def tested(run: dict[str, Path]) -> dict[str, Path]:
     """The distiller, tested by mmseg's own script, which also draws and writes its label maps."""
     folder = run['folder']
     arguments = ['--out', folder / 'maps', '--show-dir', folder / 'pictures', '--work-dir', folder / 'test']
-    run_script(MMSEG_TOOLS / 'test.py', run['config'], run['checkpoint'], *arguments, '--cfg-options', *named('mmseg'))
+    options = [*named('mmseg'), 'default_hooks.visualization.interval=1']  # OpenMMLab's mmseg draws every 50th batch
+    run_script(MMSEG_TOOLS / 'test.py', run['config'], run['checkpoint'], *arguments, '--cfg-options', *options)
     return run
 
 
