@@ -249,6 +249,7 @@ VARIANTS = {
     'no-virtual': Variant('virtual teacher off', {'model.loss_weights.virtual': '0'}),
     'no-anchor': Variant('anchor off', {'model.loss_weights.anchor': '0'}),
     'no-logit': Variant('logit loss off', NO_LOGIT),
+    'no-channel': Variant('channel loss off', {'model.loss_weights.channel': '0'}),
     'no-box': Variant('box loss off', {'model.loss_weights.box': '0'}),
     'prior-teacher': Variant('prior: teacher features', TEACHER_PRIOR),
     'strong-guidance': Variant('guidance five times as strong', {'model.sampler.scale': '5'}),
@@ -268,6 +269,7 @@ VARIANTS = {
     # Dense tasks begin with little noise; this is where images begin.
     'middle-start': Variant('sampling from t=400, guidance 1, as for images', sampling(0.5, 1)),
     # What bounds the cost of large maps; those of these data sets are small.
+    'window-32': Variant('anchor and diffusion see 32x32 locations of a level', {'model.window': '32'}),
     'window-8': Variant('anchor and diffusion see 8x8 locations of a level', {'model.window': '8'}),
     'unbounded': Variant(
         'all of every level is seen, guidance evaluated in each sampling step',
@@ -275,15 +277,6 @@ VARIANTS = {
     ),
     'guidance-once': Variant('guidance evaluated once', {'model.sampler.guidance_interval': '5'}),
     # With a rival's loss added.
-    'with-cwd': Variant(
-        '**DSKD** + CWD on logits',
-        {
-            'model.distill_losses.cwd.type': 'dskd_mm.CWDLoss',
-            'model.distill_losses.cwd.on': 'logits',
-            'model.distill_losses.cwd.temperature': '4',
-            'model.distill_losses.cwd.loss_weight': '3',
-        },
-    ),
     'with-fitnet': Variant(
         '**DSKD** + FitNet',
         {'model.distill_losses.fitnet.type': 'dskd_mm.FitNetLoss', 'model.distill_losses.fitnet.loss_weight': '1'},
@@ -293,6 +286,9 @@ VARIANTS = {
     # The controls: everything but the diffusion.
     'anchor-and-logit-no-box': Variant(
         'control: soft anchor + logit loss, box loss off (no diffusion)', {**NO_DIFFUSION, 'model.loss_weights.box': '0'}
+    ),
+    'anchor-and-logit-no-channel': Variant(
+        'control: soft anchor + logit loss, no channel loss (no diffusion)', {**NO_DIFFUSION, 'model.loss_weights.channel': '0'}
     ),
     'anchor-only': Variant('control: soft anchor alone (no diffusion)', {**NO_DIFFUSION, **NO_LOGIT}),
     'anchor-only-label': Variant(

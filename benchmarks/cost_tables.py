@@ -72,8 +72,9 @@ def cost(config: str, device: str, page: Path) -> Block:
     text = '\n'.join(lines) + (
         f'\n\n![{config}: where the time goes]({os.path.relpath(path, page.parent)})\n\n'
         f'{plain["images"]} images of {height} x {width} in {"bfloat16" if plain["amp"] else "float32"} on {device} '
-        f'({plain["device_name"]}), medians of {plain["rounds"]} rounds ± deviation; '
-        f'{plain["teacher_seconds"]:.2f} s. Sampler beside the bare passes of its denoiser: {sampling}.\n\n'
+        f'({plain["device_name"]}), medians of {plain["rounds"]} rounds ± deviation; the '
+        f'teacher takes {plain["teacher_seconds"]:.2f} s under DSKD. Sampler beside bare passes of its denoiser: {sampling}.'
+        '\n\n'
         f'```shell\n{plain["command"]}\n```'
     )
     return text, {path: partial(bars, config, device)}

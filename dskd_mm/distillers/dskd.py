@@ -18,16 +18,16 @@ from dskd_mm.diffusion import (
     on_levels,
     table_rows,
 )
-from dskd_mm.distillers.base import Distiller, HeadLoss, build, main_classes, read_weights
+from dskd_mm.distillers.base import Distiller, HeadLoss, build, build_loss, main_classes, read_weights
 from dskd_mm.distributed import std_over_ranks
 from dskd_mm.features import ChannelAlign, Pyramid, per_location
 from dskd_mm.guidance import ClassifierJudge, HeadJudge, Judge, Target, TeacherClassifier
-from dskd_mm.losses import BoxLoss, KDLoss, LSHDistillLoss
+from dskd_mm.losses import BoxLoss, FeatureLoss, KDLoss, LSHDistillLoss
 from dskd_mm.losses.base import check_temperature
 from dskd_mm.registry import MODELS
 from dskd_mm.sites import Observed
 
-LOSSES = dict(diff=1.0, lsh=1.0, anchor=1.0, virtual=1.0, logit=1.0)
+LOSSES = dict(diff=1.0, lsh=1.0, anchor=1.0, virtual=1.0, logit=1.0, channel=0.0)
 
 
 @MODELS.register_module()
@@ -46,7 +46,9 @@ class DSKDDistiller(Distiller):
     5. ``loss_dskd_lsh``: the hash of z should be that of ẑ;
     6. ``loss_dskd_virtual``: the student's own logits should follow the teacher classifier's opinion of ẑ (ours);
     7. ``loss_dskd_logit``: and the teacher's own logits (Hinton et al. 2015);
-    8. ``loss_dskd_box``: likewise a detector's boxes, which no classifier could teach.
+    8. ``loss_dskd_channel``: and a segmenter's logits as maps, each channel a distribution over its locations (CWD, Shu et al.
+       2021): the former say what is at a location, these where a class is;
+    9. ``loss_dskd_box``: likewise a detector's boxes, which no classifier could teach.
 
     With an autoencoder there is ``loss_dskd_autoencoder``, its reconstruction error, with a weight of 1.
 
@@ -78,7 +80,7 @@ class DSKDDistiller(Distiller):
         window (int | False, optional): Where there is a prediction for every location (dense detection, segmentation), anchor
             and diffusion see only a window of at most so many locations high and wide of each level, around one of a class that
             is drawn for each image, level and step. It bounds the cost of large maps; smaller ones are taken whole. False for
-            all of every map. Defaults to None: what the site advises, 32 there and no window elsewhere.
+            all of every map. Defaults to None: what the site advises, 48 there and no window elsewhere.
         sampling_interval (int): Every so many-th iteration ẑ is sampled, and the losses that rest on it are taken; the denoiser
             learns in each. Defaults to 1.
         compile (bool | dict): Whether denoiser and sampler are compiled, or arguments of :func:`torch.compile`, such as
@@ -97,10 +99,10 @@ class DSKDDistiller(Distiller):
             guidance is pulled back through its decoder. False for none. Defaults to None: what the site advises, a latent of
             256 for the box heads of two-stage detectors and none elsewhere.
         lsh (dict, optional): Arguments of :class:`~dskd_mm.losses.LSHDistillLoss`. Defaults to None.
-        loss_weights (dict, optional): Weights of 'diff', 'lsh', 'anchor', 'virtual', 'logit' and 'box'. A weight of 0 skips the
-            work, too, but for 'diff': the denoiser then stays untrained, yet still denoises. The diffusion is left out if both
-            'lsh' and 'virtual' are 0. Those not named keep their default: 1, or what the task's site advises; for 'box' the
-            weight of 'logit'.
+        loss_weights (dict, optional): Weights of 'diff', 'lsh', 'anchor', 'virtual', 'logit', 'channel' and 'box'. A weight of
+            0 skips the work, too, but for 'diff': the denoiser then stays untrained, yet still denoises. The diffusion is left
+            out if both 'lsh' and 'virtual' are 0. Those not named keep their default: 1, or what the task's site advises; for
+            'box' the weight of 'logit', for 'channel' 3 times that in segmentation and 0 elsewhere.
         kwargs: Arguments of :class:`Distiller`: site, layers, distill_losses, noise_seed, data_preprocessor.
 
     Raises:
@@ -145,7 +147,8 @@ class DSKDDistiller(Distiller):
                 raise ValueError(f'{name} of DSKDDistiller must be one of {known}, but got {value!r}.')
         weights = {**LOSSES, **advice.get('loss_weights', {})}
         # Both are the teacher's own word: what is teacher-free without the one is so without the other.
-        weights.setdefault('box', {**weights, **(loss_weights or {})}['logit'])
+        logit = {**weights, **(loss_weights or {})}['logit']
+        weights |= dict(box=logit, channel=weights['channel'] * logit)
         self.loss_weights = read_weights(type(self).__name__, weights, loss_weights)
         if warmup < 0:
             raise ValueError(f'warmup of DSKDDistiller must not be negative, but got {warmup}.')
@@ -172,6 +175,13 @@ class DSKDDistiller(Distiller):
         self.temperature = check_temperature(self, temperature)
         self.imitation = KDLoss(temperature)
         self.box_imitation = BoxLoss()
+        self.channel_imitation = None
+        if self.loss_weights['channel']:
+            # Weight and temperature are its authors', for the logits of segmenters.
+            config = dict(type='dskd_mm.CWDLoss', on='logits', temperature=4.0, loss_weight=self.loss_weights['channel'])
+            loss = build_loss('channel', config, self.student_port, self.teacher_port, self.readable)
+            assert isinstance(loss, FeatureLoss)
+            self.channel_imitation = loss
         self.detach = detach
         self.guidance_unit = guidance_unit
         self.normalize = normalize
@@ -238,7 +248,8 @@ class DSKDDistiller(Distiller):
         """See :class:`Distiller`."""
         prior_needs_it = self.samples and self.prior == 'teacher'
         target_is_used = self.samples or self.loss_weights['anchor']
-        needs_it = prior_needs_it or (self.target != 'label' and target_is_used) or self.loss_weights['logit']
+        needs_it = prior_needs_it or (self.target != 'label' and target_is_used)
+        needs_it = needs_it or self.loss_weights['logit'] or self.loss_weights['channel']
         return bool(needs_it or self.imitates_boxes) or super().uses_teacher_forward
 
     @property
@@ -268,6 +279,9 @@ class DSKDDistiller(Distiller):
         if weights['logit']:
             assert teacher is not None and teacher.logits is not None and target is not None
             losses['loss_dskd_logit'] = weights['logit'] * self._imitate(student.logits, teacher.logits, target)
+        if self.channel_imitation is not None:
+            assert teacher is not None
+            losses['loss_dskd_channel'] = self.channel_imitation(student.maps('logits'), teacher.maps('logits'))
         if self.imitates_boxes:
             assert student.boxes is not None and teacher is not None and teacher.boxes is not None and target is not None
             assert self.student_port.boxes is not None

@@ -38,7 +38,7 @@ class DenseDetectionSite(Site):
     # the student's own, and the virtual teacher with it.
     # The classifier is a 3x3 convolution with an output for each class and anchor, as wide as those that make the feature. In
     # every step and all over large maps it would cost as much as the student.
-    defaults = dict(temperature=1.0, sampler=dict(start=0.1, scale=100.0, guidance_interval=5), window=32)
+    defaults = dict(temperature=1.0, sampler=dict(start=0.1, scale=100.0, guidance_interval=5), window=48)
 
     def __init__(
         self,

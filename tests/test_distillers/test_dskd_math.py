@@ -456,7 +456,7 @@ def test_a_site_advises_what_is_not_given(teachers):
     assert (distiller.sampler.steps, distiller.sampler.scale) == (3, 2.0)
     assert 'GroupNorm' in kinds(distiller.denoiser) and 'BatchNorm2d' not in kinds(distiller.denoiser)
     assert distiller.autoencoder.decoder.in_channels == distiller.denoiser.channels == 8
-    assert distiller.loss_weights == dict(diff=1.0, lsh=3.0, anchor=1.0, virtual=1.0, logit=0.0, box=0.0)
+    assert distiller.loss_weights == dict(diff=1.0, lsh=3.0, anchor=1.0, virtual=1.0, logit=0.0, channel=0.0, box=0.0)
     assert_trains(distiller, step(distiller))
 
 
@@ -475,7 +475,7 @@ def test_what_is_given_goes_before_a_sites_advice(teachers):
     assert 'BatchNorm2d' in kinds(distiller.denoiser) and 'GroupNorm' not in kinds(distiller.denoiser)
     assert distiller.autoencoder is None
     assert distiller.denoiser.channels == 24
-    assert distiller.loss_weights == dict(diff=1.0, lsh=3.0, anchor=1.0, virtual=1.0, logit=0.5, box=0.5)
+    assert distiller.loss_weights == dict(diff=1.0, lsh=3.0, anchor=1.0, virtual=1.0, logit=0.5, channel=0.0, box=0.5)
 
 
 def test_a_latent_no_narrower_than_the_features_is_not_advised(teachers):
@@ -487,7 +487,7 @@ def test_a_latent_no_narrower_than_the_features_is_not_advised(teachers):
 def test_images_have_the_defaults_of_the_core(teachers):
     distiller = build('gap', teachers['gap'])
     assert (distiller.target, distiller.temperature, distiller.autoencoder) == ('soft', 4.0, None)
-    assert set(distiller.loss_weights.values()) == {1.0}
+    assert {name for name, weight in distiller.loss_weights.items() if weight != 1} == {'channel'}
     assert 'BatchNorm2d' in kinds(distiller.denoiser)
 
 

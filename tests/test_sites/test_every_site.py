@@ -54,6 +54,7 @@ def test_two_iterations_train(configs: dict[str, ConfigDict], kind: str) -> None
     distiller = build_distiller(configs[kind])
     expected = {'anchor', 'diff', 'lsh'} if kind in AT_THE_NECK else {'anchor', 'diff', 'lsh', 'virtual', 'logit'}
     expected |= {'box'} if isinstance(distiller.site, DenseDetectionSite | TwoStageDetectionSite) else set()
+    expected |= {'channel'} if kind in SEGMENTORS else set()
     assert_trains(distiller, batch_for(distiller, kind), expected)
 
 
@@ -80,8 +81,8 @@ def test_images_without_annotations(configs: dict[str, ConfigDict], kind: str, i
     ours = {key: value for key, value in log.items() if 'dskd' in key or kind in DETECTORS}
     assert all(bool(value.isfinite()) for value in ours.values()), ours
     if kind in SEGMENTORS and not images:
-        # Nothing is annotated, so nothing is asked but to denoise.
-        assert {key for key, value in distillation_losses(log).items() if value} == {'loss_dskd_diff'}
+        # Nothing is annotated, so nothing is asked but to denoise, and of the maps as a whole what the teacher makes of them.
+        assert {key for key, value in distillation_losses(log).items() if value} == {'loss_dskd_diff', 'loss_dskd_channel'}
     assert_nothing_is_unused(distiller, batch)
 
 

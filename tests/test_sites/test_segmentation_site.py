@@ -264,3 +264,19 @@ def test_as_many_pixels_are_hashed_as_wanted_and_of_every_class(configs: dict[st
         assert ours.shape == theirs.shape == (20, 12) and bool(weight.all())
     classes = targets[-1].args[2].probability.argmax(dim=1)
     assert int((classes == 1).sum()) == 1
+
+
+def test_logits_are_compared_as_maps_too(configs: dict[str, ConfigDict]) -> None:
+    """Each channel's softmax over its locations, by hand (CWD); it follows the weight of the logit term."""
+    distiller = build(configs, 'fcn', loss_weights=dict(logit=0.5))
+    seen = watch(distiller, 'distill')
+    torch.manual_seed(0)
+    losses = distiller(**batch_for(distiller, 'fcn'), mode='loss')
+    ours, theirs = (observed.logits.flatten(0, 1) for observed in seen[0].args[:2])
+    expected = sum(
+        float((torch.softmax(t / 4, 0) * (torch.log_softmax(t / 4, 0) - torch.log_softmax(s / 4, 0))).sum())
+        for s, t in zip(ours, theirs, strict=True)
+    )
+    assert float(losses['loss_dskd_channel']) == pytest.approx(0.5 * 3 * 4**2 * expected / len(ours), rel=1e-4)
+    for weights, weight in ((dict(), 3.0), (dict(logit=0), 0.0), (dict(channel=0), 0.0), (dict(logit=0, channel=2.0), 2.0)):
+        assert build(configs, 'fcn', loss_weights=weights).loss_weights['channel'] == weight
