@@ -269,12 +269,7 @@ VARIANTS = {
     # Dense tasks begin with little noise; this is where images begin.
     'middle-start': Variant('sampling from t=400, guidance 1, as for images', sampling(0.5, 1)),
     # What bounds the cost of large maps; those of these data sets are small.
-    'window-32': Variant('anchor and diffusion see 32x32 locations of a level', {'model.window': '32'}),
-    'window-8': Variant('anchor and diffusion see 8x8 locations of a level', {'model.window': '8'}),
-    'unbounded': Variant(
-        'all of every level is seen, guidance evaluated in each sampling step',
-        {'model.window': 'False', 'model.sampler.guidance_interval': '1'},
-    ),
+    'window-8': Variant('8x8 locations of a level are seen', {'model.window': '8'}),
     'guidance-once': Variant('guidance evaluated once', {'model.sampler.guidance_interval': '5'}),
     # With a rival's loss added.
     'with-fitnet': Variant(

@@ -31,7 +31,8 @@ class TeacherGuidedSampler(nn.Module):
             :math:`\sqrt{\bar\alpha} z + \sqrt{1-\bar\alpha}\epsilon`; 'adapter' mixes :math:`\gamma z + (1-\gamma)\epsilon`
             with a :math:`\gamma` given to :meth:`forward`; 'none' starts from z itself. Defaults to 'schedule'.
         guidance_interval (int): G is evaluated in every so many-th step and kept for those between: a classifier of many
-            classes costs several times what the denoiser does. Defaults to 1: in each.
+            classes costs several times what the denoiser does. Strong guidance overshoots without a look at where it has led.
+            Defaults to 1: in each.
 
     Raises:
         ValueError: If ``guidance_point`` or ``noise`` is unknown, or the interval is not positive.

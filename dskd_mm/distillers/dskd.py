@@ -20,7 +20,7 @@ from dskd_mm.diffusion import (
 )
 from dskd_mm.distillers.base import Distiller, HeadLoss, build, build_loss, main_classes, read_weights
 from dskd_mm.distributed import std_over_ranks
-from dskd_mm.features import ChannelAlign, Pyramid, per_location
+from dskd_mm.features import ChannelAlign, Pyramid, Window, per_location
 from dskd_mm.guidance import ClassifierJudge, HeadJudge, Judge, Target, TeacherClassifier
 from dskd_mm.losses import BoxLoss, FeatureLoss, KDLoss, LSHDistillLoss
 from dskd_mm.losses.base import check_temperature
@@ -77,10 +77,10 @@ class DSKDDistiller(Distiller):
             'logit'.
         normalize (bool): Whether features enter the diffusion divided by the running standard deviation of the prior's, for
             the noise has unit variance. Defaults to True.
-        window (int | False, optional): Where there is a prediction for every location (dense detection, segmentation), anchor
-            and diffusion see only a window of at most so many locations high and wide of each level, around one of a class that
-            is drawn for each image, level and step. It bounds the cost of large maps; smaller ones are taken whole. False for
-            all of every map. Defaults to None: what the site advises, 48 there and no window elsewhere.
+        window (int | False, optional): Where there is a prediction for every location (dense detection, segmentation), all
+            terms see only a window of so many locations high and wide of each level, around one of a class that is drawn for each
+            image, level and step. It bounds the cost of large maps; levels of up to four windows are taken whole. False for all
+            of every map. Defaults to None: what the site advises, 32 there and no window elsewhere.
         sampling_interval (int): Every so many-th iteration ẑ is sampled, and the losses that rest on it are taken; the denoiser
             learns in each. Defaults to 1.
         compile (bool | dict): Whether denoiser and sampler are compiled, or arguments of :func:`torch.compile`, such as
@@ -276,6 +276,8 @@ class DSKDDistiller(Distiller):
         """See :meth:`Distiller.distill`."""
         weights = self.loss_weights
         losses: dict[str, Tensor] = {}
+        if self.window and target is not None:
+            student, teacher, target = self._look_through_window(student, teacher, target)
         if weights['logit']:
             assert teacher is not None and teacher.logits is not None and target is not None
             losses['loss_dskd_logit'] = weights['logit'] * self._imitate(student.logits, teacher.logits, target)
@@ -287,8 +289,6 @@ class DSKDDistiller(Distiller):
             assert self.student_port.boxes is not None
             boxes = self.box_imitation(student.boxes, teacher.boxes, target, self.student_port.boxes.kind)
             losses['loss_dskd_box'] = weights['box'] * boxes
-        if self.window and target is not None:
-            student, teacher, target = self._look_through_window(student, teacher, target)
         pyramid = Pyramid.of(student.features)
         aligned = per_location(self.align, Pyramid.pack(student.features)).float()
         judge: Judge
@@ -309,10 +309,10 @@ class DSKDDistiller(Distiller):
     def _look_through_window(
         self, student: Observed, teacher: Observed | None, target: Target
     ) -> tuple[Observed, Observed | None, Target]:
-        """What a window shows of all that anchor and diffusion are about; as it is if everything fits into it."""
+        """What a window shows of all that the losses are about; as it is if everything fits into it."""
         assert self.window
         pyramid = Pyramid.of(student.features)
-        if all(max(size) <= self.window for size in pyramid.sizes):
+        if Window.shrink(pyramid, self.window).sizes == pyramid.sizes:
             return student, teacher, target
         generator = self.noise_generator(student.features[0].device, 2)  # 2: neither the noise of the method nor of others
         window = self.site.window(pyramid, target, self.window, generator)

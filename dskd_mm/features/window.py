@@ -12,7 +12,7 @@ class Window:
     """A window of at most S x S locations on each level of a pyramid, at a place of its own in each image.
 
     What it takes is again the packed map of a pyramid, :attr:`pyramid`, of smaller levels: whatever works on maps works on
-    windows, neighbourhoods included. Levels that fit into the window are taken whole.
+    windows, neighbourhoods included. Levels of at most 4 S^2 locations are taken whole: leaving a part of them out saves little.
 
     Args:
         pyramid (Pyramid): The whole levels.
@@ -23,7 +23,7 @@ class Window:
 
     def __init__(self, pyramid: Pyramid, size: int, centers: Sequence[Tensor], generator: torch.Generator) -> None:
         self.whole = pyramid
-        self.pyramid = Pyramid([(min(height, size), min(width, size)) for height, width in pyramid.sizes])
+        self.pyramid = self.shrink(pyramid, size)
         found, before = [], 0
         for (height, width), (rows, columns), center in zip(pyramid.sizes, self.pyramid.sizes, centers, strict=True):
             place = torch.rand(2, len(center), generator=generator, device=center.device)
@@ -34,6 +34,12 @@ class Window:
             found.append((before + down[:, :, None] + right[:, None]).flatten(1))
             before += height * width
         self.index = torch.cat(found, dim=1)
+
+    @staticmethod
+    def shrink(pyramid: Pyramid, size: int) -> Pyramid:
+        """The levels that are left of a pyramid, see the class."""
+        whole = 4 * size**2
+        return Pyramid([(h, w) if h * w <= whole else (min(h, size), min(w, size)) for h, w in pyramid.sizes])
 
     def take(self, packed: Tensor) -> Tensor:
         """Cut the window out of packed maps (B, C, N), or of predictions (B, K, N * A) of which A follow each other there.

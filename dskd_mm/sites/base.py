@@ -238,9 +238,10 @@ class Observed:
         return self.features if on == 'feature' else self.layers[on]
 
     def within(self, window: Window) -> 'Observed':
-        """Feature and logits in a window alone."""
+        """Features and predictions in a window alone."""
         features = window.pyramid.unpack(window.take(Pyramid.pack(self.features)))
-        return Observed(features, None if self.logits is None else window.take(self.logits))
+        logits, boxes = (None if packed is None else window.take(packed) for packed in (self.logits, self.boxes))
+        return Observed(features, logits, boxes)
 
     def _logit_maps(self, logits: Tensor) -> list[Tensor]:
         """The predictions (B, K, M) as a map for each level of the feature; those of an image (B, K) as one of a location."""

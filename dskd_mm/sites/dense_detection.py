@@ -36,9 +36,9 @@ class DenseDetectionSite(Site):
     norm = 'GN'  # few images on a device, and levels of a few locations: no batch statistics
     # No pooling averages the noise of locations out: from the middle of the schedule the denoised feature would be worse than
     # the student's own, and the virtual teacher with it.
-    # The classifier is a 3x3 convolution with an output for each class and anchor, as wide as those that make the feature. In
-    # every step and all over large maps it would cost as much as the student.
-    defaults = dict(temperature=1.0, sampler=dict(start=0.1, scale=100.0, guidance_interval=5), window=48)
+    # The classifier is a 3x3 convolution with an output for each class and anchor, as wide as those that make the feature: all
+    # over large maps guidance would cost as much as the student.
+    defaults = dict(temperature=1.0, sampler=dict(start=0.1, scale=100.0), window=32)
 
     def __init__(
         self,

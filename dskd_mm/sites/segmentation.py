@@ -32,7 +32,7 @@ class SegmentationSite(Site):
     task = 'segmentation'
     norm = 'BN'
     # No pooling averages the noise of pixels out, see DenseDetectionSite.
-    defaults = dict(sampler=dict(start=0.1, scale=100.0), window=48, loss_weights=dict(channel=3.0))
+    defaults = dict(sampler=dict(start=0.1, scale=100.0), window=32, loss_weights=dict(channel=3.0))
     part = 'decode_head'
 
     def __init__(
