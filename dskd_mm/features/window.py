@@ -12,7 +12,7 @@ class Window:
     """A window of at most S x S locations on each level of a pyramid, at a place of its own in each image.
 
     What it takes is again the packed map of a pyramid, :attr:`pyramid`, of smaller levels: whatever works on maps works on
-    windows, neighbourhoods included. Levels of at most 4 S^2 locations are taken whole: leaving a part of them out saves little.
+    windows, neighbourhoods included. Levels of at most 4 S^2 locations are taken whole: the rest of them costs little.
 
     Args:
         pyramid (Pyramid): The whole levels.
