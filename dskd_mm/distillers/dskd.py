@@ -79,8 +79,8 @@ class DSKDDistiller(Distiller):
             the noise has unit variance. Defaults to True.
         window (int | False, optional): Where there is a prediction for every location (dense detection, segmentation), all
             terms see only a window of so many locations high and wide of each level, around one of a class that is drawn for
-            each image, level and step. It bounds the cost of large maps; levels of up to four windows are taken whole. False for
-            all of every map. Defaults to None: what the site advises, 32 there and no window elsewhere.
+            each image, level and step. It bounds the cost of large maps; levels of up to four windows are taken whole. False
+            for all of every map. Defaults to None: what the site advises, 32 there and no window elsewhere.
         sampling_interval (int): Every so many-th iteration ẑ is sampled, and the losses that rest on it are taken; the denoiser
             learns in each. Defaults to 1.
         compile (bool | dict): Whether denoiser and sampler are compiled, or arguments of :func:`torch.compile`, such as
