@@ -492,7 +492,11 @@ def deviation(values: list[float]) -> float:
 
 def append(record: dict, path: Path) -> None:
     """Add what all records have, and write one."""
-    command = shlex.join(['python', 'benchmarks/cost.py', *sys.argv[1:]])
+    arguments = sys.argv[1:]
+    if '--results' in arguments:  # where a record is kept is no part of what it is
+        place = arguments.index('--results')
+        del arguments[place : place + 2]
+    command = shlex.join(['python', 'benchmarks/cost.py', *arguments])
     record |= dict(command=command, commit=commit(), versions=versions())
     with open(path, 'a') as file:
         file.write(json.dumps(record) + '\n')
