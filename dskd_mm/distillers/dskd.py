@@ -281,7 +281,8 @@ class DSKDDistiller(Distiller):
         if weights['logit']:
             assert teacher is not None and teacher.logits is not None and target is not None
             losses['loss_dskd_logit'] = weights['logit'] * self._imitate(student.logits, teacher.logits, target)
-        if self.channel_imitation is not None:
+        # A distribution over one location is always 1: maps of a single one have nothing to say.
+        if self.channel_imitation is not None and max(Pyramid.of(student.features).lengths) > 1:
             assert teacher is not None
             losses['loss_dskd_channel'] = self.channel_imitation(student.maps('logits'), teacher.maps('logits'))
         if self.imitates_boxes:
