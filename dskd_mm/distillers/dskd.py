@@ -278,11 +278,12 @@ class DSKDDistiller(Distiller):
         losses: dict[str, Tensor] = {}
         if self.window and target is not None:
             student, teacher, target = self._look_through_window(student, teacher, target)
+        pyramid = Pyramid.of(student.features)
         if weights['logit']:
             assert teacher is not None and teacher.logits is not None and target is not None
             losses['loss_dskd_logit'] = weights['logit'] * self._imitate(student.logits, teacher.logits, target)
         # A distribution over one location is always 1: maps of a single one have nothing to say.
-        if self.channel_imitation is not None and max(Pyramid.of(student.features).lengths) > 1:
+        if self.channel_imitation is not None and max(pyramid.lengths) > 1:
             assert teacher is not None
             losses['loss_dskd_channel'] = self.channel_imitation(student.maps('logits'), teacher.maps('logits'))
         if self.imitates_boxes:
@@ -290,7 +291,6 @@ class DSKDDistiller(Distiller):
             assert self.student_port.boxes is not None
             boxes = self.box_imitation(student.boxes, teacher.boxes, target, self.student_port.boxes.kind)
             losses['loss_dskd_box'] = weights['box'] * boxes
-        pyramid = Pyramid.of(student.features)
         aligned = per_location(self.align, Pyramid.pack(student.features)).float()
         judge: Judge
         if target is None:
