@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from mmengine.dist import all_gather_object, get_rank
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor
 
 from dskd_mm.distillers import Distiller
 from dskd_mm.distributed import any_rank
+from dskd_mm.hooks.model import bare_model
 from dskd_mm.registry import HOOKS
 
 GRADIENTS = 'gradients'
@@ -102,7 +102,7 @@ class CheckFiniteHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Ask the distiller for its magnitudes, and the optimizer to tell before each step."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = bare_model(runner)
         if not isinstance(model, Distiller):
             return
         self._distiller, model.magnitudes = model, {}

@@ -6,11 +6,11 @@ from typing import Any
 from mmengine.dist import broadcast_object_list, get_rank, get_world_size, is_main_process
 from mmengine.fileio import LocalBackend, get_file_backend
 from mmengine.hooks import CheckpointHook, Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import EpochBasedTrainLoop, Runner
-from torch import Tensor, nn
+from torch import Tensor
 
 from dskd_mm.distillers import Distiller
+from dskd_mm.hooks.model import bare_model
 from dskd_mm.registry import HOOKS
 from dskd_mm.utils.randomness import IN_MODEL, NumberedBatches, seed_batches, seed_generators
 from dskd_mm.utils.saving import ATOMIC, latest_checkpoint
@@ -85,7 +85,7 @@ class ResumeHook(Hook):
         for hook in runner.hooks:
             if isinstance(hook, CheckpointHook):
                 _write_atomically(hook, runner)
-        model = _bare_model(runner)
+        model = bare_model(runner)
         if isinstance(model, Distiller):
             # Which draws random weights first: a step that loads the teacher would go on with other random numbers.
             model.load_teacher()
@@ -128,7 +128,7 @@ class ResumeHook(Hook):
         if isinstance(runner.train_loop, EpochBasedTrainLoop) and self._seen:
             checkpoint['meta']['batch'] = self._seen
         if 'optimizer' in checkpoint and getattr(runner.optim_wrapper, '_accumulative_counts', 1) > 1:
-            parameters = _bare_model(runner).named_parameters()
+            parameters = bare_model(runner).named_parameters()
             pending = {name: value.grad.cpu() for name, value in parameters if value.grad is not None}
             if pending and get_world_size() > 1:
                 runner.logger.warning(
@@ -179,10 +179,6 @@ class ResumeHook(Hook):
 
 def _seed(runner: Runner) -> int:
     return runner.seed % 2**62
-
-
-def _bare_model(runner: Runner) -> nn.Module:
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
 def _checkpoint_folder(hook: CheckpointHook, runner: Runner) -> str:

@@ -5,10 +5,10 @@ from typing import Any
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook, Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from dskd_mm.distillers import Distiller
+from dskd_mm.hooks.model import bare_model
 from dskd_mm.registry import HOOKS
 from dskd_mm.utils.checkpoint import export_student
 from dskd_mm.utils.config import student_config
@@ -63,7 +63,7 @@ class StudentExportHook(Hook):
 
     def export_new(self, runner: Runner) -> None:
         """Export every checkpoint of CheckpointHook that is new or was written again since the last call."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = bare_model(runner)
         if not (self._has_saved and is_main_process() and isinstance(model, Distiller)):
             return
         self._has_saved = False
