@@ -16,9 +16,8 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dskd_mm.features import Pyramid, match_space
+from dskd_mm.features import match_space
 from dskd_mm.guidance import Target
-from dskd_mm.guidance.classifier import fold_anchors
 from dskd_mm.losses import AlignedFeatureLoss, BoxLoss, FeatureLoss, LogitLoss
 from dskd_mm.registry import MODELS
 from dskd_mm.sites import SITES_BY_MODEL, Layer, Observation, Observed, Port, Site, build_site
@@ -191,8 +190,8 @@ class Distiller(BaseModel):
             if self._is_first_step and self.student_port.is_pooled:
                 (path,) = self.student_port.classifiers
                 check_pooling(features[0], seen.logits[0], self.student.get_submodule(path))
-            student = Observed(features, self._pack(seen.logits), self._pack(seen.boxes), seen.layers)
             port = self.teacher_port
+            student = Observed(features, seen.logits, seen.boxes, seen.layers, self.student_port.anchors)
             target = self.site.target(seen, data_samples, port.num_classes, port.sigmoid)
             teacher = self._run_teacher(inputs, data_samples, seen) if self.uses_teacher_forward else None
 
@@ -277,9 +276,10 @@ class Distiller(BaseModel):
             self._note(seen.captured)
             return Observed(
                 match_levels(seen.features, student.features),
-                self._pack(match_levels(seen.logits, student.logits)),
-                self._pack(match_levels(seen.boxes, student.boxes)),
+                match_levels(seen.logits, student.logits),
+                match_levels(seen.boxes, student.boxes),
                 {name: [level.float() for level in maps] for name, maps in seen.layers.items()},
+                self.teacher_port.anchors,
             )
 
     def _add_losses(self, student: Observed, teacher: Observed, target: Target | None) -> dict[str, Tensor]:
@@ -299,12 +299,6 @@ class Distiller(BaseModel):
                 value = loss(ours, match_levels(teacher.maps(loss.on), ours), generator)
             found[f'loss_{name}'] = value
         return found
-
-    def _pack(self, predictions: Sequence[Tensor]) -> Tensor | None:
-        """Predictions of all levels, (B, K, M), with several anchors at a location one after the other."""
-        if not predictions:
-            return None
-        return Pyramid.pack([fold_anchors(level.float(), self.student_port.anchors) for level in predictions])
 
     def _note(self, named: Iterable[tuple[str, Tensor]]) -> None:
         """Add to :attr:`magnitudes`, without a read from the device."""

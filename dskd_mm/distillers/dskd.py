@@ -81,6 +81,10 @@ class DSKDDistiller(Distiller):
             terms see only a window of so many locations high and wide of each level, around one of a class that is drawn for
             each image, level and step. It bounds the cost of large maps; levels of up to four windows are taken whole. False
             for all of every map. Defaults to None: what the site advises, 32 there and no window elsewhere.
+        guided_classes (int | False, optional): How many classes guidance regards at most: those annotated in the batch first,
+            then those that the teacher sees most surely. It bounds guidance where a classifier of many classes costs more than
+            the denoiser; classes that are not there have little to say in it. No other term is concerned. False for all.
+            Defaults to None: what the site advises, 8 in dense detection and all elsewhere.
         sampling_interval (int): Every so many-th iteration ẑ is sampled, and the losses that rest on it are taken; the denoiser
             learns in each. Defaults to 1.
         compile (bool | dict): Whether denoiser and sampler are compiled, or arguments of :func:`torch.compile`, such as
@@ -123,6 +127,7 @@ class DSKDDistiller(Distiller):
         normalize: bool = True,
         warmup: int = 0,
         window: int | Literal[False] | None = None,
+        guided_classes: int | Literal[False] | None = None,
         sampling_interval: int = 1,
         compile: bool | dict = False,
         align: dict | None = None,
@@ -155,8 +160,10 @@ class DSKDDistiller(Distiller):
         if sampling_interval < 1:
             raise ValueError(f'sampling_interval of DSKDDistiller must be at least 1, but got {sampling_interval}.')
         window = advice.get('window') if window is None else window
-        if window is not None and window is not False and window < 1:
-            raise ValueError(f'window of DSKDDistiller must be at least one location, or False, but got {window}.')
+        guided_classes = advice.get('guided_classes') if guided_classes is None else guided_classes
+        for name, bound, unit in (('window', window, 'location'), ('guided_classes', guided_classes, 'class')):
+            if bound is not None and bound is not False and bound < 1:
+                raise ValueError(f'{name} of DSKDDistiller must be at least one {unit}, or False, but got {bound}.')
         has_locations = self.student_port.is_map and not self.student_port.is_pooled and self.teacher_port.classifiers
         if window and not has_locations:
             raise ValueError(
@@ -187,6 +194,7 @@ class DSKDDistiller(Distiller):
         self.normalize = normalize
         self.warmup = warmup
         self.window = window or None
+        self.guided_classes = guided_classes or None
         self.sampling_interval = sampling_interval
 
         channels = self.teacher_port.channels
@@ -296,7 +304,8 @@ class DSKDDistiller(Distiller):
         if target is None:
             judge = HeadJudge(pyramid, head_loss)
         else:
-            judge = ClassifierJudge(pyramid, self.guides, target, self._teacher_opinion(pyramid, teacher))
+            opinion = self._teacher_opinion(pyramid, teacher)
+            judge = ClassifierJudge(pyramid, self.guides, target, opinion, self.guided_classes)
         prediction = None
         if weights['anchor']:
             anchor, prediction = judge.loss(aligned, self.temperature)

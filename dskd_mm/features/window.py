@@ -1,6 +1,7 @@
 """A part of each level of a pyramid, where all of it would cost too much."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -24,16 +25,14 @@ class Window:
     def __init__(self, pyramid: Pyramid, size: int, centers: Sequence[Tensor], generator: torch.Generator) -> None:
         self.whole = pyramid
         self.pyramid = self.shrink(pyramid, size)
-        found, before = [], 0
+        self.indices: list[Tensor] = []
         for (height, width), (rows, columns), center in zip(pyramid.sizes, self.pyramid.sizes, centers, strict=True):
             place = torch.rand(2, len(center), generator=generator, device=center.device)
             top = cornered(center // width, rows, height, place[0])
             left = cornered(center % width, columns, width, place[1])
             down = (top[:, None] + torch.arange(rows, device=center.device)) * width
             right = left[:, None] + torch.arange(columns, device=center.device)
-            found.append((before + down[:, :, None] + right[:, None]).flatten(1))
-            before += height * width
-        self.index = torch.cat(found, dim=1)
+            self.indices.append((down[:, :, None] + right[:, None]).flatten(1))
 
     @staticmethod
     def shrink(pyramid: Pyramid, size: int) -> Pyramid:
@@ -41,16 +40,37 @@ class Window:
         whole = 4 * size**2
         return Pyramid([(h, w) if h * w <= whole else (min(h, size), min(w, size)) for h, w in pyramid.sizes])
 
+    def cut(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Cut the window out of maps.
+
+        Args:
+            maps (Sequence[Tensor]): (B, C, H, W) a level.
+
+        Returns:
+            list[Tensor]: (B, C, H', W') a level, itself where it is taken whole, else a copy.
+        """
+        return [
+            level if level.shape[2:] == size else gather(level.flatten(2), index).unflatten(2, size)
+            for level, index, size in zip(maps, self.indices, self.pyramid.sizes, strict=True)
+        ]
+
     def take(self, packed: Tensor) -> Tensor:
-        """Cut the window out of packed maps (B, C, N), or of predictions (B, K, N * A) of which A follow each other there.
+        """Cut the window out of what is packed, (B, C, N), or of predictions (B, K, N * A) of which A follow each other there.
 
         Returns:
             Tensor: (B, C, N') or (B, K, N' * A), a copy.
         """
-        index, each = self.index, packed.shape[2] // sum(self.whole.lengths)
+        starts = accumulate(self.whole.lengths[:-1], initial=0)
+        index = torch.cat([start + index for start, index in zip(starts, self.indices, strict=True)], dim=1)
+        each = packed.shape[2] // sum(self.whole.lengths)
         if each > 1:
             index = (index[:, :, None] * each + torch.arange(each, device=index.device)).flatten(1)
-        return packed.gather(2, index[:, None].expand(-1, packed.shape[1], -1))
+        return gather(packed, index)
+
+
+def gather(packed: Tensor, index: Tensor) -> Tensor:
+    """Take locations (B, N') out of (B, C, N)."""
+    return packed.gather(2, index[:, None].expand(-1, packed.shape[1], -1))
 
 
 def cornered(center: Tensor, size: int, whole: int, place: Tensor) -> Tensor:

@@ -17,6 +17,9 @@ from torch.nn.grad import conv2d_input
 
 Layer = TypeVar('Layer', bound=nn.Module)
 
+CHUNK = 2**20
+"""Logits that are compared at a time."""
+
 
 @dataclass
 class Target:
@@ -60,6 +63,14 @@ class Target:
     def apply_weight(self, value: Tensor) -> Tensor:
         """Weight a tensor of shape (B, 1 or K, ...)."""
         return value if self.weight is None else value * self.weight
+
+    def select(self, classes: Tensor) -> 'Target':
+        """The same for some classes alone.
+
+        Args:
+            classes (Tensor): Their indices, (k, ), long.
+        """
+        return replace(self, probability=self.probability.index_select(1, classes))
 
     def split(self, lengths: Sequence[int]) -> list['Target']:
         """Cut the M predictions of (B, K, M) into pieces, those of the levels of a pyramid; (B, K) is one piece."""
@@ -178,6 +189,19 @@ class TeacherClassifier(nn.Module):
         if self._per_location is None:
             self._per_location = TeacherClassifier(self.weight[:, :, None, None], self.bias, self.sigmoid)
         return self._per_location
+
+    def select(self, classes: Tensor) -> 'TeacherClassifier':
+        """The same classifier for some of its classes alone.
+
+        Args:
+            classes (Tensor): Their indices, (k, ), long.
+        """
+        weight, bias = (
+            None if rows is None else rows.unflatten(0, (self.anchors, -1)).index_select(1, classes).flatten(0, 1)
+            for rows in (self.weight, self.bias)
+        )
+        assert weight is not None
+        return TeacherClassifier(weight, bias, self.sigmoid, anchors=self.anchors, **self.conv_args)
 
     def scaled(self, factor: Tensor) -> 'TeacherClassifier':
         """The same classifier for features that were divided by a factor, a scalar: its weight takes the factor in."""
@@ -323,6 +347,8 @@ class ClassifierGuidance:
         scale (Tensor, optional): The classifier sees ``scale * x`` (a scalar). Defaults to None: 1.
         decoder (nn.Conv2d, optional): A 1x1 convolution through which the classifier sees x: ``decoder(scale * x)``. Defaults
             to None.
+        classes (Tensor, optional): Indices of the classes that are regarded, (k, ), long: the likelihood is that of the target
+            among these. A strength of 1 means what it means for all of them. Defaults to None: all.
 
     Raises:
         ValueError: If ``unit`` is unknown.
@@ -335,9 +361,13 @@ class ClassifierGuidance:
         unit: str = 'logit',
         scale: Tensor | None = None,
         decoder: nn.Conv2d | None = None,
+        classes: Tensor | None = None,
     ) -> None:
         if unit not in ('logit', 'gradient'):
             raise ValueError(f"The unit of guidance must be 'logit' or 'gradient', but got {unit!r}.")
+        self.whole = classifier
+        if classes is not None:
+            classifier, target = classifier.select(classes), target.select(classes)
         # A scale that the classifier takes in costs nothing at the features.
         self.classifier = classifier if scale is None or decoder is not None else classifier.scaled(scale)
         self.target = target
@@ -353,8 +383,8 @@ class ClassifierGuidance:
     @cached_property
     def _gain(self) -> Tensor:
         # The same in all sampling steps.
-        gain = self.classifier.logit_gain(self.decoder)
-        return gain if self.scale is None or self.decoder is None else gain * self.scale**2
+        gain = self.whole.logit_gain(self.decoder)
+        return gain if self.scale is None else gain * self.scale**2
 
     def _strength(self, x: Tensor) -> Tensor | None:
         strength = None if self.scale is None or self.decoder is None else self.scale
@@ -374,6 +404,9 @@ class ClassifierGuidance:
 def target_cross_entropy(logits: Tensor, target: Target, sigmoid: bool = False, temperature: float = 1.0) -> Tensor:
     r"""KL divergence of the target q from the prediction of ``logits``, in float32; see :attr:`Target.focus`, too.
 
+    Unless the target itself is in a graph, the gradient is computed together with the value, piece by piece: that of dense
+    predictions would else keep some ten tensors of their size for the backward pass.
+
     Args:
         logits (Tensor): (B, K, ...).
         target (Target): Distribution q (softened by the temperature already) and weights.
@@ -383,6 +416,15 @@ def target_cross_entropy(logits: Tensor, target: Target, sigmoid: bool = False, 
     Returns:
         Tensor: A scalar, averaged over the samples (locations) that count; 0, and still in the graph, if none counts.
     """
+    if target.probability.requires_grad or not logits.requires_grad or not torch.is_grad_enabled():
+        total = total_divergence(logits, target, sigmoid, temperature)
+    else:
+        total = DivergenceWithGradient.apply(logits, target, sigmoid, temperature)
+    return total / target.normalizer() * temperature**2
+
+
+def total_divergence(logits: Tensor, target: Target, sigmoid: bool, temperature: float) -> Tensor:
+    """The weighted sum of what :func:`target_cross_entropy` averages, a scalar."""
     logits = logits.float() / temperature
     q = target.probability.float()
     if sigmoid:
@@ -398,8 +440,40 @@ def target_cross_entropy(logits: Tensor, target: Target, sigmoid: bool = False, 
             divergence = divergence + torch.xlogy(q, q) + torch.xlogy(1 - q, 1 - q)
     else:
         divergence = torch.xlogy(q, q) - q * logits.log_softmax(dim=1)
-    loss = target.apply_weight(divergence).sum() / target.normalizer()
-    return loss * temperature**2
+    return target.apply_weight(divergence).sum()
+
+
+class DivergenceWithGradient(torch.autograd.Function):
+    """:func:`total_divergence` that keeps its gradient by the logits and nothing else."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, target: Target, sigmoid: bool, temperature: float) -> Tensor:
+        """The sum over pieces of :data:`CHUNK` numbers, and its gradient."""
+        # In single precision, whatever the logits are: a loss scaled against underflow scales what is kept here.
+        ctx.dtype, logits = logits.dtype, logits.float()
+        gradient, total = torch.empty_like(logits), logits.new_zeros(())
+        # Predictions of an image, (B, K), are cut between images, dense ones between predictions.
+        dim = 2 if logits.ndim > 2 else 0
+        rows = max(CHUNK * logits.shape[dim] // max(logits.numel(), 1), 1)
+        q = target.probability.expand_as(logits)
+        weight = None if target.weight is None else target.weight.expand(len(logits), 1, *logits.shape[2:])
+        for start in range(0, logits.shape[dim], rows):
+            size = min(rows, logits.shape[dim] - start)
+            own, wanted, slot = (whole.narrow(dim, start, size) for whole in (logits, q, gradient))
+            counts = None if weight is None else weight.narrow(dim, start, size)
+            with torch.enable_grad():
+                own = own.detach().requires_grad_()
+                value = total_divergence(own, replace(target, probability=wanted, weight=counts), sigmoid, temperature)
+            slot.copy_(torch.autograd.grad(value, own)[0])
+            total += value.detach()
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        """The gradient by the logits; nothing else has one."""
+        (gradient,) = ctx.saved_tensors
+        return (grads[0] * gradient).to(ctx.dtype), None, None, None
 
 
 def computes_as(layer: nn.Module, kind: type[Layer]) -> TypeGuard[Layer]:

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from dskd_mm.features.pyramid import MapFunction, Pyramid
@@ -48,15 +49,22 @@ class ClassifierJudge(Judge):
         classifiers (Sequence[TeacherClassifier]): One for all levels, or one for each.
         label (Target): The annotations.
         opinion (Tensor, optional): Logits of the teacher, which are wanted instead of the annotations. Defaults to None.
+        guided_classes (int, optional): How many classes guidance regards at most, see :meth:`at_stake`. Defaults to None: all.
     """
 
     def __init__(
-        self, pyramid: Pyramid, classifiers: Sequence[TeacherClassifier], label: Target, opinion: Tensor | None = None
+        self,
+        pyramid: Pyramid,
+        classifiers: Sequence[TeacherClassifier],
+        label: Target,
+        opinion: Tensor | None = None,
+        guided_classes: int | None = None,
     ) -> None:
         self.pyramid = pyramid
         self.classifiers = list(classifiers)
         self.label = label
         self.opinion = opinion
+        self.guided_classes = guided_classes
 
     def target(self, temperature: float) -> Target:
         """What is wanted: the annotations, or the teacher's opinion softened by a temperature."""
@@ -70,15 +78,39 @@ class ClassifierJudge(Judge):
         logits = self.pyramid.map(self.classifiers, packed)
         return target_cross_entropy(logits, self.target(soften), self.classifiers[0].sigmoid, soften), logits
 
+    def at_stake(self, target: Target) -> Tensor | None:
+        """The classes that guidance regards: those annotated in the batch first, then those that are most surely wanted.
+
+        The background, where there is an output for it, is always among them. Their number does not depend on the data, so
+        nothing waits for the device.
+
+        Args:
+            target (Target): What is wanted.
+
+        Returns:
+            Tensor, optional: Indices, (k, ), long; None for all.
+        """
+        count = target.foreground.shape[1]
+        if self.guided_classes is None or self.guided_classes >= count or not target.probability.numel():
+            return None
+
+        def highest(wanted: Target) -> Tensor:
+            return wanted.apply_weight(wanted.foreground).transpose(0, 1).flatten(1).amax(dim=1)
+
+        classes = ((highest(self.label) > 0) + highest(target)).topk(self.guided_classes).indices
+        return torch.cat([classes, classes.new_full((1,), count)]) if target.background else classes
+
     def guidance(self, unit: str, scale: Tensor, autoencoder: nn.Module | None) -> Callable[[Tensor], Tensor]:
         """See :meth:`Judge.guidance`."""
         decoder = None if autoencoder is None else autoencoder.get_submodule('decoder')
         assert decoder is None or isinstance(decoder, nn.Conv2d)
         classifiers = self.classifiers * (len(self.pyramid.sizes) if len(self.classifiers) == 1 else 1)
         lengths = [length * classifiers[0].anchors for length in self.pyramid.lengths]
+        wanted = self.target(1.0)
+        classes = self.at_stake(wanted)
         each: list[MapFunction] = [
-            ClassifierGuidance(classifier, target, unit, scale, decoder)
-            for classifier, target in zip(classifiers, self.target(1.0).split(lengths), strict=True)
+            ClassifierGuidance(classifier, target, unit, scale, decoder, classes)
+            for classifier, target in zip(classifiers, wanted.split(lengths), strict=True)
         ]
         return lambda packed: self.pyramid.map(each, packed)
 

@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from types import TracebackType
 from typing import Any, ClassVar
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from dskd_mm.distributed import mean_over_ranks
 from dskd_mm.features import CallTap, FeatureTap, Pyramid, Tap, Window
 from dskd_mm.guidance import Target
+from dskd_mm.guidance.classifier import fold_anchors
 from dskd_mm.registry import MODELS
 from dskd_mm.teacher import FrozenTeacher
 from dskd_mm.utils.arguments import check_arguments
@@ -215,41 +217,50 @@ class Observed:
 
     Attributes:
         features (list[Tensor]): The feature of each level, (B, C, H, W).
-        logits (Tensor, optional): (B, K), or the M predictions of all levels, (B, K, M). None without a linear classifier.
-        boxes (Tensor, optional): The boxes of all levels, (B, P, M), or (B, P), if the head predicts any.
-        layers (dict[str, list[Tensor]]): The maps of each further layer, (B, C, H, W) a level.
+        logit_levels (list[Tensor]): The raw output of the classification layer at each level, (B, K) or (B, A*K, H, W); none
+            without a linear classifier. Defaults to none.
+        box_levels (list[Tensor]): The boxes at each level, (B, A*P, H, W), if the head predicts any. Defaults to none.
+        layers (dict[str, list[Tensor]]): The maps of each further layer, (B, C, H, W) a level. Defaults to none.
+        anchors (int): Predictions A at each location. Defaults to 1.
     """
 
     features: list[Tensor]
-    logits: Tensor | None
-    boxes: Tensor | None = None
+    logit_levels: list[Tensor] = field(default_factory=list)
+    box_levels: list[Tensor] = field(default_factory=list)
     layers: dict[str, list[Tensor]] = field(default_factory=dict)
+    anchors: int = 1
+
+    # Packed when they are asked for: who looks through a window needs no copy of all predictions.
+    @cached_property
+    def logits(self) -> Tensor | None:
+        """Class logits in float32: (B, K), or the M predictions of all levels, (B, K, M). None without a linear classifier."""
+        return self._pack(self.logit_levels)
+
+    @cached_property
+    def boxes(self) -> Tensor | None:
+        """The boxes of all levels in float32, (B, P, M), or (B, P). None if the head predicts none."""
+        return self._pack(self.box_levels)
 
     def maps(self, on: str) -> list[Tensor]:
         """The maps that a loss reads, (B, C, H, W) a level.
 
         Args:
             on (str): 'feature' for the site's, 'logits' where there are any, or the name of a layer: what a distiller calls
-                readable. Logits are maps of the feature's levels, the anchors of a location beside each other (H, W * A).
+                readable. Logits are maps, too, the anchors of a location beside each other (H, W * A).
         """
         if on == 'logits':
-            assert self.logits is not None
-            return self._logit_maps(self.logits)
+            folded = [fold_anchors(level.float(), self.anchors) for level in self.logit_levels]
+            return [level[:, :, None, None] if level.ndim == 2 else level.flatten(3) for level in folded]
         return self.features if on == 'feature' else self.layers[on]
 
     def within(self, window: Window) -> 'Observed':
         """Features and predictions in a window alone."""
-        features = window.pyramid.unpack(window.take(Pyramid.pack(self.features)))
-        logits, boxes = (None if packed is None else window.take(packed) for packed in (self.logits, self.boxes))
-        return Observed(features, logits, boxes)
+        logits, boxes = (window.cut(maps) if maps else [] for maps in (self.logit_levels, self.box_levels))
+        return Observed(window.cut(self.features), logits, boxes, anchors=self.anchors)
 
-    def _logit_maps(self, logits: Tensor) -> list[Tensor]:
-        """The predictions (B, K, M) as a map for each level of the feature; those of an image (B, K) as one of a location."""
-        if logits.ndim == 2:
-            return [logits[:, :, None, None]]
-        sizes = Pyramid.of(self.features).sizes
-        anchors = logits.shape[2] // sum(height * width for height, width in sizes)
-        return Pyramid([(height, width * anchors) for height, width in sizes]).unpack(logits)
+    def _pack(self, levels: Sequence[Tensor]) -> Tensor | None:
+        """Predictions of all levels, with several anchors at a location one after the other."""
+        return Pyramid.pack([fold_anchors(level.float(), self.anchors) for level in levels]) if levels else None
 
 
 def box_encoding(head: nn.Module) -> BoxEncoding | None:

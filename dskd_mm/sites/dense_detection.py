@@ -37,8 +37,8 @@ class DenseDetectionSite(Site):
     # No pooling averages the noise of locations out: from the middle of the schedule the denoised feature would be worse than
     # the student's own, and the virtual teacher with it.
     # The classifier is a 3x3 convolution with an output for each class and anchor, as wide as those that make the feature: all
-    # over large maps guidance would cost as much as the student.
-    defaults = dict(temperature=1.0, sampler=dict(start=0.1, scale=100.0), window=32)
+    # over large maps, and for all classes, guidance would cost as much as the student.
+    defaults = dict(temperature=1.0, sampler=dict(start=0.1, scale=100.0), window=32, guided_classes=8)
 
     def __init__(
         self,
@@ -195,22 +195,28 @@ def assigned(
             f'got {got} of them: the head selects or weighs them in a way of its own, which {site} does not know. Distil at '
             "the neck instead: site=dict(type='dskd_mm.NeckSite')."
         )
-    distributions: list[Tensor] = []
+    labels: list[Tensor] = []
+    scores: list[Tensor] = []
     weights: list[Tensor] = []
     for args, kwargs in calls:
         prediction = args[0]
         target = args[1] if len(args) > 1 else kwargs['target']
         weight = args[2] if len(args) > 2 else kwargs.get('weight')
-        labels, score = target if isinstance(target, (tuple, list)) else (target, None)
-        if labels.ndim == 1:
-            distribution = (labels[:, None] == torch.arange(num_classes, device=labels.device)).float()
-        else:
-            distribution = labels.float()[:, :num_classes]
-        if score is not None:
-            distribution = distribution * score[:, None].float()
+        label, score = target if isinstance(target, (tuple, list)) else (target, None)
         weight = prediction.new_ones(len(prediction)) if weight is None else weight.reshape(len(prediction), -1).amax(dim=1)
-        distributions += (distribution,) if per_level else distribution.split([batch * length for length in lengths])
-        weights += (weight,) if per_level else weight.split([batch * length for length in lengths])
-    probability = torch.cat([d.detach().reshape(batch, -1, num_classes) for d in distributions], dim=1)
-    weight = torch.cat([w.detach().float().reshape(batch, -1) for w in weights], dim=1)
-    return probability.transpose(1, 2).contiguous(), weight[:, None]
+        for found, value in ((labels, label), (scores, score), (weights, weight.float())):
+            if value is not None:
+                found += (value,) if per_level else value.split([batch * length for length in lengths])
+
+    def joined(levels: Sequence[Tensor]) -> Tensor:
+        return torch.cat([level.detach().reshape(batch, -1, *level.shape[1:]) for level in levels], dim=1)
+
+    label = joined(labels)
+    if label.ndim == 2:
+        classes = torch.arange(num_classes, device=label.device)
+        probability = (label[:, None] == classes[:, None]).float()
+    else:
+        probability = label.float()[:, :, :num_classes].transpose(1, 2).contiguous()
+    if scores:
+        probability = probability * joined(scores)[:, None].float()
+    return probability, joined(weights)[:, None]

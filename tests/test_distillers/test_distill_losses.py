@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dskd_mm.distillers.base import check_names
-from dskd_mm.guidance.classifier import fold_anchors
 from dskd_mm.sites import Observed
 from dskd_mm.testing import build_distiller, gradients
 
@@ -170,8 +169,9 @@ def test_noise_of_losses_is_not_that_of_the_method(tmp_path: Any) -> None:
 @pytest.mark.parametrize('anchors', [1, 3])
 def test_logits_are_maps_of_their_levels(anchors: int) -> None:
     raw = [torch.randn(2, anchors * 5, *size) for size in ((4, 6), (2, 3))]
-    packed = torch.cat([fold_anchors(level, anchors).flatten(2) for level in raw], dim=2)
-    maps = Observed([torch.zeros(2, 7, 4, 6), torch.zeros(2, 7, 2, 3)], packed).maps('logits')
+    seen = Observed([torch.zeros(2, 7, 4, 6), torch.zeros(2, 7, 2, 3)], raw, anchors=anchors)
+    maps = seen.maps('logits')
+    assert torch.equal(seen.logits, torch.cat([level.flatten(2) for level in maps], dim=2))
     for level, found in zip(raw, maps, strict=True):
         height, width = level.shape[2:]
         assert found.shape == (2, 5, height, width * anchors)
@@ -181,7 +181,7 @@ def test_logits_are_maps_of_their_levels(anchors: int) -> None:
 
 def test_logits_of_images_are_maps_of_one_location() -> None:
     logits = torch.randn(2, 5)
-    (found,) = Observed([torch.zeros(2, 7, 4, 6)], logits).maps('logits')
+    (found,) = Observed([torch.zeros(2, 7, 4, 6)], [logits]).maps('logits')
     assert torch.equal(found[:, :, 0, 0], logits) and found.shape == (2, 5, 1, 1)
 
 

@@ -128,8 +128,8 @@ def test_windows_lie_elsewhere_in_the_next_step_and_around_objects(folder, kind)
         target = call.args[1].probability.amax(dim=1)
         anchors = target.shape[1] // sum(call.args[0].lengths)
         objects = target.unflatten(1, (-1, anchors)).amax(dim=2)
-        found.append(bool(objects.gather(1, call.result.index)[:, :4].any()))
-    assert len({tuple(call.result.index.flatten().tolist()) for call in calls}) > 6
+        found.append(bool(objects.gather(1, call.result.indices[0]).any()))
+    assert len({tuple(torch.cat(call.result.indices, dim=1).flatten().tolist()) for call in calls}) > 6
     # The finest level has objects in few places: by chance alone windows would hardly meet them.
     assert sum(found) >= 4
 
@@ -139,6 +139,11 @@ def test_windows_need_a_prediction_at_every_location(folder):
         build('images', folder, window=4)
     with pytest.raises(ValueError, match=r'window .* at least one location, or False, but got -1'):
         build('images', folder, window=-1)
+
+
+def test_guided_classes_are_a_number_of_classes(folder):
+    with pytest.raises(ValueError, match=r'guided_classes .* at least one class, or False, but got 0'):
+        build('images', folder, guided_classes=0)
 
 
 # ---------------------------------------------------------------------------------------------- intervals

@@ -186,8 +186,8 @@ def test_every_term_is_the_straight_line(teachers, monkeypatch, prior, target, u
     expected = straight_line(
         distiller, feature, logits, labels, teacher_feature, teacher_logits, prior, target, unit, point, scale
     )
-    student = Observed([feature], logits)
-    teacher = Observed(match_levels([teacher_feature], [feature]), teacher_logits)
+    student = Observed([feature], [logits])
+    teacher = Observed(match_levels([teacher_feature], [feature]), [teacher_logits])
     annotations = distiller.site.target(SimpleNamespace(logits=[logits]), samples, CLASSES, False)
     losses = distiller.distill(student, teacher, annotations, no_head_loss)
 

@@ -49,7 +49,7 @@ def test_loss_of_pooled_maps_is_the_plain_loop(tmp_path, correct, beta):
     for image, right in enumerate(correct or []):
         opinion[image, LABELS[image] if right else LABELS[image] + 1] += 3
     target = Target(torch.eye(5)[LABELS])
-    found = distiller.distill(Observed([ours], torch.randn(4, 5)), Observed([theirs], opinion), target, no_head_loss)
+    found = distiller.distill(Observed([ours], [torch.randn(4, 5)]), Observed([theirs], [opinion]), target, no_head_loss)
     (layer,) = distiller.align.layers[:1]
     a = F.linear(ours.mean(dim=(2, 3)), layer.weight.flatten(1), layer.bias).detach().double().numpy()
     (classifier,) = distiller.teacher.classifiers

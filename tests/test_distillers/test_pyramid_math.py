@@ -163,7 +163,7 @@ def test_levels_of_a_dense_detector_are_the_straight_line(teacher, shared, prior
         hits = (said.argmax(dim=1) == labels)[objects].float()
         expected[name] = (hits * weight[:, 0][objects]).sum() / weight[:, 0][objects].sum().clamp(min=1)
 
-    losses = distiller.distill(Observed(student_maps, logits), Observed(teacher_maps, teacher_logits), annotations, None)
+    losses = distiller.distill(Observed(student_maps, [logits]), Observed(teacher_maps, [teacher_logits]), annotations, None)
     assert_losses(losses, expected)
 
     for name, trained in dict(anchor='align', lsh='align', diff='denoiser', virtual='logits', logit='logits').items():
@@ -185,7 +185,7 @@ def test_background_that_is_ignored_everywhere_trains_nothing_by_its_classes(tea
     target = Target(torch.zeros(BATCH, CLASSES, sum(LENGTHS)), torch.zeros(BATCH, 1, sum(LENGTHS)), torch.tensor(0.0), 1.0)
     maps = [torch.randn(BATCH, 16, *size, requires_grad=True) for size in SIZES]
     logits = torch.randn(BATCH, CLASSES, sum(LENGTHS), requires_grad=True)
-    losses = distiller.distill(Observed(maps, logits), None, target, None)
+    losses = distiller.distill(Observed(maps, [logits]), None, target, None)
     assert all(torch.isfinite(value) for value in losses.values())
     for name in ('anchor', 'virtual', 'lsh'):
         assert losses[f'loss_dskd_{name}'] == 0
@@ -226,7 +226,7 @@ def test_a_head_without_a_linear_classifier_is_the_straight_line(teacher, unit):
     rows = torch.arange(BATCH)[:, None]
     chosen = [v.transpose(1, 2)[rows, index].reshape(-1, WIDTH) for v in (z, denoised)]
     expected['lsh'], expected['bits'] = hashing(distiller, *chosen, kept.flatten())
-    assert_losses(distiller.distill(Observed(student_maps, None), None, None, head_loss), expected)
+    assert_losses(distiller.distill(Observed(student_maps), None, None, head_loss), expected)
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ def test_switches_train_on_levels(teacher, switches, dense):
     maps = [torch.randn(BATCH, 16, *size, requires_grad=True) for size in SIZES]
     logits = torch.randn(BATCH, CLASSES, sum(LENGTHS), requires_grad=True)
     target = Target(torch.rand(BATCH, CLASSES, sum(LENGTHS)).softmax(dim=1)) if dense else None
-    observed = Observed(maps, logits if dense else None)
+    observed = Observed(maps, [logits] if dense else [])
     losses = distiller.distill(observed, None, target, lambda levels: sum(layer(level).square().mean() for level in levels))
     assert all(torch.isfinite(value) for value in losses.values())
     distiller.parse_losses(losses)[0].backward()

@@ -183,7 +183,7 @@ def test_losses_of_classification_are_the_formula(tmp_path, pool):
     torch.manual_seed(0)
     ours, theirs = torch.randn(4, 16, 3, 2), 3 * torch.randn(4, 24, 3, 2)
     logits, opinion = torch.randn(4, 5), 2 * torch.randn(4, 5)
-    found = distiller.distill(Observed([ours], logits), Observed([theirs], opinion), Target(torch.eye(5)[:4]), no_head_loss)
+    found = distiller.distill(Observed([ours], [logits]), Observed([theirs], [opinion]), Target(torch.eye(5)[:4]), no_head_loss)
     a, b = ours.flatten(2).numpy(), theirs.flatten(2).numpy()
     if pool is None:
         a, b = a.mean(axis=2, keepdims=True), b.mean(axis=2, keepdims=True)
@@ -200,7 +200,7 @@ def test_levels_are_standardised_together_and_summed(tmp_path):
     torch.manual_seed(0)
     sizes = [(4, 6), (2, 3), (1, 2)]
     ours, theirs = ([torch.randn(2, c, *size) * (i + 1) for i, size in enumerate(sizes)] for c in (8, 12))
-    (found,) = distiller.distill(Observed(ours, None), Observed(theirs, None), None, no_head_loss).values()
+    (found,) = distiller.distill(Observed(ours), Observed(theirs), None, no_head_loss).values()
     weight = distiller.projector.linear.weight.detach().numpy()
     sides = []
     for levels in (ours, theirs):

@@ -78,18 +78,29 @@ def test_a_pyramid_is_guided_as_each_of_its_levels_alone(kind, unit, latent):
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_guidance_by_the_gradient_is_that_of_the_summed_log_likelihood(kind):
+@pytest.mark.parametrize('background', [False, True])
+@pytest.mark.parametrize('guided_classes', [None, 1, 2, 3])
+def test_guidance_by_the_gradient_is_that_of_the_summed_log_likelihood(kind, background, guided_classes):
     classifiers, (_, _, anchors, sigmoid) = build_classifiers(kind), KINDS[kind]
     target, scale, pyramid = draw_target(anchors), torch.tensor(0.6), Pyramid(SIZES)
+    target.background = background
+    target.probability[:, 0] = 0  # not in the batch
+    guided = [0, 1, 2]
+    if guided_classes == 1:
+        surest = (target.weight * target.probability).transpose(0, 1).flatten(1).amax(dim=1)
+        guided = [1, 2] if background else [int(surest.argmax())]
+    elif guided_classes == 2 and not background:
+        guided = [1, 2]
     packed = draw_packed().requires_grad_()
-    gradient = ClassifierJudge(pyramid, classifiers, target).guidance('gradient', scale, None)(packed.detach())
+    judge = ClassifierJudge(pyramid, classifiers, target, guided_classes=guided_classes)
+    gradient = judge.guidance('gradient', scale, None)(packed.detach())
 
     likelihood, prediction = torch.zeros(()), 0
     maps = (scale * packed).split([height * width for height, width in SIZES], dim=2)
     for classifier, level, (height, width) in zip(per_level(classifiers), maps, SIZES, strict=True):
         out = F.conv2d(level.reshape(BATCH, -1, height, width), classifier.weight, classifier.bias, **classifier.conv_args)
-        logits = out.permute(0, 2, 3, 1).reshape(BATCH, -1, CLASSES).transpose(1, 2)
-        q = target.probability[:, :, prediction : prediction + logits.shape[2]]
+        logits = out.permute(0, 2, 3, 1).reshape(BATCH, -1, CLASSES).transpose(1, 2)[:, guided]
+        q = target.probability[:, guided, prediction : prediction + logits.shape[2]]
         w = target.weight[:, :, prediction : prediction + logits.shape[2]]
         if sigmoid:
             log_p = -F.binary_cross_entropy_with_logits(logits, q, reduction='none')
@@ -100,6 +111,36 @@ def test_guidance_by_the_gradient_is_that_of_the_summed_log_likelihood(kind):
     assert prediction == target.probability.shape[2]
     (expected,) = torch.autograd.grad(likelihood, packed)
     torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('latent', [False, True])
+def test_strength_means_the_same_whatever_classes_are_regarded(latent):
+    classifier = TeacherClassifier(torch.randn(CLASSES, CHANNELS, 1, 1), torch.randn(CLASSES), sigmoid=True)
+    autoencoder = FeatureAutoEncoder(CHANNELS, 4) if latent else None
+    packed, target, scale = draw_packed(4 if latent else CHANNELS), draw_target(1), torch.tensor(1.7)
+    units = {}
+    for count in (None, 1):
+        judge = ClassifierJudge(Pyramid(SIZES), [classifier], target, guided_classes=count)
+        units[count] = [judge.guidance(unit, scale, autoencoder)(packed) for unit in ('logit', 'gradient')]
+    ratio = units[None][0].norm() / units[None][1].norm()
+    torch.testing.assert_close(units[1][0], units[1][1] * ratio, rtol=1e-4, atol=1e-5)
+    assert units[1][1].abs().max() > 0
+
+
+def test_annotated_classes_are_guided_first_then_the_most_surely_wanted():
+    probability = torch.zeros(2, 5, 3)
+    probability[0, 4, 1] = probability[1, 2, 0] = 1  # two annotated classes, one of which the teacher does not see
+    weight = torch.ones(2, 1, 3)
+    weight[1, 0, 2] = 0
+    opinion = torch.full((2, 5, 3), -5.0)
+    opinion[0, 4, 1], opinion[1, 1, 1], opinion[1, 0, 0], opinion[1, 3, 2] = 2.0, 1.0, 0.5, 9.0  # the last is ignored
+    classifier = TeacherClassifier(torch.randn(5, CHANNELS, 1, 1), None, sigmoid=True)
+
+    def chosen(count: int) -> set[int]:
+        judge = ClassifierJudge(Pyramid([(1, 3)]), [classifier], Target(probability, weight), opinion, count)
+        return set(judge.at_stake(judge.target(1.0)).tolist())
+
+    assert [chosen(count) for count in (1, 2, 3, 4)] == [{4}, {2, 4}, {1, 2, 4}, {0, 1, 2, 4}]
 
 
 @pytest.mark.parametrize('kind', KINDS)

@@ -1,6 +1,7 @@
 """Targets: what losses are divided by, their pieces, and the focus on hard predictions."""
 
 import math
+import weakref
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dskd_mm.guidance import Target, target_cross_entropy
+from dskd_mm.guidance.classifier import total_divergence
 
 
 @pytest.mark.parametrize(
@@ -135,3 +137,54 @@ def test_predictions_of_all_levels_are_the_sum_of_the_pieces(focus):
     torch.testing.assert_close(
         target_cross_entropy(logits, target, True), sum(target_cross_entropy(part, piece, True) for part, piece in pieces)
     )
+
+
+@pytest.mark.parametrize('chunk', [1, 7, 10**6])
+@pytest.mark.parametrize('shape', [(4, 5), (2, 3, 7), (2, 3, 4, 5)], ids=str)
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('sigmoid', [False, True])
+def test_the_gradient_that_comes_with_the_value_is_autograds(monkeypatch, chunk, shape, dtype, sigmoid):
+    monkeypatch.setattr('dskd_mm.guidance.classifier.CHUNK', chunk)
+    torch.manual_seed(0)
+    logits = (2 * torch.randn(shape)).to(dtype).requires_grad_()
+    weight = torch.rand(shape[0], 1, *shape[2:]) * (torch.rand(shape[0], 1, *shape[2:]) > 0.3)
+    target = Target(torch.randn(shape).softmax(dim=1), weight, focus=1.0 if sigmoid else 0.0)
+    expected = total_divergence(logits, target, sigmoid, 3.0) / weight.sum().clamp(min=1) * 9
+    (wanted,) = torch.autograd.grad(0.7 * expected, logits)
+    loss = target_cross_entropy(logits, target, sigmoid, 3.0)
+    (found,) = torch.autograd.grad(0.7 * loss, logits)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(found, wanted)
+    assert found.dtype == dtype and found.abs().max() > 0
+
+
+@pytest.mark.parametrize('shape', [(0, 5), (2, 3, 0)], ids=str)
+def test_without_predictions_the_loss_is_a_zero_in_the_graph(shape):
+    logits = torch.zeros(shape, requires_grad=True)
+    loss = target_cross_entropy(logits, Target(torch.zeros(shape)))
+    loss.backward()
+    assert loss == 0 and logits.grad.shape == shape
+
+
+def test_a_target_in_the_graph_is_trained_too():
+    torch.manual_seed(0)
+    source, logits = torch.randn(2, 3, 4, requires_grad=True), torch.randn(2, 3, 4, requires_grad=True)
+    target_cross_entropy(logits, Target(source.softmax(dim=1))).backward()
+    assert source.grad.abs().max() > 0 and logits.grad.abs().max() > 0
+
+
+def test_nothing_but_the_gradient_is_kept_of_the_predictions():
+    logits, kept = torch.randn(2, 30, 50, requires_grad=True), []
+    target = Target(torch.rand(2, 30, 50), torch.ones(2, 1, 50), focus=1.0)
+
+    class Kept:
+        def __init__(self, tensor: Tensor) -> None:
+            self.tensor = tensor
+            kept.append(weakref.ref(self))
+
+    with torch.autograd.graph.saved_tensors_hooks(Kept, lambda holder: holder.tensor):
+        loss = target_cross_entropy(logits, target, sigmoid=True)
+    alive = [ref().tensor.numel() for ref in kept if ref() is not None]
+    assert len(kept) > 5
+    assert sum(alive) < 1.1 * logits.numel()
+    loss.backward()
