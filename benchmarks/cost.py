@@ -139,7 +139,8 @@ class Contestant:
             self.step()
         events = [event for event in profiler.profiler.kineto_results.events() if event.name() == '[memory]']
         level = peak = 0
-        for event in sorted(events, key=lambda event: event.start_ns()):
+        # torch 2.1 knows no nanoseconds; sorting leaves what began in the same microsecond in its order.
+        for event in sorted(events, key=lambda event: event.start_ns() if hasattr(event, 'start_ns') else event.start_us()):
             level += event.nbytes()
             peak = max(peak, level)
         return self.kept_bytes() + peak

@@ -15,6 +15,7 @@ from dskd_mm.distillers import Distiller
 from dskd_mm.distributed import any_rank
 from dskd_mm.hooks.model import bare_model
 from dskd_mm.registry import HOOKS
+from dskd_mm.utils.legacy import register_step_pre_hook
 
 GRADIENTS = 'gradients'
 ADVICE = (
@@ -108,7 +109,7 @@ class CheckFiniteHook(Hook):
         self._distiller, model.magnitudes = model, {}
         optimizer = getattr(runner.optim_wrapper, 'optimizer', None)
         if isinstance(optimizer, torch.optim.Optimizer):
-            self._handle = optimizer.register_step_pre_hook(self._before_step)
+            self._handle = register_step_pre_hook(optimizer, self._before_step)
         elif self.action == 'skip':
             raise TypeError(
                 "CheckFiniteHook(action='skip') expects an optimizer of torch, of which a step can be left out, but got "

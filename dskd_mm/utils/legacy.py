@@ -1,13 +1,15 @@
 """What OpenMMLab's last releases (torch 2.1, mmengine 0.10.7) lack of what the current stack has: the one place for it.
 
 ``safe_globals`` and ``get_torch_safe_globals`` are those of torch and mmengine where there are such, and do the same elsewhere.
-``LOADING`` are the options with which :func:`torch.load` heeds them.
+``LOADING`` are the options with which :func:`torch.load` heeds them. :func:`register_step_pre_hook` is the optimizers' own where
+that can be relied upon.
 """
 
 import pickle
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from typing import IO, Any
 
 import numpy as np
@@ -67,3 +69,44 @@ except ImportError:
         return text.encode(encoding)
 else:
     LOADING = dict(weights_only=True)
+
+
+class StepPreHook:
+    """Calls a function before each step of an optimizer, by wrapping its ``step``.
+
+    Args:
+        optimizer (torch.optim.Optimizer): The optimizer.
+        hook (Callable): Called with the optimizer and the positional and named arguments of the step.
+    """
+
+    def __init__(self, optimizer: Any, hook: Callable) -> None:
+        self.optimizer = optimizer
+        self.step = optimizer.step
+
+        # With the attributes by which schedulers know a step that they count.
+        @wraps(self.step)
+        def step(*args: Any, **kwargs: Any) -> Any:
+            hook(optimizer, args, kwargs)
+            return self.step(*args, **kwargs)
+
+        self.optimizer.step = step
+
+    def remove(self) -> None:
+        """Take the wrapper off again."""
+        self.optimizer.step = self.step
+
+
+def register_step_pre_hook(optimizer: torch.optim.Optimizer, hook: Callable) -> Any:
+    """Have a function called before each step of an optimizer.
+
+    Until it was mended, compiling anything stopped a process from calling any optimizer's hooks.
+
+    Args:
+        optimizer (torch.optim.Optimizer): The optimizer.
+        hook (Callable): Called with the optimizer and the positional and named arguments of the step.
+
+    Returns:
+        RemovableHandle | StepPreHook: ``remove()`` ends it.
+    """
+    major, minor = (int(part) for part in torch.__version__.split('.')[:2])
+    return StepPreHook(optimizer, hook) if (major, minor) < (2, 4) else optimizer.register_step_pre_hook(hook)

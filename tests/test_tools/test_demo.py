@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from mmengine.visualization import Visualizer
 
 ROOT = Path(__file__).parents[2]
@@ -62,7 +63,10 @@ def demo(monkeypatch):
     monkeypatch.setattr(module, 'subprocess', SimpleNamespace(Popen=RunHere, STDOUT=subprocess.STDOUT))
     # Laying out the text of a detector's config takes a second, five times in a run.
     monkeypatch.setattr('yapf.yapflib.yapf_api.FormatCode', lambda text, **_: (text, True))
-    return module
+    # With more threads sums are added up in another order, and later tests compare bit by bit.
+    threads = torch.get_num_threads()
+    yield module
+    torch.set_num_threads(threads)
 
 
 def say(demo, monkeypatch, capsys, *args: object) -> str:
