@@ -1,8 +1,8 @@
 """What OpenMMLab's last releases (torch 2.1, mmengine 0.10.7) lack of what the current stack has: the one place for it.
 
 ``safe_globals`` and ``get_torch_safe_globals`` are those of torch and mmengine where there are such, and do the same elsewhere.
-``LOADING`` are the options with which :func:`torch.load` heeds them. :func:`register_step_pre_hook` is the optimizers' own where
-that can be relied upon.
+``LOADING`` are the options with which :func:`torch.load` heeds them. :func:`register_step_pre_hook` is the optimizers' own
+where that can be relied upon.
 """
 
 import pickle
