@@ -32,7 +32,8 @@ class Training:
 
     def __init__(self, script: Path, arguments: Sequence[Any], log: Path, kill_at: str | None = None) -> None:
         self.log = log
-        self._calls = _CONTEXT.Value('q', 0)
+        # Without a lock, as one process alone writes: whoever is killed while it holds a lock never gives it back.
+        self._calls = _CONTEXT.RawValue('q', 0)
         arguments = [str(argument) for argument in arguments]
         self.process = _CONTEXT.Process(target=_work, args=(str(script), arguments, str(log), self._calls, kill_at))
         self.process.start()

@@ -158,6 +158,21 @@ def assert_ends(training: Training) -> str:
     return printed
 
 
+def test_calls_are_counted_wherever_a_process_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / 'call.py'
+    script.write_text("""
+from mmengine.runner import Runner
+runner = object.__new__(Runner)
+runner._hooks = []
+while True:
+    runner.call_hook('before_run')
+""")
+    for number in range(20):
+        training = Training(script, [], tmp_path / 'log')
+        assert training.kill_after(1, 0.001 * number)
+        assert training.calls > 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('case', CASES)
 def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path: Path, case: str) -> None:
