@@ -196,7 +196,8 @@ class Distiller(BaseModel):
             teacher = self._run_teacher(inputs, data_samples, seen) if self.uses_teacher_forward else None
 
             def head_loss(maps: Sequence[Tensor]) -> Tensor:
-                return self.site.head_loss(self.teacher, maps, inputs, data_samples)
+                with self.teacher.precision():
+                    return self.site.head_loss(self.teacher, maps, inputs, data_samples)
 
             try:
                 own = self.distill(student, teacher, target, head_loss)

@@ -81,10 +81,11 @@ class DSKDDistiller(Distiller):
             terms see only a window of so many locations high and wide of each level, around one of a class that is drawn for
             each image, level and step. It bounds the cost of large maps; levels of up to four windows are taken whole. False
             for all of every map. Defaults to None: what the site advises, 32 there and no window elsewhere.
-        guided_classes (int | False, optional): How many classes guidance regards at most: those annotated in the batch first,
-            then those that the teacher sees most surely. It bounds guidance where a classifier of many classes costs more than
-            the denoiser; classes that are not there have little to say in it. No other term is concerned. False for all.
-            Defaults to None: what the site advises, 8 in dense detection and all elsewhere.
+        guided_classes (int | False, optional): How many classes for each image of the batch guidance regards at most, besides
+            the background where there is an output for it: those annotated in the batch first, then those of which the target
+            is surest. It bounds guidance where a classifier of many classes costs more than the denoiser; classes that are not
+            there have little to say in it. No other term is concerned. False for all. Defaults to None: what the site advises,
+            8 in dense detection and all elsewhere.
         sampling_interval (int): Every so many-th iteration ẑ is sampled, and the losses that rest on it are taken; the denoiser
             learns in each. Defaults to 1.
         compile (bool | dict): Whether denoiser and sampler are compiled, or arguments of :func:`torch.compile`, such as
@@ -162,13 +163,18 @@ class DSKDDistiller(Distiller):
         window = advice.get('window') if window is None else window
         guided_classes = advice.get('guided_classes') if guided_classes is None else guided_classes
         for name, bound, unit in (('window', window, 'location'), ('guided_classes', guided_classes, 'class')):
-            if bound is not None and bound is not False and bound < 1:
+            if bound is True or (bound is not None and bound is not False and bound < 1):
                 raise ValueError(f'{name} of DSKDDistiller must be at least one {unit}, or False, but got {bound}.')
         has_locations = self.student_port.is_map and not self.student_port.is_pooled and self.teacher_port.classifiers
         if window and not has_locations:
             raise ValueError(
                 f'window={window} expects a classifier at every location, as in dense detection and segmentation, but '
                 f'{type(self.site).__name__} has none here: leave window out.'
+            )
+        if guided_classes and not self.teacher_port.classifiers:
+            raise ValueError(
+                f'guided_classes={guided_classes} expects a linear classifier, but {type(self.site).__name__} has none: leave '
+                'guided_classes out.'
             )
         if not self.teacher_port.classifiers and (
             target != 'label' or self.loss_weights['virtual'] or self.loss_weights['logit']
@@ -305,7 +311,8 @@ class DSKDDistiller(Distiller):
             judge = HeadJudge(pyramid, head_loss)
         else:
             opinion = self._teacher_opinion(pyramid, teacher)
-            judge = ClassifierJudge(pyramid, self.guides, target, opinion, self.guided_classes)
+            guided_classes = None if self.guided_classes is None else self.guided_classes * len(aligned)
+            judge = ClassifierJudge(pyramid, self.guides, target, opinion, guided_classes)
         prediction = None
         if weights['anchor']:
             anchor, prediction = judge.loss(aligned, self.temperature)
@@ -323,7 +330,8 @@ class DSKDDistiller(Distiller):
         assert self.window
         pyramid = Pyramid.of(student.features)
         if Window.shrink(pyramid, self.window).sizes == pyramid.sizes:
-            return student, teacher, target
+            # Other processes may have larger images, and what their windows show is counted by all of them together.
+            return student, teacher, self.site.target_within(None, target, self.teacher_port.sigmoid)
         generator = self.noise_generator(student.features[0].device, 2)  # 2: neither the noise of the method nor of others
         window = self.site.window(pyramid, target, self.window, generator)
         seen = self.site.target_within(window, target, self.teacher_port.sigmoid)

@@ -12,6 +12,7 @@ from typing import Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input
 
@@ -301,22 +302,6 @@ class TeacherClassifier(nn.Module):
             gradient = (gradient / (height * width))[:, :, None, None].expand_as(feature)
         return gradient
 
-    def divergence(self, feature: Tensor, target: Target, temperature: float = 1.0) -> Tensor:
-        r"""Cross-entropy between a target and the prediction on a feature; trains whoever made the feature.
-
-        Args:
-            feature (Tensor): Features of shape (B, C, H, W) or (B, C), in the graph.
-            target (Target): Distribution q and weights at the resolution of the logits; for a temperature above 1, q must be
-                softened by it already.
-            temperature (float): Softens the prediction; the loss is multiplied by its square to keep the gradient's scale
-                (Hinton et al. 2015). Defaults to 1.
-
-        Returns:
-            Tensor: A scalar, averaged over the samples (locations) that count; for sigmoid classifiers summed over classes.
-                At q's own entropy it is at its minimum, the same gradient as KL's.
-        """
-        return target_cross_entropy(self(feature), target, self.sigmoid, temperature)
-
     def _parameters_like(self, like: Tensor) -> tuple[Tensor, Tensor | None]:
         return self.weight.to(like.dtype), None if self.bias is None else self.bias.to(like.dtype)
 
@@ -470,6 +455,7 @@ class DivergenceWithGradient(torch.autograd.Function):
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         """The gradient by the logits; nothing else has one."""
         (gradient,) = ctx.saved_tensors

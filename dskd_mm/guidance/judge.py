@@ -97,7 +97,9 @@ class ClassifierJudge(Judge):
         def highest(wanted: Target) -> Tensor:
             return wanted.apply_weight(wanted.foreground).transpose(0, 1).flatten(1).amax(dim=1)
 
-        classes = ((highest(self.label) > 0) + highest(target)).topk(self.guided_classes).indices
+        annotated = highest(self.label)
+        surest = annotated if target is self.label else highest(target)
+        classes = ((annotated > 0) + surest).topk(self.guided_classes).indices
         return torch.cat([classes, classes.new_full((1,), count)]) if target.background else classes
 
     def guidance(self, unit: str, scale: Tensor, autoencoder: nn.Module | None) -> Callable[[Tensor], Tensor]:

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from dskd_mm.distributed import is_parallel, mean_over_ranks
@@ -164,6 +165,7 @@ class HashCrossEntropy(torch.autograd.Function):
         return loss, agreement
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         """The gradient by ``feature``; nothing else has one."""
         (gradient,) = ctx.saved_tensors

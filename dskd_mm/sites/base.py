@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dskd_mm.distributed import mean_over_ranks
 from dskd_mm.features import CallTap, FeatureTap, Pyramid, Tap, Window
+from dskd_mm.features.window import gather
 from dskd_mm.guidance import Target
 from dskd_mm.guidance.classifier import fold_anchors
 from dskd_mm.registry import MODELS
@@ -182,8 +183,9 @@ class Observation:
     def boxes(self) -> list[Tensor]:
         """The boxes at each level, (B, A*P, H, W), in the encoding of :attr:`Port.boxes`; none where that is None."""
         values = [value for _, value in self._values(self.box_taps)]
-        scales = self.port.box_scales or (1.0,) * len(values)
-        return [value * scale for value, scale in zip(values, scales, strict=True)]
+        if not self.port.box_scales:
+            return values
+        return [value * scale for value, scale in zip(values, self.port.box_scales, strict=True)]
 
     @property
     def captured(self) -> list[tuple[str, Tensor]]:
@@ -358,10 +360,12 @@ class Site(ABC):
         centers = [sample_stratified(level, num_classes, 1, generator)[0][:, 0] for level in classes]
         return Window(pyramid, size, centers, generator)
 
-    def target_within(self, window: Window, target: Target, sigmoid: bool) -> Target:
-        """The annotations (B, K, M) in a window alone."""
-        probability = window.take(target.probability)
-        weight = torch.ones_like(probability[:, :1]) if target.weight is None else window.take(target.weight)
+    def target_within(self, window: Window | None, target: Target, sigmoid: bool) -> Target:
+        """The annotations (B, K, M) in a window alone, None if everything fits into it; counted anew, by all processes."""
+        probability, weight = target.probability, target.weight
+        weight = torch.ones_like(probability[:, :1]) if weight is None else weight
+        if window is not None:
+            probability, weight = window.take(probability), window.take(weight)
         return replace(target, probability=probability, weight=weight, count=self.count(probability, weight, sigmoid))
 
     def vectors(
@@ -389,8 +393,7 @@ class Site(ABC):
         else:
             num_classes = target.probability.shape[1] + 1
         index, weight = sample_stratified(classes, num_classes, count, generator)
-        chosen = [tensor.gather(2, index[:, None].expand(-1, tensor.shape[1], -1)) for tensor in tensors]
-        return [tensor.transpose(1, 2).flatten(0, 1) for tensor in chosen], weight.flatten()
+        return [gather(tensor, index).transpose(1, 2).flatten(0, 1) for tensor in tensors], weight.flatten()
 
 
 def check_annotated(data_samples: Sequence[Any], *names: str) -> None:

@@ -13,8 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import dskd_mm
 from dskd_mm.features import Pyramid
-from dskd_mm.guidance import target_cross_entropy
+from dskd_mm.guidance import ClassifierJudge, target_cross_entropy
 from dskd_mm.testing import (
+    DENSE_CLASSES,
     DENSE_SIZE,
     assert_distils,
     assert_nothing_is_unused,
@@ -142,8 +143,26 @@ def test_windows_need_a_prediction_at_every_location(folder):
 
 
 def test_guided_classes_are_a_number_of_classes(folder):
-    with pytest.raises(ValueError, match=r'guided_classes .* at least one class, or False, but got 0'):
-        build('images', folder, guided_classes=0)
+    for wrong in (0, True):
+        with pytest.raises(ValueError, match=rf'guided_classes .* at least one class, or False, but got {wrong}'):
+            build('images', folder, guided_classes=wrong)
+
+
+@pytest.mark.parametrize('kind', [kind for kind in DENSE if kind != 'fcn'])
+def test_guided_classes_are_those_of_each_image(folder, kind, monkeypatch):
+    chosen, at_stake = [], ClassifierJudge.at_stake
+    monkeypatch.setattr(ClassifierJudge, 'at_stake', lambda *args: chosen.append(at_stake(*args)) or chosen[-1])
+    losses_of(build(kind, folder, guided_classes=1), kind)
+    losses_of(build(kind, folder, guided_classes=2), kind)
+    (of_two_images, everything) = chosen
+    assert len(of_two_images) == 2 < DENSE_CLASSES
+    assert everything is None
+
+
+@pytest.mark.skipif(not find_spec('mmdet'), reason='mmdet is not installed')
+def test_guided_classes_need_a_linear_classifier(folder):
+    with pytest.raises(ValueError, match=r'guided_classes=8 expects a linear classifier, but NeckSite has none'):
+        build_distiller(dense_distiller_config('detr', folder, guided_classes=8))
 
 
 # ---------------------------------------------------------------------------------------------- intervals
@@ -206,6 +225,15 @@ def test_a_teacher_in_half_precision_says_nearly_the_same(folder):
     assert kinds['Conv2d'] == kinds['Linear'] == torch.bfloat16
     assert kinds['BatchNorm2d'] == torch.float32
     assert light.classifiers[0].weight.dtype == torch.float32
+
+
+@pytest.mark.skipif(not find_spec('mmdet'), reason='mmdet is not installed')
+@pytest.mark.parametrize('kind', ['detr', 'retinanet'])
+def test_the_whole_head_of_a_teacher_in_half_precision_guides(folder, kind):
+    site = {} if kind == 'detr' else dict(site=dict(type='dskd_mm.NeckSite'))
+    config = dense_distiller_config(kind, folder, **site)
+    config.teacher.update(dtype='bfloat16')
+    assert_distils(distiller := build_distiller(config), batch_for(distiller, kind))
 
 
 def test_an_unknown_precision_of_the_teacher_is_refused(folder):

@@ -184,7 +184,8 @@ def test_images_of_a_linear_classifier_are_a_pyramid_of_one_level(size):
     classifier, target = TeacherClassifier(torch.randn(CLASSES, CHANNELS)), Target(torch.eye(CLASSES)[:BATCH])
     feature, scale = torch.randn(BATCH, CHANNELS, *size), torch.tensor(2.0)
     judge = ClassifierJudge(Pyramid([size]), [classifier], target)
-    torch.testing.assert_close(judge.loss(feature.flatten(2), 4.0)[0], classifier.divergence(feature, target))
+    expected = target_cross_entropy(classifier(feature), target)
+    torch.testing.assert_close(judge.loss(feature.flatten(2), 4.0)[0], expected)
     for unit in ('logit', 'gradient'):
         alone = ClassifierGuidance(classifier, target, unit, scale)(feature)
         torch.testing.assert_close(judge.guidance(unit, scale, None)(feature.flatten(2)), alone.flatten(2))

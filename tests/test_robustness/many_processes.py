@@ -23,6 +23,7 @@ from mmengine.hooks import Hook
 from mmengine.model import MMDistributedDataParallel, convert_sync_batchnorm
 from mmengine.registry import MODELS
 from mmengine.runner._flexible_runner import FlexibleRunner
+from mmengine.structures import PixelData
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
@@ -42,6 +43,7 @@ from dskd_mm.testing import (
     random_boxes,
     random_teacher,
     segmentation_batch,
+    watch,
 )
 from dskd_mm.utils.checkpoint import load_checkpoint_file
 from dskd_mm.utils.command_line import build_runner
@@ -366,8 +368,8 @@ def check_std() -> None:
 COUNT, WEIGHTS, SPREAD, CENTER = 4, 4, 24, 4 * (128 + 1)
 TRAFFIC = {
     'dskd-gap': [SPREAD, WEIGHTS, CENTER],
-    'dskd-fcn': [COUNT, SPREAD, WEIGHTS, CENTER],
-    'dskd-retinanet': [COUNT, SPREAD, WEIGHTS, CENTER],
+    'dskd-fcn': [COUNT, COUNT, SPREAD, WEIGHTS, CENTER],
+    'dskd-retinanet': [COUNT, COUNT, SPREAD, WEIGHTS, CENTER],
     'lshfm-gap': [WEIGHTS],
     'diffkd-gap': [],
     'vkd-gap': [],
@@ -395,6 +397,25 @@ def check_traffic() -> None:
             assert sent == expected, (setting, sent)
     finally:
         torch.distributed.all_reduce = plain
+
+
+def check_windows() -> None:
+    """One process has images that need a window, the others smaller ones: all of them meet at the same places."""
+    distiller = build('DSKD', 'fcn', dict(window=3))
+    counts = watch(distiller.site, 'target_within')
+    batch = batch_of(distiller, 'fcn', share(1))
+    if RANK:
+        batch['inputs'] = batch['inputs'][..., :32, :64]
+        (sample,) = batch['data_samples']
+        sample.gt_sem_seg = PixelData(data=sample.gt_sem_seg.data[..., :32, :64])
+    model = wrap(distiller)
+    for _ in range(2):
+        model.zero_grad()
+        losses_of(model, model(**copy.deepcopy(batch), mode='loss'), ours_only=False).backward()
+    assert [call.args[0] is None for call in counts] == [RANK > 0] * 2
+    assert_equal_everywhere({f'count {i}': call.result.count for i, call in enumerate(counts)})
+    trained = {name: parameter for name, parameter in distiller.named_parameters() if parameter.requires_grad}
+    assert_equal_everywhere({name: parameter.grad for name, parameter in trained.items()})
 
 
 class Weights(Hook):
@@ -603,6 +624,7 @@ def checks(everything: bool) -> dict[str, Callable[[], None]]:
         **{f'unused-{name}': functools.partial(check_nothing_is_unused, name) for name in unused},
         **{f'gradient-{name}': functools.partial(check_gradient, name) for name in joined},
         'skip': check_skip,
+        'windows': check_windows,
         **({'traffic': check_traffic, 'sync_bn': check_sync_bn, **runs} if everything else {}),
     }
 
