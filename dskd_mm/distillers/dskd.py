@@ -85,7 +85,7 @@ class DSKDDistiller(Distiller):
             the background where there is an output for it: those annotated in the batch first, then those of which the target
             is surest. It bounds guidance where a classifier of many classes costs more than the denoiser; classes that are not
             there have little to say in it. No other term is concerned. False for all. Defaults to None: what the site advises,
-            8 in dense detection and all elsewhere.
+            4 in dense detection and all elsewhere.
         sampling_interval (int): Every so many-th iteration ẑ is sampled, and the losses that rest on it are taken; the denoiser
             learns in each. Defaults to 1.
         compile (bool | dict): Whether denoiser and sampler are compiled, or arguments of :func:`torch.compile`, such as
