@@ -21,8 +21,7 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS as MMENGINE_MODELS
 
-from dskd_mm import preflight as module
-from dskd_mm.preflight import CHEAP, Preflight
+from dskd_mm.preflight import CHEAP, Preflight, checks
 from dskd_mm.testing import (
     DENSE_SIZE,
     TOY_CLASSES,
@@ -932,7 +931,7 @@ def that_refuses_to_be_imported(patch: pytest.MonkeyPatch) -> None:
             raise AssertionError('MMCV==3.0.0 is used but incompatible. Please install mmcv>=2.0.0rc4, <2.4.0.')
         return sys.modules[name]
 
-    patch.setattr(module.importlib, 'import_module', fail)
+    patch.setattr(checks.importlib, 'import_module', fail)
 
 
 ENVIRONMENTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str, list[str]]] = {

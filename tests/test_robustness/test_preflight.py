@@ -13,20 +13,9 @@ from mmengine.dataset import BaseDataset
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from torch import nn
 
-from dskd_mm import preflight as module
-from dskd_mm.preflight import (
-    CHEAP,
-    MINIMUM,
-    PARTS,
-    Preflight,
-    dataset_paths,
-    pipeline_size,
-    refuse_faults,
-    skeleton,
-    spread,
-    take_step,
-    weight_bytes,
-)
+from dskd_mm.preflight import CHEAP, MINIMUM, PARTS, Preflight, refuse_faults
+from dskd_mm.preflight.data import dataset_paths, pipeline_size, spread
+from dskd_mm.preflight.models import skeleton, take_step, weight_bytes
 from dskd_mm.registry import MODELS
 from dskd_mm.testing import (
     SCENE_CLASSES,
@@ -394,7 +383,7 @@ def test_a_check_that_fails_itself_is_no_reason_not_to_train(
     def fail(self: Preflight, parts: Any) -> Any:
         raise RuntimeError('a fault of the check')
 
-    monkeypatch.setattr(module.Preflight, 'run', fail)
+    monkeypatch.setattr(Preflight, 'run', fail)
     refuse_faults(run)
     assert 'given up' in capsys.readouterr().out
 

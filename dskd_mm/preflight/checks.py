@@ -1,20 +1,14 @@
-"""Before any epoch is spent: what of a config cannot train, found on the CPU in seconds and told all at once.
-
-``tools/misc/check_config.py`` runs all of it, ``tools/train.py`` the cheap parts.
-"""
+"""The parts of the pre-flight check, what they find, and how it is told."""
 
 import copy
 import difflib
 import importlib
 import importlib.util
-import inspect
 import io
-import itertools
 import math
 import os.path as osp
 import re
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -23,8 +17,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict
-from mmengine.model import BaseModule, revert_sync_batchnorm
-from mmengine.optim import build_optim_wrapper
+from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS, DefaultScope
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.utils import digit_version
@@ -32,17 +25,38 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from dskd_mm.distillers.base import Distiller
-from dskd_mm.sites import Observation, Port
+from dskd_mm.preflight.data import (
+    LOADERS,
+    dataset_classes,
+    dataset_paths,
+    datasets,
+    downloads,
+    is_downloaded,
+    is_remote,
+    item_problems,
+    num_classes,
+    pipeline_size,
+    spread,
+)
+from dskd_mm.preflight.models import (
+    count_parameters,
+    describe,
+    needs_whole_teacher,
+    skeleton,
+    take_step,
+    translates_weights,
+    weight_bytes,
+)
+from dskd_mm.sites import Observation
 from dskd_mm.teacher import build_in_scope
 from dskd_mm.utils.checkpoint import LoadReport, load_checkpoint_file, load_report, model_state
-from dskd_mm.utils.config import is_distiller_config, model_config, nodes, type_module, type_name
+from dskd_mm.utils.config import is_distiller_config, model_config, nodes, type_module
 from dskd_mm.utils.synthetic import synthetic_batch
 
 MINIMUM = dict(mmengine='0.10.7', mmcv='2.0.1', mmpretrain='1.2.0', mmdet='3.3.0', mmseg='1.2.2')
 """The oldest versions of the hosts that are supported, by import name."""
 EXTRAS = dict(mmpretrain='cls', mmdet='det', mmseg='seg')
 """Which extra of this package installs a host."""
-LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 MAX_ITEMS = 20000
 """Of how many items of a data set the files are looked at; of larger ones as many, evenly spread."""
 SIZES: Mapping[str, tuple[int, int]] = dict(mmpretrain=(64, 64), mmdet=(128, 160), mmseg=(64, 128))
@@ -501,220 +515,3 @@ def is_installed(package: str) -> bool:
         return importlib.util.find_spec(package) is not None
     except (ImportError, ValueError):  # made unimportable
         return False
-
-
-def datasets(loader: Any, name: str) -> Iterator[tuple[str, ConfigDict]]:
-    """The data sets that a loader, or a wrapper of data sets, reads, each with its key in the config."""
-    for key in ('dataset', 'datasets'):
-        inner = (loader or {}).get(key)
-        for i, dataset in enumerate(inner if isinstance(inner, (list, tuple)) else [inner]):
-            path = f'{name}.{key}' + (f'.{i}' if key == 'datasets' else '')
-            if isinstance(dataset, dict) and ('dataset' in dataset or 'datasets' in dataset):
-                yield from datasets(dataset, path)
-            elif isinstance(dataset, dict):
-                yield path, dataset
-
-
-def dataset_paths(dataset: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The paths in a data set's config by the setting, joined as mmengine's BaseDataset joins them."""
-    root = dataset.get('data_root') or ''
-    if not isinstance(root, str):
-        return
-    if root:
-        yield 'data_root', root
-    prefix = dataset.get('data_prefix') or {}
-    given = {'ann_file': dataset.get('ann_file')}
-    given |= {f'data_prefix.{k}': v for k, v in prefix.items()} if isinstance(prefix, Mapping) else {'data_prefix': prefix}
-    for setting, path in given.items():
-        if isinstance(path, str) and path:
-            yield setting, path if osp.isabs(path) or is_remote(path) or not root else osp.join(root, path)
-
-
-def is_remote(path: str) -> bool:
-    """Whether a path is no file of this machine, but an address."""
-    return '://' in path or bool(re.match(r'\w+:s3:', path))
-
-
-def is_downloaded(address: str) -> bool:
-    """Whether a checkpoint lies where torch keeps what it downloads."""
-    return osp.isfile(osp.join(torch.hub.get_dir(), 'checkpoints', osp.basename(address.partition('?')[0])))
-
-
-def dataset_class(dataset: Mapping[str, Any]) -> Any:
-    """The class of a data set, None if it is not known."""
-    kind = dataset.get('type')
-    if not isinstance(kind, str):
-        return kind
-    with DATASETS.switch_scope_and_registry(dataset.get('_scope_')) as registry:
-        return registry.get(kind)
-
-
-def downloads(dataset: Mapping[str, Any]) -> bool:
-    """Whether a data set fetches what is not there."""
-    if 'download' in dataset:
-        return bool(dataset['download'])
-    cls = dataset_class(dataset)
-    found = [inspect.signature(base.__init__).parameters.get('download') for base in getattr(cls, '__mro__', ())]
-    return any(parameter is not None and parameter.default is True for parameter in found)
-
-
-def dataset_classes(dataset: Mapping[str, Any]) -> int | None:
-    """How many classes a data set has by its config or its class, None if that is not told."""
-    given = (dataset.get('metainfo') or {}).get('classes')
-    if given is None:
-        given = (getattr(dataset_class(dataset), 'METAINFO', None) or {}).get('classes')
-    return len(given) if isinstance(given, (list, tuple)) else None
-
-
-def num_classes(cfg: Config) -> int | None:
-    """How many classes the (student) model of a config knows, None if that is not told."""
-    model = cfg.get('model') or {}
-    if is_distiller_config(cfg):
-        model = model['student']
-    for path in ('head', 'bbox_head', 'decode_head', 'roi_head.bbox_head'):
-        node: Any = model
-        for name in path.split('.'):
-            node = (node.get(name) if isinstance(node, dict) else None) or {}
-        node = node[-1] if isinstance(node, (list, tuple)) and node else node
-        if isinstance(node, dict) and isinstance(node.get('num_classes'), int):
-            return node['num_classes']
-    return None
-
-
-def item_problems(infos: Sequence[Mapping[str, Any]], count: int | None) -> Iterator[str]:
-    """What is wrong with the items of a data set: files that are missing or empty, labels that the model does not know."""
-    missing, empty, labels = [], [], set()
-    for info in infos:
-        for path in (info.get('img_path'), info.get('seg_map_path')):
-            if isinstance(path, str) and not is_remote(path):
-                if not osp.exists(path):
-                    missing.append(path)
-                elif not osp.getsize(path):
-                    empty.append(path)
-        given = info.get('gt_label')
-        found = [instance.get('bbox_label') for instance in info.get('instances') or []]
-        found += list(given) if isinstance(given, Iterable) else [given]
-        labels |= {int(label) for label in found if label is not None}
-    for kind, paths in (('missing', missing), ('empty (0 bytes)', empty)):
-        if paths:
-            yield f'Expected an image in each file, but {len(paths)} of {len(infos)} are {kind}, such as {paths[0]!r}.'
-    wrong = sorted(label for label in labels if count is not None and not 0 <= label < count)
-    if wrong:
-        yield (
-            f'Expected labels from 0 to {(count or 0) - 1}, but there are {wrong[:5]}: correct the annotations, or num_classes '
-            'of the model.'
-        )
-
-
-def spread(length: int, count: int) -> list[int]:
-    """Indices of at most ``count`` of ``length`` items, evenly spread."""
-    return sorted({i * length // min(count, length) for i in range(min(count, length))})
-
-
-def skeleton(build: Callable[[], nn.Module]) -> nn.Module:
-    """Build a model without memory for its weights, or with it if its constructor computes with them."""
-    try:
-        with torch.device('meta'):
-            return build()
-    except Exception:
-        # Whatever is wrong with the config itself is raised again, by its own words.
-        return build()
-
-
-def translates_weights(module: nn.Module) -> bool:
-    """Whether a model has a way of its own to load what ``init_cfg`` names, as transformers have for their authors' files."""
-    return isinstance(module, BaseModule) and type(module).init_weights is not BaseModule.init_weights
-
-
-def needs_whole_teacher(distiller: Distiller) -> bool:
-    """Whether more of the teacher is loaded than its classifier."""
-    return distiller.uses_teacher_forward or not distiller.teacher_port.classifiers
-
-
-def count_parameters(model: nn.Module) -> str:
-    """Number of parameters in millions."""
-    return f'{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters'
-
-
-def describe(port: Port) -> str:
-    """Where a model is tapped, in a line."""
-    text = f'{port.io} of {", ".join(port.features[:2])}{", ..." if len(port.features) > 2 else ""}, {port.channels} channels'
-    if port.num_classes:
-        text += f', {port.num_classes} classes ({"sigmoid" if port.sigmoid else "softmax"})'
-    if port.strides:
-        text += f', {port.anchors} anchors at the strides {", ".join(str(w) for w, _ in port.strides)}'
-    layers = [f'{name}: {layer.path}, {layer.channels} channels' for name, layer in port.layers.items()]
-    return '; '.join([text, *layers])
-
-
-def weight_bytes(model: nn.Module, optimizer: Mapping[str, Any]) -> int:
-    """Bytes of a model's weights and their gradients, of what the optimizer keeps of each, and of a distiller's teacher.
-
-    Args:
-        model (nn.Module): The model.
-        optimizer (Mapping[str, Any]): Config of the optimizer: one of the Adam family keeps two numbers a weight, momentum one.
-    """
-    states = 2 if 'Adam' in type_name(dict(optimizer)) else int(bool(optimizer.get('momentum')))
-    tensors = [*model.parameters(), *model.buffers()]
-    if isinstance(model, Distiller) and model.teacher.model is not None:
-        tensors += [*model.teacher.model.parameters(), *model.teacher.model.buffers()]
-    copies = {True: 2 + states, False: 1}
-    return sum(tensor.numel() * tensor.element_size() * copies[tensor.requires_grad] for tensor in tensors)
-
-
-def pipeline_size(cfg: Config) -> tuple[int, int] | None:
-    """Height and width that the training pipeline makes, by its last step that names one; None if none does."""
-    found = None
-    for _, dataset in itertools.islice(datasets(cfg.get(LOADERS[0]), LOADERS[0]), 1):
-        for node in nodes(dataset.get('pipeline') or []):
-            for key in ('crop_size', 'scale', 'scales', 'size'):
-                value = node.get(key)
-                if key == 'scales' and isinstance(value, (list, tuple)):
-                    value = max((one for one in value if isinstance(one, (list, tuple))), key=math.prod, default=None)
-                if isinstance(value, int) and value > 1:
-                    found = (value, value)
-                elif isinstance(value, (list, tuple)) and len(value) == 2 and all(isinstance(v, int) for v in value):
-                    found = (value[0], value[1]) if key == 'crop_size' else (value[1], value[0])
-    return found
-
-
-def take_step(
-    model: Any,
-    cfg: Config,
-    batch: dict[str, list],
-    report: Callable[[Mapping[str, Any], Sequence[str], float], None],
-) -> int:
-    """One step of a model with the config's optimizer.
-
-    Args:
-        model (BaseModel): The model; it is trained.
-        cfg (Config): Its config.
-        batch (dict): What a data loader yields.
-        report (Callable): Is told what is logged, the parameters without a gradient, and the seconds.
-
-    Returns:
-        int: Bytes that the forward pass kept for the backward pass.
-    """
-    wrapper = copy.deepcopy(cfg.optim_wrapper)
-    for key in ('type', 'loss_scale', 'dtype', 'use_fsdp', 'accumulative_counts'):  # of no meaning for one step on a CPU
-        wrapper.pop(key, None)
-    optim_wrapper = build_optim_wrapper(model, ConfigDict(type='OptimWrapper', **wrapper))
-    data = model.train().data_preprocessor(batch, training=True)
-    weights = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    start = time.perf_counter()
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        total, log = model.parse_losses(model(**data, mode='loss'))
-    model.zero_grad(set_to_none=True)
-    total.backward()
-    unused = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
-    optim_wrapper.step()
-    report(log, unused, time.perf_counter() - start)
-    return sum(kept.values())
