@@ -1,6 +1,7 @@
 """Capturing the tensors that pass through a module of a model."""
 
 import difflib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, TypeVar
@@ -40,7 +41,7 @@ def find_module(model: nn.Module, path: str, owner: str = 'model') -> nn.Module:
     )
 
 
-class Tap:
+class Tap(ABC):
     """Watches one module while it is open, and holds no hook otherwise.
 
     Open it around one forward pass (a context manager) and read what it captured before it closes: closing frees the tensors.
@@ -78,8 +79,9 @@ class Tap:
     def _hook(self) -> RemovableHandle:
         return self.module.register_forward_pre_hook(self._on_call, with_kwargs=True)
 
+    @abstractmethod
     def _on_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        raise NotImplementedError
+        """Capture what the module was called with."""
 
     def _check_fired(self) -> None:
         if not self._captured:

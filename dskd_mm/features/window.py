@@ -1,6 +1,7 @@
 """A part of each level of a pyramid, where all of it would cost too much."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import accumulate
 
 import torch
@@ -60,12 +61,16 @@ class Window:
         Returns:
             Tensor: (B, C, N') or (B, K, N' * A), a copy.
         """
-        starts = accumulate(self.whole.lengths[:-1], initial=0)
-        index = torch.cat([start + index for start, index in zip(starts, self.indices, strict=True)], dim=1)
-        each = packed.shape[2] // sum(self.whole.lengths)
+        index, each = self._packed_index, packed.shape[2] // sum(self.whole.lengths)
         if each > 1:
             index = (index[:, :, None] * each + torch.arange(each, device=index.device)).flatten(1)
         return gather(packed, index)
+
+    @cached_property
+    def _packed_index(self) -> Tensor:
+        """:attr:`indices` counted over all levels, (B, N')."""
+        starts = accumulate(self.whole.lengths[:-1], initial=0)
+        return torch.cat([start + index for start, index in zip(starts, self.indices, strict=True)], dim=1)
 
 
 def gather(packed: Tensor, index: Tensor) -> Tensor:

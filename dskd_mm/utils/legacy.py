@@ -15,6 +15,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
+from mmengine.utils import digit_version
 
 LOADING: dict[str, Any]
 
@@ -108,5 +109,6 @@ def register_step_pre_hook(optimizer: torch.optim.Optimizer, hook: Callable) -> 
     Returns:
         RemovableHandle | StepPreHook: ``remove()`` ends it.
     """
-    major, minor = (int(part) for part in torch.__version__.split('.')[:2])
-    return StepPreHook(optimizer, hook) if (major, minor) < (2, 4) else optimizer.register_step_pre_hook(hook)
+    if digit_version(torch.__version__) < digit_version('2.4'):
+        return StepPreHook(optimizer, hook)
+    return optimizer.register_step_pre_hook(hook)
