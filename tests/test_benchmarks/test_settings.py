@@ -57,3 +57,10 @@ def test_holdout_judges_on_other_images_than_the_results(name):
     before = cfg.val_dataloader.dataset.to_dict()
     cfg.merge_from_dict(setting.holdout)
     assert cfg.val_dataloader.dataset.to_dict() != before
+
+
+def test_a_smaller_training_part_has_the_size_that_its_table_says():
+    setting = accuracy.SETTINGS['fashion-mnist-10k']
+    cfg = Config.fromfile(ROOT / setting.student)
+    cfg.merge_from_dict(setting.options)
+    assert int(cfg.train_dataloader.dataset.indices) == setting.train_images
