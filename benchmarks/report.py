@@ -22,6 +22,7 @@ from scipy.stats import ttest_rel
 from dskd_mm.visualization.style import BLUE, GREY, ORANGE, new_figure, tidy
 
 PICTURE_ROWS = 5
+CONTROL = 'anchor-and-logit'
 PAGES = ['README.md', 'docs/en/benchmark.md', 'docs/en/ablations.md', 'docs/en/cost.md']
 DENOISED = ROOT / 'benchmarks' / 'results' / 'denoised.jsonl'
 
@@ -157,6 +158,26 @@ def block(dataset: str, split: str, epochs: str, page: Path) -> Block:
     return '\n\n'.join(parts), pictures
 
 
+def overview(*columns: str, page: Path) -> Block:
+    """Methods on several data sets, each given as dataset/split/epochs: mean, deviation, number of seeds; the best in bold."""
+    places = [(dataset, split, int(epochs)) for dataset, split, epochs in (column.split('/') for column in columns)]
+    found = [selected(*place) for place in places]
+    names = [name for name in ('plain', 'dskd', CONTROL, *METHODS) if any(groups.get(name) for groups in found)]
+    names = [name for name in dict.fromkeys(names) if name != 'teacher']
+    cells = {name: [''] * len(places) for name in names}
+    for column, groups in enumerate(found):
+        values = {name: [r['value'] for r in groups[name]] for name in names if groups.get(name)}
+        best = max(values, key=lambda name: statistics.mean(values[name]))
+        for name, each in values.items():
+            text = spread(each)
+            cells[name][column] = f'{f"**{text}**" if name == best else text} ({len(each)})'
+    teacher = [spread(teachers(dataset)) if teachers(dataset) else '' for dataset, *_ in places]
+    heads = [f'{dataset}, {SETTINGS[dataset].unit}' for dataset, *_ in places]
+    rows = [['method', *heads], ['---'] * (len(places) + 1), ['teacher', *teacher]]
+    rows += [[label_of(name).replace('**', ''), *cells[name]] for name in names]
+    return '\n'.join(f'| {" | ".join(row)} |' for row in rows), {}
+
+
 def denoised(config: str, page: Path) -> Block:
     """How good denoised features are, by the teacher's classifier: what benchmarks/denoised.py recorded for a config."""
     records_of_config = [r for r in records(DENOISED) if r['config'] == config]
@@ -175,7 +196,7 @@ def denoised(config: str, page: Path) -> Block:
     return text, {}
 
 
-BLOCKS: dict[str, Callable[..., Block]] = dict(table=block, denoised=denoised, cost=cost, growth=growth)
+BLOCKS: dict[str, Callable[..., Block]] = dict(table=block, overview=overview, denoised=denoised, cost=cost, growth=growth)
 MARKED = re.compile(rf'(<!-- ({"|".join(BLOCKS)}): (.*?) -->\n).*?(<!-- end -->)', re.DOTALL)
 
 

@@ -63,6 +63,33 @@ def test_table_pairs_seeds(tmp_path, monkeypatch):
     assert list(by_label) == ['teacher', 'plain student', accuracy.label_of('dskd'), accuracy.label_of('no-lsh')]
 
 
+def test_the_overview_has_a_column_for_each_data_set_and_a_row_for_each_method_that_ran(tmp_path, monkeypatch):
+    path = tmp_path / 'accuracy.jsonl'
+    rows = [
+        ('fashion-mnist', 'teacher', 0, 90.0),
+        *(('fashion-mnist', 'dskd', seed, value) for seed, value in enumerate((84.0, 86.0))),
+        ('fashion-mnist', 'kd', 0, 85.5),
+        ('dsb2018-fcn', 'anchor-and-logit', 0, 70.0),
+        ('dsb2018-fcn', 'no-lsh', 0, 99.0),  # a variant has no row
+    ]
+    with open(path, 'w') as file:
+        for dataset, variant, seed, value in rows:
+            setting = accuracy.SETTINGS[dataset]
+            record = dict(dataset=dataset, variant=variant, seed=seed, value=value, split='test', epochs=5)
+            file.write(json.dumps(dict(record, task=setting.task, metric=setting.metric, pair=setting.pair)) + '\n')
+    monkeypatch.setattr(accuracy, 'RESULTS', path)
+    text = '<!-- overview: fashion-mnist/test/5 dsb2018-fcn/test/5 -->\n<!-- end -->'
+    lines = [line for line in report.rewrite(text, ROOT / 'README.md')[0].splitlines() if line.startswith('|')]
+    assert lines == [
+        '| method | fashion-mnist, top-1 | dsb2018-fcn, mIoU |',
+        '| --- | --- | --- |',
+        '| teacher | 90.00 |  |',
+        '| DSKD | 85.00 ± 1.41 (2) |  |',
+        '| control: soft anchor + logit loss (no diffusion) |  | **70.00** (1) |',
+        '| KD | **85.50** (1) |  |',
+    ]
+
+
 def test_the_picture_has_a_point_for_each_row(tmp_path):
     figure = report.picture('cifar100-subset', 'test', 24)
     groups = report.selected('cifar100-subset', 'test', 24)
