@@ -311,6 +311,24 @@ VARIANTS = {
         },
         'diffkd',
     ),
+    # Settings of their papers for other data; KD's is that for ImageNet, with a whole cross-entropy beside it.
+    'kd-t1': Variant(
+        'KD, temperature 1',
+        {
+            'model.distill_losses.kd.temperature': '1',
+            'model.distill_losses.kd.loss_weight': '1',
+            'model.student.head.loss.loss_weight': '1',
+        },
+        'kd',
+    ),
+    'dkd-cold': Variant('DKD, no warm-up', {'model.warmup': '0'}, 'dkd'),
+    'dkd-b2': Variant('DKD, β = 2', {'model.distill_losses.dkd.beta': '2'}, 'dkd'),
+    'dkd-t1': Variant(
+        'DKD, β = 0.5, temperature 1',
+        {'model.distill_losses.dkd.beta': '0.5', 'model.distill_losses.dkd.temperature': '1', 'model.warmup': '0'},
+        'dkd',
+    ),
+    'dist-t1': Variant('DIST, τ = 1', {'model.distill_losses.dist.temperature': '1'}, 'dist'),
     'kd-t4': Variant('KD, temperature 4', {'model.distill_losses.kd.temperature': '4'}, 'kd'),
     'logit-only': Variant(
         'control: logit loss alone (no anchor, no diffusion)', {**NO_DIFFUSION, 'model.loss_weights.anchor': '0'}

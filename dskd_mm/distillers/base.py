@@ -63,6 +63,7 @@ class Distiller(BaseModel):
         distill_losses (dict[str, dict], optional): Losses to add, configs of :class:`~dskd_mm.losses.LogitLoss`,
             :class:`~dskd_mm.losses.FeatureLoss` and :class:`~dskd_mm.losses.BoxLoss` by a name of your own; they are logged as
             ``loss_<name>``. Defaults to None.
+        warmup (int): Iterations over which ``distill_losses`` grow linearly from 0 to their weight. Defaults to 0.
         noise_seed (int, optional): Seed of all noise. None takes that of the run. Defaults to None.
         data_preprocessor (dict, optional): Given to the student if it has none of its own: the runner passes it here.
             Defaults to None.
@@ -70,7 +71,8 @@ class Distiller(BaseModel):
 
     Raises:
         TypeError: If student or teacher are of a wrong kind, or an argument is not known.
-        ValueError: If their classifiers cannot be found or do not fit each other, or a loss reads what is not there.
+        ValueError: If their classifiers cannot be found or do not fit each other, a loss reads what is not there, or ``warmup``
+            is negative.
     """
 
     default_sites: ClassVar[Mapping[str, str]] = SITES_BY_MODEL
@@ -90,11 +92,14 @@ class Distiller(BaseModel):
         site: dict | Site | None = None,
         layers: dict[str, dict] | None = None,
         distill_losses: dict[str, dict] | None = None,
+        warmup: int = 0,
         noise_seed: int | None = None,
         data_preprocessor: dict | nn.Module | None = None,
         **unknown: Any,
     ) -> None:
         check_arguments(type(self), unknown)
+        if warmup < 0:
+            raise ValueError(f'warmup of {type(self).__name__} must not be negative, but got {warmup}.')
         model = build_student(student, data_preprocessor)
         super().__init__(data_preprocessor=model.data_preprocessor)
         self.student = model
@@ -111,6 +116,7 @@ class Distiller(BaseModel):
                 for name, config in (distill_losses or {}).items()
             }
         )
+        self.warmup = warmup
         seed = torch.initial_seed() if noise_seed is None else noise_seed
         self.register_buffer('noise_seed', torch.tensor(seed % 2**62))
         self.register_buffer('iteration', torch.zeros((), dtype=torch.long))
@@ -260,6 +266,11 @@ class Distiller(BaseModel):
         """The iteration as a number of the host."""
         return self._read_clock()[1]
 
+    @property
+    def ramp(self) -> Tensor | float:
+        """What warming losses are multiplied with in this step, 1 after ``warmup`` iterations."""
+        return torch.clamp((self.iteration + 1) / self.warmup, max=1.0) if self.warmup else 1.0
+
     def _read_clock(self) -> tuple[int, int]:
         if self._clock is None:
             self._clock = int(self.noise_seed), int(self.iteration)
@@ -298,7 +309,7 @@ class Distiller(BaseModel):
                 assert isinstance(loss, FeatureLoss)
                 ours = student.maps(loss.on)
                 value = loss(ours, match_levels(teacher.maps(loss.on), ours), generator)
-            found[f'loss_{name}'] = value
+            found[f'loss_{name}'] = self.ramp * value
         return found
 
     def _note(self, named: Iterable[tuple[str, Tensor]]) -> None:

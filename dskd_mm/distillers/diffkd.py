@@ -164,7 +164,7 @@ class DiffKDDistiller(Distiller):
             ``distance``, one of 'mse', 'kl', 'dist' or the config of a :class:`~dskd_mm.losses.LogitLoss` (the latter three
             for logits only); ``loss_weights``, ``dict(diff=..., autoencoder=..., kd=...)``. Defaults to None: those of the
             table.
-        kwargs: Arguments of :class:`Distiller`: site, layers, distill_losses, noise_seed, data_preprocessor.
+        kwargs: Arguments of :class:`Distiller`: site, layers, distill_losses, warmup, noise_seed, data_preprocessor.
 
     Raises:
         ValueError: If a pair is not there, or a distance has no meaning for it.

@@ -90,8 +90,6 @@ class DSKDDistiller(Distiller):
             learns in each. Defaults to 1.
         compile (bool | dict): Whether denoiser and sampler are compiled, or arguments of :func:`torch.compile`, such as
             ``dict(backend='inductor', mode='reduce-overhead')``. Defaults to False.
-        warmup (int): Iterations over which the losses that rest on ẑ grow from 0 to their weight, while the denoiser learns.
-            Defaults to 0.
         align (dict, optional): Arguments of :class:`~dskd_mm.features.ChannelAlign`, φ. Defaults to None.
         denoiser (dict, optional): Arguments of :class:`~dskd_mm.diffusion.DiffusionDenoiser`. Its kernel size is 3 for maps and
             1 for vectors unless given, its norm that of the task's site, its table of timesteps long enough for the schedule; a
@@ -108,7 +106,8 @@ class DSKDDistiller(Distiller):
             0 skips the work, too, but for 'diff': the denoiser then stays untrained, yet still denoises. The diffusion is left
             out if both 'lsh' and 'virtual' are 0. Those not named keep their default: 1, or what the task's site advises; for
             'box' the weight of 'logit', for 'channel' 3 times that in segmentation and 0 elsewhere.
-        kwargs: Arguments of :class:`Distiller`: site, layers, distill_losses, noise_seed, data_preprocessor.
+        kwargs: Arguments of :class:`Distiller`: site, layers, distill_losses, noise_seed, data_preprocessor, and
+            ``warmup``, over which the losses that rest on ẑ grow, too, while the denoiser learns.
 
     Raises:
         ValueError: If a switch has an unknown value, or a combination cannot train.
@@ -126,7 +125,6 @@ class DSKDDistiller(Distiller):
         detach: bool = True,
         guidance_unit: str = 'logit',
         normalize: bool = True,
-        warmup: int = 0,
         window: int | Literal[False] | None = None,
         guided_classes: int | Literal[False] | None = None,
         sampling_interval: int = 1,
@@ -156,8 +154,6 @@ class DSKDDistiller(Distiller):
         logit = {**weights, **(loss_weights or {})}['logit']
         weights |= dict(box=logit, channel=weights['channel'] * logit)
         self.loss_weights = read_weights(type(self).__name__, weights, loss_weights)
-        if warmup < 0:
-            raise ValueError(f'warmup of DSKDDistiller must not be negative, but got {warmup}.')
         if sampling_interval < 1:
             raise ValueError(f'sampling_interval of DSKDDistiller must be at least 1, but got {sampling_interval}.')
         window = advice.get('window') if window is None else window
@@ -198,7 +194,6 @@ class DSKDDistiller(Distiller):
         self.detach = detach
         self.guidance_unit = guidance_unit
         self.normalize = normalize
-        self.warmup = warmup
         self.window = window or None
         self.guided_classes = guided_classes or None
         self.sampling_interval = sampling_interval
@@ -389,15 +384,14 @@ class DSKDDistiller(Distiller):
                 denoised = per_location(self.autoencoder.decode, denoised).float()
             opinion = pyramid.map(self.classifiers, denoised) if self.classifiers else None
 
-        ramp = self._ramp()
         if self.lsh is not None:
             (ours, theirs), weight = self.site.vectors((aligned, denoised), label, generator)
             lsh, agreement = self.lsh(ours, theirs, weight)
-            losses['loss_dskd_lsh'] = weights['lsh'] * ramp * lsh
+            losses['loss_dskd_lsh'] = weights['lsh'] * self.ramp * lsh
             losses['dskd_bits'] = agreement
         if opinion is not None and label is not None:
             if weights['virtual']:
-                losses['loss_dskd_virtual'] = weights['virtual'] * ramp * self._imitate(logits, opinion, label)
+                losses['loss_dskd_virtual'] = weights['virtual'] * self.ramp * self._imitate(logits, opinion, label)
             with torch.no_grad():
                 if prediction is None or self.target == 'local':
                     prediction = pyramid.map(self.classifiers, aligned.detach())
@@ -418,9 +412,6 @@ class DSKDDistiller(Distiller):
             first = (self.feature_std == 0).to(batch.dtype)
             self.feature_std.lerp_(batch, torch.clamp(first, min=0.01))
         return self.feature_std.clone()
-
-    def _ramp(self) -> Tensor | float:
-        return 1.0 if not self.warmup else torch.clamp((self.iteration + 1) / self.warmup, max=1.0)
 
 
 def hit_rate(logits: Tensor, label: Target) -> Tensor:

@@ -62,7 +62,7 @@ class LSHFMDistiller(Distiller):
         lsh (dict, optional): Arguments of :class:`~dskd_mm.losses.LSHDistillLoss`; ``magnitude=0`` leaves out the mean
             squared error. The standard deviation of the hash functions is that of the teacher's classifier; a neck has none,
             so there it is 1 unless given. Defaults to None.
-        kwargs: Arguments of :class:`Distiller`: site, layers, distill_losses, noise_seed, data_preprocessor.
+        kwargs: Arguments of :class:`Distiller`: site, layers, distill_losses, warmup, noise_seed, data_preprocessor.
 
     Raises:
         ValueError: If ``beta`` is negative, ``unfold`` even, or ``correct_only`` has no meaning at the site.

@@ -55,7 +55,7 @@ class RTKDistiller(Distiller):
             each image, whatever the size of its maps.
         loss_weight (float): What the loss is multiplied with. Defaults to 200, as AFD's code does on CIFAR-100; a
             reconstruction.
-        kwargs: Further arguments of :class:`Distiller`: site, distill_losses, noise_seed, data_preprocessor.
+        kwargs: Further arguments of :class:`Distiller`: site, distill_losses, warmup, noise_seed, data_preprocessor.
 
     Raises:
         ValueError: If there are fewer layers than keys to keep, or an argument is out of its range.

@@ -56,7 +56,7 @@ class SoKDDistiller(Distiller):
         detector (dict, optional): Arguments of :class:`AreaDetector`. Defaults to None.
         loss_weights (dict, optional): Weights of 'feature', 'detection' (the paper's λ) and 'area' (its β). Without the latter
             two no areas are sought. Those not named are 1. Defaults to None.
-        kwargs: Arguments of :class:`Distiller`: site, layers, distill_losses, noise_seed, data_preprocessor.
+        kwargs: Arguments of :class:`Distiller`: site, layers, distill_losses, warmup, noise_seed, data_preprocessor.
 
     Raises:
         ValueError: If the feature is a vector, which has no areas; if an argument is out of its range, or nothing would train

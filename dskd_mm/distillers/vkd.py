@@ -111,7 +111,7 @@ class VkDDistiller(Distiller):
         temperature (float): Of the loss on the logits. Defaults to 1.
         loss_weights (dict, optional): Weights of 'feature' and 'logit'. Those not named are 1, but 4 for the feature of
             detectors and 0 for logits where the site has none.
-        kwargs: Arguments of :class:`Distiller`: site, layers, distill_losses, noise_seed, data_preprocessor.
+        kwargs: Arguments of :class:`Distiller`: site, layers, distill_losses, warmup, noise_seed, data_preprocessor.
 
     Raises:
         ValueError: If a switch has an unknown value, or logits are asked for where there are none.

@@ -18,8 +18,8 @@ class DKDLoss(LogitLoss):
     :math:`T^2 (\alpha\,KL(b_t\|b_s) + \beta\,KL(\hat p_t\|\hat p_s))`.
 
     The true class is the likeliest one of the annotation: of mixed labels the main one, and background where the classifier
-    has an output for it. What is ignored weighs nothing. The authors' linear warm-up over the first 20 epochs of CIFAR is left
-    out.
+    has an output for it. What is ignored weighs nothing. The authors' linear warm-up over the first 20 of 240
+    epochs of CIFAR is the distiller's ``warmup``, in iterations.
 
     Args:
         alpha (float): Weight of the true class's part (TCKD). Defaults to 1.

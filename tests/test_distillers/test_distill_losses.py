@@ -138,6 +138,17 @@ def test_what_is_logged_is_the_distance_of_the_two_models(tmp_path: Any) -> None
     assert set(logged) == {'loss', 'loss_kd', 'loss_middle'}
 
 
+def test_losses_warm_up_linearly_and_continue_where_they_were(tmp_path: Any) -> None:
+    distiller, batch = classifier(tmp_path, distill_losses=dict(kd=KD), warmup=4)
+    logged = [distiller(**batch, mode='loss') for _ in range(3)]
+    resumed, _ = classifier(tmp_path, distill_losses=dict(kd=KD), warmup=4)
+    resumed.load_state_dict(distiller.state_dict())
+    logged += [resumed(**batch, mode='loss') for _ in range(3)]
+    for i, losses in enumerate(logged):
+        torch.testing.assert_close(losses['loss_kd'], min((i + 1) / 4, 1) * logged[-1]['loss_kd'])
+        torch.testing.assert_close(losses['loss'], logged[0]['loss'])
+
+
 def test_a_layer_is_resized_to_the_student(tmp_path: Any) -> None:
     """Stages of other resolutions: the teacher's map follows."""
     layers = dict(odd=dict(student=dict(path='backbone.layer3', channels=16), teacher=dict(path='backbone.layer1', channels=6)))
@@ -223,6 +234,7 @@ def pair(path: str = 'backbone.layer2', channels: tuple[int, int] = (8, 12)) -> 
     ('kind', 'switches', 'error', 'words'),
     [
         ('gap', dict(distill_losses={}), ValueError, ['at least one loss', 'KDLoss', '{}']),
+        ('gap', dict(distill_losses=dict(a=KD), warmup=-1), ValueError, ['warmup of ConfigurableDistiller', '-1']),
         ('gap', dict(distill_losses=None), ValueError, ['at least one loss', 'KDLoss', 'None']),
         ('gap', dict(distill_losses=dict(a=dict(type='dskd_mm.LSHDistillLoss'))), TypeError, ['distill_losses.a', 'LSH']),
         ('gap', dict(distill_losses=dict(a=dict(temperature=4))), TypeError, ['distill_losses.a', 'KDLoss', 'temperature']),
