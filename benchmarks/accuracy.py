@@ -286,6 +286,7 @@ VARIANTS = {
         {'model.distill_losses.fitnet.type': 'dskd_mm.FitNetLoss', 'model.distill_losses.fitnet.loss_weight': '1'},
     ),
     'with-dist': Variant('**DSKD** + DIST', {'model.distill_losses.dist.type': 'dskd_mm.DISTLoss'}),
+    'warm-up': Variant('losses on the denoised feature warm up over 200 iterations', {'model.warmup': '200'}),
     'temperature-1': Variant('temperature 1', {'model.temperature': '1'}),
     # The controls: everything but the diffusion.
     'anchor-and-logit-no-box': Variant(
@@ -329,6 +330,7 @@ VARIANTS = {
         'dkd',
     ),
     'dist-t1': Variant('DIST, τ = 1', {'model.distill_losses.dist.temperature': '1'}, 'dist'),
+    'dist-t4': Variant('DIST, τ = 4', {'model.distill_losses.dist.temperature': '4'}, 'dist'),
     'kd-t4': Variant('KD, temperature 4', {'model.distill_losses.kd.temperature': '4'}, 'kd'),
     'logit-only': Variant(
         'control: logit loss alone (no anchor, no diffusion)', {**NO_DIFFUSION, 'model.loss_weights.anchor': '0'}
