@@ -286,6 +286,10 @@ VARIANTS = {
         {'model.distill_losses.fitnet.type': 'dskd_mm.FitNetLoss', 'model.distill_losses.fitnet.loss_weight': '1'},
     ),
     'with-dist': Variant('**DSKD** + DIST', {'model.distill_losses.dist.type': 'dskd_mm.DISTLoss'}),
+    'with-dkd': Variant(
+        '**DSKD** + DKD instead of the logit loss, warmed up',
+        {**NO_LOGIT, 'model.distill_losses.dkd.type': 'dskd_mm.DKDLoss', 'model.warmup': '200'},
+    ),
     'warm-up': Variant('losses on the denoised feature warm up over 200 iterations', {'model.warmup': '200'}),
     'temperature-1': Variant('temperature 1', {'model.temperature': '1'}),
     # The controls: everything but the diffusion.
