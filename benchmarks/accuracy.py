@@ -130,19 +130,12 @@ NUCLEUS_INSTANCES = {
     'amp': False,
     'unit': 'mask mAP',
 }
-FASHION = dict(
-    task='cls',
-    pair='resnet8-w8 resnet14-w16',
-    student='configs/plain/resnet8-w8_fashion-mnist.py',
-    teacher='configs/plain/resnet14-w16_fashion-mnist.py',
-    distilled='resnet8-w8_r14-w16_fashion-mnist.py',
-    metric='accuracy/top1',
-)
+IMAGES = dict(task='cls', metric='accuracy/top1')
 
 
 def small_pair(student: str, teacher: str, data: str) -> dict[str, str]:
     """The fields of a setting that follow from the names of its configs."""
-    width = teacher.split('_')[1]
+    width = teacher.split('_')[-1].replace('resnet', 'r')
     return dict(
         pair=f'{student} {teacher}',
         student=f'configs/plain/{student}_{data}.py',
@@ -153,12 +146,8 @@ def small_pair(student: str, teacher: str, data: str) -> dict[str, str]:
 
 SETTINGS = {
     'cifar100-subset': Setting(
-        task='cls',
-        pair='resnet8-w16 resnet14-w32',
-        student='configs/plain/resnet8-w16_cifar100-subset.py',
-        teacher='configs/plain/resnet14-w32_cifar100-subset.py',
-        distilled='resnet8-w16_r14-w32_cifar100-subset.py',
-        metric='accuracy/top1',
+        **IMAGES,
+        **small_pair('resnet8-w16', 'resnet14-w32', 'cifar100-subset'),
         epochs=20,
         train_images=20000,
         holdout={
@@ -169,7 +158,8 @@ SETTINGS = {
         holdout_images=10000,
     ),
     'fashion-mnist': Setting(
-        **FASHION,
+        **IMAGES,
+        **small_pair('resnet8-w8', 'resnet14-w16', 'fashion-mnist'),
         epochs=5,
         train_images=60000,
         holdout={
@@ -181,7 +171,11 @@ SETTINGS = {
     ),
     # The teacher has seen all training images, its students a sixth of them.
     'fashion-mnist-10k': Setting(
-        **FASHION, epochs=12, train_images=10000, options={'train_dataloader.dataset.indices': '10000'}
+        **IMAGES,
+        **small_pair('resnet8-w8', 'resnet14-w16', 'fashion-mnist'),
+        epochs=12,
+        train_images=10000,
+        options={'train_dataloader.dataset.indices': '10000'},
     ),
     'bccd-retinanet': Setting(**BCCD, **small_pair('retinanet_r18-w16', 'retinanet_r18-w32', 'bccd')),
     'bccd-retinanet-w8': Setting(**BCCD, **small_pair('retinanet_r18-w8', 'retinanet_r18-w32', 'bccd')),
@@ -327,7 +321,6 @@ VARIANTS = {
         'kd',
     ),
     'dkd-cold': Variant('DKD, no warm-up', {'model.warmup': '0'}, 'dkd'),
-    'dkd-b2': Variant('DKD, β = 2', {'model.distill_losses.dkd.beta': '2'}, 'dkd'),
     'dkd-t1': Variant(
         'DKD, β = 0.5, temperature 1',
         {'model.distill_losses.dkd.beta': '0.5', 'model.distill_losses.dkd.temperature': '1', 'model.warmup': '0'},

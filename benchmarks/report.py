@@ -162,8 +162,8 @@ def overview(*columns: str, page: Path) -> Block:
     """Methods on several data sets, each given as dataset/split/epochs: mean, deviation, number of seeds; the best in bold."""
     places = [(dataset, split, int(epochs)) for dataset, split, epochs in (column.split('/') for column in columns)]
     found = [selected(*place) for place in places]
-    names = [name for name in ('plain', 'dskd', CONTROL, *METHODS) if any(groups.get(name) for groups in found)]
-    names = [name for name in dict.fromkeys(names) if name != 'teacher']
+    order = dict.fromkeys(('plain', 'dskd', CONTROL, *METHODS))
+    names = [name for name in order if name != 'teacher' and any(groups.get(name) for groups in found)]
     cells = {name: [''] * len(places) for name in names}
     for column, groups in enumerate(found):
         values = {name: [r['value'] for r in groups[name]] for name in names if groups.get(name)}
@@ -171,7 +171,7 @@ def overview(*columns: str, page: Path) -> Block:
         for name, each in values.items():
             text = spread(each)
             cells[name][column] = f'{f"**{text}**" if name == best else text} ({len(each)})'
-    teacher = [spread(teachers(dataset)) if teachers(dataset) else '' for dataset, *_ in places]
+    teacher = [spread(values) if values else '' for values in (teachers(dataset) for dataset, *_ in places)]
     heads = [f'{dataset}, {SETTINGS[dataset].unit}' for dataset, *_ in places]
     rows = [['method', *heads], ['---'] * (len(places) + 1), ['teacher', *teacher]]
     rows += [[label_of(name).replace('**', ''), *cells[name]] for name in names]

@@ -295,7 +295,7 @@ class Distiller(BaseModel):
             )
 
     def _add_losses(self, student: Observed, teacher: Observed, target: Target | None) -> dict[str, Tensor]:
-        found = {}
+        found, ramp = {}, self.ramp
         generator = self.noise_generator(student.features[0].device, 1)  # 1: not the noise of the method itself
         for name, loss in self.distill_losses.items():
             if isinstance(loss, LogitLoss):
@@ -309,7 +309,7 @@ class Distiller(BaseModel):
                 assert isinstance(loss, FeatureLoss)
                 ours = student.maps(loss.on)
                 value = loss(ours, match_levels(teacher.maps(loss.on), ours), generator)
-            found[f'loss_{name}'] = self.ramp * value
+            found[f'loss_{name}'] = ramp * value
         return found
 
     def _note(self, named: Iterable[tuple[str, Tensor]]) -> None:

@@ -384,14 +384,15 @@ class DSKDDistiller(Distiller):
                 denoised = per_location(self.autoencoder.decode, denoised).float()
             opinion = pyramid.map(self.classifiers, denoised) if self.classifiers else None
 
+        ramp = self.ramp
         if self.lsh is not None:
             (ours, theirs), weight = self.site.vectors((aligned, denoised), label, generator)
             lsh, agreement = self.lsh(ours, theirs, weight)
-            losses['loss_dskd_lsh'] = weights['lsh'] * self.ramp * lsh
+            losses['loss_dskd_lsh'] = weights['lsh'] * ramp * lsh
             losses['dskd_bits'] = agreement
         if opinion is not None and label is not None:
             if weights['virtual']:
-                losses['loss_dskd_virtual'] = weights['virtual'] * self.ramp * self._imitate(logits, opinion, label)
+                losses['loss_dskd_virtual'] = weights['virtual'] * ramp * self._imitate(logits, opinion, label)
             with torch.no_grad():
                 if prediction is None or self.target == 'local':
                     prediction = pyramid.map(self.classifiers, aligned.detach())

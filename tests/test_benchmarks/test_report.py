@@ -34,6 +34,16 @@ def test_pages_are_up_to_date():
     assert result.returncode == 0, f'{result.stdout}{result.stderr}\nRun: python benchmarks/report.py'
 
 
+def write_records(path: Path, rows: list[tuple[str, str, int, float]]) -> None:
+    """Records of data set, variant, seed and value."""
+    with open(path, 'w') as file:
+        for dataset, variant, seed, value in rows:
+            setting = accuracy.SETTINGS[dataset]
+            record = dict(dataset=dataset, variant=variant, seed=seed, value=value, split='test', epochs=5)
+            common = dict(train_images=60000, task=setting.task, metric=setting.metric, pair=setting.pair)
+            file.write(json.dumps({**record, **common}) + '\n')
+
+
 def test_table_pairs_seeds(tmp_path, monkeypatch):
     rows = [
         *(('teacher', 0, 90.0),),
@@ -42,12 +52,7 @@ def test_table_pairs_seeds(tmp_path, monkeypatch):
         *(('no-lsh', seed, value) for seed, value in enumerate((78.0, 85.0, 81.5))),
     ]
     path = tmp_path / 'accuracy.jsonl'
-    with open(path, 'w') as file:
-        for variant, seed, value in rows:
-            record = dict(dataset='fashion-mnist', variant=variant, seed=seed, value=value, split='test', epochs=5)
-            setting = accuracy.SETTINGS['fashion-mnist']
-            common = dict(train_images=60000, task=setting.task, metric=setting.metric, pair=setting.pair)
-            file.write(json.dumps({**record, **common}) + '\n')
+    write_records(path, [('fashion-mnist', *row) for row in rows])
     monkeypatch.setattr(accuracy, 'RESULTS', path)
     lines = report.table('fashion-mnist', 'test', 5).splitlines()
     by_label = {line.split('|')[1].strip(): [cell.strip() for cell in line.split('|')[2:-1]] for line in lines[2:]}
@@ -72,11 +77,7 @@ def test_the_overview_has_a_column_for_each_data_set_and_a_row_for_each_method_t
         ('dsb2018-fcn', 'anchor-and-logit', 0, 70.0),
         ('dsb2018-fcn', 'no-lsh', 0, 99.0),  # a variant has no row
     ]
-    with open(path, 'w') as file:
-        for dataset, variant, seed, value in rows:
-            setting = accuracy.SETTINGS[dataset]
-            record = dict(dataset=dataset, variant=variant, seed=seed, value=value, split='test', epochs=5)
-            file.write(json.dumps(dict(record, task=setting.task, metric=setting.metric, pair=setting.pair)) + '\n')
+    write_records(path, rows)
     monkeypatch.setattr(accuracy, 'RESULTS', path)
     text = '<!-- overview: fashion-mnist/test/5 dsb2018-fcn/test/5 -->\n<!-- end -->'
     lines = [line for line in report.rewrite(text, ROOT / 'README.md')[0].splitlines() if line.startswith('|')]
