@@ -112,7 +112,7 @@ class Distiller(BaseModel):
         check_ports(self.student_port, self.teacher_port)
         self.distill_losses = nn.ModuleDict(
             {
-                name: build_loss(name, config, self.student_port, self.teacher_port, self.readable)
+                name: build_loss(f'distill_losses.{name}', config, self.student_port, self.teacher_port, self.readable)
                 for name, config in (distill_losses or {}).items()
             }
         )
@@ -139,9 +139,7 @@ class Distiller(BaseModel):
         if theirs.classifiers:
             # An image is classified as a whole, wherever its feature is tapped.
             known['logits'] = Readable(own.num_classes, theirs.num_classes, own.is_map and self.site.task != 'classification')
-        return known | {
-            name: Readable(layer.channels, theirs.layers[name].channels) for name, layer in own.layers.items()
-        }
+        return known | {name: Readable(layer.channels, theirs.layers[name].channels) for name, layer in own.layers.items()}
 
     def distill(
         self, student: Observed, teacher: Observed | None, target: Target | None, head_loss: HeadLoss
@@ -441,10 +439,10 @@ def look_up(readable: Mapping[str, Readable], name: str, reader: str) -> Readabl
 def build_loss(
     name: str, config: dict, student: Port, teacher: Port, readable: Mapping[str, Readable]
 ) -> LogitLoss | FeatureLoss | BoxLoss:
-    """Build one of the losses of a distiller's ``distill_losses``.
+    """Build a loss that compares student and teacher.
 
     Args:
-        name (str): Its name there.
+        name (str): The argument that it is given by, such as 'distill_losses.kd', for messages.
         config (dict): Its config; channels are filled in.
         student (Port): Where the student is tapped.
         teacher (Port): Where the teacher is tapped.
@@ -456,31 +454,28 @@ def build_loss(
     """
     cls = MODELS.get(config['type']) if isinstance(config.get('type'), str) else config.get('type')
     if isinstance(cls, type) and issubclass(cls, (LogitLoss, BoxLoss, FeatureLoss)):
-        check_arguments(cls, config, f'distill_losses.{name}')
+        check_arguments(cls, config, name)
     if isinstance(cls, type) and issubclass(cls, LogitLoss):
         if not teacher.classifiers:
-            raise ValueError(
-                f'distill_losses.{name} ({cls.__name__}) reads class logits, but this site has no linear classifier.'
-            )
+            raise ValueError(f'{name} ({cls.__name__}) reads class logits, but this site has no linear classifier.')
         logit_loss: LogitLoss = MODELS.build(config)
         logit_loss.check(teacher.num_classes, teacher.sigmoid)
         return logit_loss
     if isinstance(cls, type) and issubclass(cls, BoxLoss):
         if not student.boxes or student.boxes != teacher.boxes:
             raise ValueError(
-                f'distill_losses.{name} ({cls.__name__}) compares boxes of one encoding, but the student of this site has '
+                f'{name} ({cls.__name__}) compares boxes of one encoding, but the student of this site has '
                 f'{student.boxes or "none"}, the teacher {teacher.boxes or "none"}: it is for detectors of one family.'
             )
         return MODELS.build(config)
     if isinstance(cls, type) and issubclass(cls, FeatureLoss):
-        read = look_up(readable, config.get('on', 'feature'), f'distill_losses.{name} ({cls.__name__})')
+        read = look_up(readable, config.get('on', 'feature'), f'{name} ({cls.__name__})')
         channels = dict(student_channels=read.student_channels, teacher_channels=read.teacher_channels)
         feature_loss: FeatureLoss = MODELS.build({**(channels if issubclass(cls, AlignedFeatureLoss) else {}), **config})
         feature_loss.check(read.is_map)
         return feature_loss
     raise TypeError(
-        f'distill_losses.{name} expects the config of a LogitLoss, FeatureLoss or BoxLoss of dskd_mm (dskd_mm.KDLoss, ...), '
-        f'but got {config}.'
+        f'{name} expects the config of a LogitLoss, FeatureLoss or BoxLoss of dskd_mm (dskd_mm.KDLoss, ...), but got {config}.'
     )
 
 

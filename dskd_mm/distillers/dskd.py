@@ -22,12 +22,14 @@ from dskd_mm.distillers.base import Distiller, HeadLoss, build, build_loss, main
 from dskd_mm.distributed import std_over_ranks
 from dskd_mm.features import ChannelAlign, Pyramid, Window, per_location
 from dskd_mm.guidance import ClassifierJudge, HeadJudge, Judge, Target, TeacherClassifier
-from dskd_mm.losses import BoxLoss, FeatureLoss, KDLoss, LSHDistillLoss
+from dskd_mm.losses import BoxLoss, FeatureLoss, LogitLoss, LSHDistillLoss
 from dskd_mm.losses.base import check_temperature
 from dskd_mm.registry import MODELS
 from dskd_mm.sites import Observed
 
 LOSSES = dict(diff=1.0, lsh=1.0, anchor=1.0, virtual=1.0, logit=1.0, channel=0.0)
+WARMED = [f'loss_dskd_{name}' for name in ('anchor', 'lsh', 'virtual', 'logit', 'channel', 'box')]
+"""All that pulls the student; the diffusion learns from the first iteration on."""
 
 
 @MODELS.register_module()
@@ -39,7 +41,7 @@ class DSKDDistiller(Distiller):
     towards its own denoised version. In a training step:
 
     1. z = φ(F_s), the student's feature in the teacher's channels;
-    2. ``loss_dskd_anchor``: the frozen teacher's classifier on z should name the target. It ties φ to the teacher's space
+    2. ``loss_dskd_anchor``: the frozen teacher's classifier on z should say what is wanted. It ties φ to the teacher's space
        (ours, not in the paper: without it φ is held by its own self-target alone and can drift);
     3. ``loss_dskd_diff``: the denoiser learns to predict the noise in the prior's features;
     4. ẑ: z is noised and denoised again in a few guided DDIM steps, outside of the graph;
@@ -49,6 +51,9 @@ class DSKDDistiller(Distiller):
     8. ``loss_dskd_channel``: and a segmenter's logits as maps, each channel a distribution over its locations (CWD, Shu et al.
        2021): the former say what is at a location, these where a class is;
     9. ``loss_dskd_box``: likewise a detector's boxes, which no classifier could teach.
+
+    Wherever one prediction follows another (2, 6 and 7), ``imitation`` says how: images follow what a teacher says of the true
+    class and what it says of the others as two matters of their own (DKD, Zhao et al. 2022).
 
     With an autoencoder there is ``loss_dskd_autoencoder``, its reconstruction error, with a weight of 1.
 
@@ -69,8 +74,15 @@ class DSKDDistiller(Distiller):
             prediction, 'local' for the teacher's own prediction at every location of its map, to which its classifier is
             applied as a 1x1 convolution (a class activation map). Defaults to None: 'soft' where there is a linear
             classifier, else 'label'.
-        temperature (float, optional): Softens predictions in the anchor with 'soft' targets, the virtual teacher and the logit
-            loss. Defaults to None: 4, or what the task's site advises.
+        temperature (float, optional): Softens predictions that follow one another, unless ``imitation`` is given, which has its
+            own. Defaults to None: 4, or what the task's site advises.
+        imitation (dict, optional): How one prediction follows another in anchor (with 'soft' and 'local' targets), virtual
+            teacher and logit loss: the config of a :class:`~dskd_mm.losses.LogitLoss`. Defaults to None:
+            :class:`~dskd_mm.losses.DKDLoss` for images of exclusive classes, :class:`~dskd_mm.losses.KDLoss` elsewhere, both
+            of that temperature.
+        warmup (int, optional): Iterations over which all losses on the student grow linearly from 0 to their weight,
+            ``distill_losses`` among them; the diffusion learns meanwhile. Defaults to None: what the site advises, 200 for
+            images and 0 elsewhere.
         detach (bool): Whether ẑ is a fixed target, sampled without a graph; otherwise gradients flow through the sampler.
             Defaults to True.
         guidance_unit (str): What the sampler's strength means, see :class:`~dskd_mm.guidance.ClassifierGuidance`. Defaults to
@@ -106,8 +118,7 @@ class DSKDDistiller(Distiller):
             0 skips the work, too, but for 'diff': the denoiser then stays untrained, yet still denoises. The diffusion is left
             out if both 'lsh' and 'virtual' are 0. Those not named keep their default: 1, or what the task's site advises; for
             'box' the weight of 'logit', for 'channel' 3 times that in segmentation and 0 elsewhere.
-        kwargs: Arguments of :class:`Distiller`: site, layers, distill_losses, noise_seed, data_preprocessor, and
-            ``warmup``, over which the losses that rest on ẑ grow, too, while the denoiser learns.
+        kwargs: Arguments of :class:`Distiller`: site, layers, distill_losses, noise_seed, data_preprocessor.
 
     Raises:
         ValueError: If a switch has an unknown value, or a combination cannot train.
@@ -122,6 +133,8 @@ class DSKDDistiller(Distiller):
         prior: str = 'student',
         target: str | None = None,
         temperature: float | None = None,
+        imitation: dict | None = None,
+        warmup: int | None = None,
         detach: bool = True,
         guidance_unit: str = 'logit',
         normalize: bool = True,
@@ -138,8 +151,9 @@ class DSKDDistiller(Distiller):
         loss_weights: dict | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(student, teacher, **kwargs)
+        super().__init__(student, teacher, warmup=warmup or 0, **kwargs)
         advice = self.site.defaults
+        self.warmup = advice.get('warmup', 0) if warmup is None else warmup
         target = advice.get('target', 'soft') if target is None else target
         temperature = advice.get('temperature', 4.0) if temperature is None else temperature
         for name, value, known in (
@@ -182,13 +196,13 @@ class DSKDDistiller(Distiller):
         self.prior = prior
         self.target = target
         self.temperature = check_temperature(self, temperature)
-        self.imitation = KDLoss(temperature)
+        self.imitation = self._build_imitation(imitation)
         self.box_imitation = BoxLoss()
         self.channel_imitation = None
         if self.loss_weights['channel']:
             # Weight and temperature are its authors', for the logits of segmenters.
             config = dict(type='dskd_mm.CWDLoss', on='logits', temperature=4.0, loss_weight=self.loss_weights['channel'])
-            loss = build_loss('channel', config, self.student_port, self.teacher_port, self.readable)
+            loss = build_loss('loss_weights.channel', config, self.student_port, self.teacher_port, self.readable)
             assert isinstance(loss, FeatureLoss)
             self.channel_imitation = loss
         self.detach = detach
@@ -289,8 +303,10 @@ class DSKDDistiller(Distiller):
             student, teacher, target = self._look_through_window(student, teacher, target)
         pyramid = Pyramid.of(student.features)
         if weights['logit']:
-            assert teacher is not None and teacher.logits is not None and target is not None
-            losses['loss_dskd_logit'] = weights['logit'] * self._imitate(student.logits, teacher.logits, target)
+            assert self.imitation is not None and student.logits is not None and target is not None
+            assert teacher is not None and teacher.logits is not None
+            logit = self.imitation(student.logits, teacher.logits, target, self.classifiers[0].sigmoid)
+            losses['loss_dskd_logit'] = weights['logit'] * logit
         # A distribution over one location is always 1: maps of a single one have nothing to say.
         if self.channel_imitation is not None and max(pyramid.lengths) > 1:
             assert teacher is not None
@@ -310,13 +326,30 @@ class DSKDDistiller(Distiller):
             judge = ClassifierJudge(pyramid, self.guides, target, opinion, guided_classes)
         prediction = None
         if weights['anchor']:
-            anchor, prediction = judge.loss(aligned, self.temperature)
+            anchor, prediction = judge.loss(aligned, self.imitation)
             losses['loss_dskd_anchor'] = weights['anchor'] * anchor
         if self.samples:
             losses.update(self._self_distill(pyramid, aligned, prediction, student.logits, judge, target, teacher))
+        ramp = self.ramp
+        losses |= {name: ramp * losses[name] for name in WARMED if name in losses}
         # With its losses off, φ must still be in the graph: DDP waits for every parameter.
         losses['loss_dskd_anchor'] = losses.get('loss_dskd_anchor', 0) + aligned.sum() * 0
         return losses
+
+    def _build_imitation(self, config: dict | None) -> LogitLoss | None:
+        if not self.teacher_port.classifiers and config is None:
+            return None
+        advised = self.site.defaults.get('imitation')
+        if config is None:
+            # What is advised is for exclusive classes; others have no true one.
+            kind = dict(type='dskd_mm.KDLoss') if advised is None or self.teacher_port.sigmoid else advised
+            config = dict(temperature=self.temperature) | kind
+        loss = build_loss('imitation', config, self.student_port, self.teacher_port, self.readable)
+        if not isinstance(loss, LogitLoss):
+            raise TypeError(
+                f'imitation of DSKDDistiller expects the config of a LogitLoss (dskd_mm.KDLoss, ...), but got {config}.'
+            )
+        return loss
 
     def _look_through_window(
         self, student: Observed, teacher: Observed | None, target: Target
@@ -331,10 +364,6 @@ class DSKDDistiller(Distiller):
         window = self.site.window(pyramid, target, self.window, generator)
         seen = self.site.target_within(window, target, self.teacher_port.sigmoid)
         return student.within(window), None if teacher is None else teacher.within(window), seen
-
-    def _imitate(self, logits: Tensor | None, opinion: Tensor, label: Target) -> Tensor:
-        assert logits is not None
-        return self.imitation(logits, opinion, label, self.classifiers[0].sigmoid)
 
     def _teacher_opinion(self, pyramid: Pyramid, teacher: Observed | None) -> Tensor | None:
         """Logits that guidance and anchor aim at, at the resolution of :attr:`guides`; None for labels."""
@@ -384,15 +413,16 @@ class DSKDDistiller(Distiller):
                 denoised = per_location(self.autoencoder.decode, denoised).float()
             opinion = pyramid.map(self.classifiers, denoised) if self.classifiers else None
 
-        ramp = self.ramp
         if self.lsh is not None:
             (ours, theirs), weight = self.site.vectors((aligned, denoised), label, generator)
             lsh, agreement = self.lsh(ours, theirs, weight)
-            losses['loss_dskd_lsh'] = weights['lsh'] * ramp * lsh
+            losses['loss_dskd_lsh'] = weights['lsh'] * lsh
             losses['dskd_bits'] = agreement
         if opinion is not None and label is not None:
             if weights['virtual']:
-                losses['loss_dskd_virtual'] = weights['virtual'] * ramp * self._imitate(logits, opinion, label)
+                assert logits is not None and self.imitation is not None
+                virtual = self.imitation(logits, opinion, label, self.classifiers[0].sigmoid)
+                losses['loss_dskd_virtual'] = weights['virtual'] * virtual
             with torch.no_grad():
                 if prediction is None or self.target == 'local':
                     prediction = pyramid.map(self.classifiers, aligned.detach())

@@ -73,6 +73,13 @@ class Target:
         """
         return replace(self, probability=self.probability.index_select(1, classes))
 
+    def expand_as(self, logits: Tensor) -> 'Target':
+        """The same at the resolution of logits (B, K, M), at each location of an image what is annotated for it as a whole."""
+        if self.probability.ndim == logits.ndim:
+            return self
+        weight = None if self.weight is None else self.weight[..., None].expand(-1, -1, logits.shape[2])
+        return replace(self, probability=self.probability[..., None].expand_as(logits), weight=weight)
+
     def split(self, lengths: Sequence[int]) -> list['Target']:
         """Cut the M predictions of (B, K, M) into pieces, those of the levels of a pyramid; (B, K) is one piece."""
         if self.probability.ndim == 2:
@@ -238,9 +245,8 @@ class TeacherClassifier(nn.Module):
                 feature = feature.mean(dim=(2, 3))
             return F.linear(feature, weight, bias)
 
-    def predict(self, logits: Tensor, temperature: float = 1.0) -> Tensor:
-        """Class probabilities of logits (B, K, ...), softened by a temperature."""
-        logits = logits / temperature
+    def predict(self, logits: Tensor) -> Tensor:
+        """Class probabilities of logits (B, K, ...)."""
         return logits.sigmoid() if self.sigmoid else logits.softmax(dim=1)
 
     def log_prob(self, feature: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:

@@ -11,17 +11,20 @@ from dskd_mm.features.pyramid import MapFunction, Pyramid
 from dskd_mm.guidance.classifier import ClassifierGuidance, Target, TeacherClassifier, target_cross_entropy
 from dskd_mm.guidance.head_loss import HeadLossGuidance
 
+Imitation = Callable[[Tensor, Tensor, Target, bool], Tensor]
+"""How logits follow the teacher's, given the annotations and whether classes are independent: a ``LogitLoss``."""
+
 
 class Judge(ABC):
     """Judges features of a packed pyramid (B, C, N), see :class:`~dskd_mm.features.Pyramid`."""
 
     @abstractmethod
-    def loss(self, packed: Tensor, temperature: float) -> tuple[Tensor, Tensor | None]:
+    def loss(self, packed: Tensor, imitation: Imitation | None) -> tuple[Tensor, Tensor | None]:
         """How far the features are from what is wanted; trains whoever made them.
 
         Args:
             packed (Tensor): Features (B, C, N), in the graph.
-            temperature (float): Softens predictions, where there are any.
+            imitation (Callable, optional): How the features' logits follow those of the teacher, where these are wanted.
 
         Returns:
             tuple[Tensor, Tensor | None]: The loss, a scalar, and the logits of the features, where there are any.
@@ -66,17 +69,21 @@ class ClassifierJudge(Judge):
         self.opinion = opinion
         self.guided_classes = guided_classes
 
-    def target(self, temperature: float) -> Target:
-        """What is wanted: the annotations, or the teacher's opinion softened by a temperature."""
+    @property
+    def wanted(self) -> Target:
+        """What guidance aims at: the annotations, or the teacher's opinion."""
         if self.opinion is None:
             return self.label
-        return replace(self.label, probability=self.classifiers[0].predict(self.opinion, temperature))
+        return replace(self.label, probability=self.classifiers[0].predict(self.opinion))
 
-    def loss(self, packed: Tensor, temperature: float) -> tuple[Tensor, Tensor | None]:
+    def loss(self, packed: Tensor, imitation: Imitation | None) -> tuple[Tensor, Tensor | None]:
         """Divergence of the classifier's prediction from what is wanted; see :meth:`Judge.loss`."""
-        soften = 1.0 if self.opinion is None else temperature
         logits = self.pyramid.map(self.classifiers, packed)
-        return target_cross_entropy(logits, self.target(soften), self.classifiers[0].sigmoid, soften), logits
+        sigmoid = self.classifiers[0].sigmoid
+        if self.opinion is None:
+            return target_cross_entropy(logits, self.label, sigmoid), logits
+        assert imitation is not None
+        return imitation(logits, self.opinion, self.label.expand_as(logits), sigmoid), logits
 
     def at_stake(self, target: Target) -> Tensor | None:
         """The classes that guidance regards: those annotated in the batch first, then those that are most surely wanted.
@@ -108,7 +115,7 @@ class ClassifierJudge(Judge):
         assert decoder is None or isinstance(decoder, nn.Conv2d)
         classifiers = self.classifiers * (len(self.pyramid.sizes) if len(self.classifiers) == 1 else 1)
         lengths = [length * classifiers[0].anchors for length in self.pyramid.lengths]
-        wanted = self.target(1.0)
+        wanted = self.wanted
         classes = self.at_stake(wanted)
         each: list[MapFunction] = [
             ClassifierGuidance(classifier, target, unit, scale, decoder, classes)
@@ -132,7 +139,7 @@ class HeadJudge(Judge):
         self.pyramid = pyramid
         self.head_loss = head_loss
 
-    def loss(self, packed: Tensor, temperature: float) -> tuple[Tensor, Tensor | None]:
+    def loss(self, packed: Tensor, imitation: Imitation | None) -> tuple[Tensor, Tensor | None]:
         """The head's loss; see :meth:`Judge.loss`."""
         return self.head_loss(self.pyramid.unpack(packed)), None
 

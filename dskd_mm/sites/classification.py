@@ -34,6 +34,8 @@ class ClassificationSite(Site):
     """
 
     task = 'classification'
+    # A sure teacher's small probabilities say nothing unless they are weighted up, and that is too much at the very start.
+    defaults = dict(imitation=dict(type='dskd_mm.DKDLoss'), warmup=200)
     norm = 'BN'
     part = 'head'
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from dskd_mm.distillers.base import match_levels
 from dskd_mm.distillers.dskd import hit_rate
 from dskd_mm.guidance import Target
+from dskd_mm.losses import DISTLoss, DKDLoss, KDLoss
 from dskd_mm.sites import ClassificationSite, Observed
 from dskd_mm.testing import classifier_config, random_batch, random_teacher
 from dskd_mm.testing.toy import TOY_KINDS
@@ -66,6 +67,18 @@ def divergence(q: Tensor, logits: Tensor, temperature: float) -> Tensor:
     return (entropy_part - q * p.log()).sum() / len(q) * temperature**2
 
 
+def decoupled_divergence(theirs: Tensor, ours: Tensor, labels: Tensor, temperature: float, beta: float) -> Tensor:
+    """T^2 (KL of true class or not + beta KL among the others), averaged over images."""
+    total = torch.zeros(())
+    for q, p, label in zip(softmax(theirs, temperature), softmax(ours, temperature), labels.tolist(), strict=True):
+        total = total + q[label] * (q[label] / p[label]).log() + (1 - q[label]) * ((1 - q[label]) / (1 - p[label])).log()
+        for k in range(CLASSES):
+            if k != label:
+                a, b = q[k] / (1 - q[label]), p[k] / (1 - p[label])
+                total = total + beta * a * (a / b).log()
+    return total / len(labels) * temperature**2
+
+
 def straight_line(
     distiller: nn.Module,
     feature: Tensor,
@@ -78,6 +91,7 @@ def straight_line(
     unit: str,
     point: str,
     scale: float,
+    decoupled: bool,
 ) -> dict[str, Tensor]:
     """The terms of DSKD written down once more, from section 1 of the method to its end."""
     (classifier,) = distiller.teacher.classifiers
@@ -95,14 +109,19 @@ def straight_line(
         """(B * H * W, K)."""
         return x.permute(0, 2, 3, 1).flatten(0, 2) @ weight.T + bias
 
+    def imitate(theirs: Tensor, ours: Tensor) -> Tensor:
+        if decoupled:
+            return decoupled_divergence(theirs, ours, labels.repeat_interleave(len(ours) // len(labels)), temperature, 8.0)
+        return divergence(softmax(theirs, temperature), ours, temperature)
+
     classify = at_locations if target == 'local' else pooled
     opinion = dict(label=None, soft=teacher_logits, local=at_locations(seen_by_teacher))[target]
     guide = one_hot if opinion is None else softmax(opinion)
     if opinion is None:
         anchor = divergence(one_hot, classify(z), 1.0)
     else:
-        anchor = divergence(softmax(opinion, temperature), classify(z), temperature)
-    expected = dict(anchor=anchor, logit=divergence(softmax(teacher_logits, temperature), logits, temperature))
+        anchor = imitate(opinion, classify(z))
+    expected = dict(anchor=anchor, logit=imitate(teacher_logits, logits))
 
     clean = z.detach()
     if prior == 'teacher':
@@ -145,7 +164,7 @@ def straight_line(
         x = x_0 if t == 0 else math.sqrt(alpha[t - 100]) * x_0 + math.sqrt(1 - alpha[t - 100]) * epsilon
     denoised = x * std
 
-    expected['virtual'] = divergence(softmax(pooled(denoised), temperature), logits, temperature)
+    expected['virtual'] = imitate(pooled(denoised), logits)
     hashed = [v.mean(dim=(2, 3)) @ (distiller.lsh.projection * weight.std()).T for v in (z, denoised)]
     middle = hashed[1].mean(dim=0)
     bits = (hashed[1] > middle).float()
@@ -164,7 +183,8 @@ def no_head_loss(maps: Sequence[Tensor]) -> Tensor:
 @pytest.mark.parametrize('prior', ['student', 'teacher'])
 @pytest.mark.parametrize('target', ['label', 'soft', 'local'])
 @pytest.mark.parametrize(('unit', 'point', 'scale'), [('logit', 'noisy', 1.0), ('gradient', 'clean', 30.0)])
-def test_every_term_is_the_straight_line(teachers, monkeypatch, prior, target, unit, point, scale):
+@pytest.mark.parametrize('decoupled', [True, False])
+def test_every_term_is_the_straight_line(teachers, monkeypatch, prior, target, unit, point, scale, decoupled):
     weights = dict(diff=0.5, lsh=2.0, anchor=3.0, virtual=0.7, logit=1.5)
     distiller = build(
         'gap',
@@ -174,6 +194,8 @@ def test_every_term_is_the_straight_line(teachers, monkeypatch, prior, target, u
         guidance_unit=unit,
         sampler=dict(guidance_point=point, scale=scale),
         loss_weights=weights,
+        imitation=None if decoupled else dict(type='dskd_mm.KDLoss'),
+        warmup=0,
     )
     distiller.load_teacher()
     monkeypatch.setattr(distiller, 'noise_generator', lambda device: torch.Generator(device).manual_seed(11))
@@ -184,7 +206,7 @@ def test_every_term_is_the_straight_line(teachers, monkeypatch, prior, target, u
     labels = torch.cat([sample.gt_label for sample in samples])
     # The norms see the same batches in the same order: all in training mode, by the batch's own statistics.
     expected = straight_line(
-        distiller, feature, logits, labels, teacher_feature, teacher_logits, prior, target, unit, point, scale
+        distiller, feature, logits, labels, teacher_feature, teacher_logits, prior, target, unit, point, scale, decoupled
     )
     student = Observed([feature], [logits])
     teacher = Observed(match_levels([teacher_feature], [feature]), [teacher_logits])
@@ -489,20 +511,39 @@ def test_images_have_the_defaults_of_the_core(teachers):
     assert (distiller.target, distiller.temperature, distiller.autoencoder) == ('soft', 4.0, None)
     assert {name for name, weight in distiller.loss_weights.items() if weight != 1} == {'channel'}
     assert 'BatchNorm2d' in kinds(distiller.denoiser)
+    assert (type(distiller.imitation), distiller.imitation.temperature, distiller.warmup) == (DKDLoss, 4.0, 200)
 
 
-def test_warm_up_raises_only_what_rests_on_the_denoised_feature(teachers):
+def test_how_predictions_follow_can_be_told(teachers):
+    softer = build('gap', teachers['gap'], temperature=2.0)
+    assert (type(softer.imitation), softer.imitation.temperature) == (DKDLoss, 2.0)
+    other = build('gap', teachers['gap'], imitation=dict(type='dskd_mm.DISTLoss', beta=2.0), warmup=3)
+    assert (type(other.imitation), other.imitation.beta, other.warmup) == (DISTLoss, 2.0, 3)
+    assert_trains(other, step(other))
+    independent = build('multi_label', teachers['multi_label'])
+    assert isinstance(independent.imitation, KDLoss), 'independent classes have no true one'
+
+
+def test_what_is_no_loss_on_logits_is_refused(teachers):
+    with pytest.raises(TypeError, match='imitation of DSKDDistiller expects the config of a LogitLoss'):
+        build('gap', teachers['gap'], imitation=dict(type='dskd_mm.FitNetLoss'))
+    with pytest.raises(TypeError, match=r"imitation .*'tau'"):
+        build('gap', teachers['gap'], imitation=dict(type='dskd_mm.KDLoss', tau=3))
+    with pytest.raises(ValueError, match='DKDLoss expects at least two exclusive classes'):
+        build('multi_label', teachers['multi_label'], imitation=dict(type='dskd_mm.DKDLoss'))
+
+
+def test_warm_up_raises_all_but_what_the_diffusion_learns_by(teachers):
     ramp = []
     for warmup in (0, 4):
         distiller = build('gap', teachers['gap'], warmup=warmup)
         images, samples = random_batch()
         ramp.append([distiller(images, samples, mode='loss') for _ in range(5)])
     for i, (plain, warm) in enumerate(zip(*ramp, strict=True)):
-        for name in ('lsh', 'virtual'):
+        for name in ('anchor', 'lsh', 'virtual', 'logit'):
             expected = min((i + 1) / 4, 1) * plain[f'loss_dskd_{name}']
             torch.testing.assert_close(warm[f'loss_dskd_{name}'], expected)
-        for name in ('anchor', 'diff', 'logit'):
-            torch.testing.assert_close(warm[f'loss_dskd_{name}'], plain[f'loss_dskd_{name}'])
+        torch.testing.assert_close(warm['loss_dskd_diff'], plain['loss_dskd_diff'])
 
 
 def test_spread_of_features_is_a_running_average(teachers):

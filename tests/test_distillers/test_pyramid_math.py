@@ -35,7 +35,8 @@ def teacher(tmp_path_factory) -> dict:
 
 def build(teacher: dict, **switches) -> nn.Module:
     torch.manual_seed(0)
-    config = dict(student=classifier_config('gap'), teacher=teacher, noise_seed=7, temperature=TEMPERATURE, **switches)
+    imitation = dict(type='dskd_mm.KDLoss', temperature=TEMPERATURE)  # that of detectors; the site is changed below
+    config = dict(student=classifier_config('gap'), teacher=teacher, noise_seed=7, imitation=imitation, warmup=0, **switches)
     distiller = MODELS.build(dict(type='dskd_mm.DSKDDistiller', **config)).train()
     distiller.load_teacher()
     distiller.site = ToySite()

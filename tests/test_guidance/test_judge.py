@@ -15,6 +15,7 @@ from dskd_mm.guidance import (
     TeacherClassifier,
     target_cross_entropy,
 )
+from dskd_mm.losses import DKDLoss, KDLoss
 
 SIZES = [(4, 5), (2, 3), (1, 1)]
 CLASSES, CHANNELS, BATCH = 3, 6, 2
@@ -138,7 +139,7 @@ def test_annotated_classes_are_guided_first_then_the_most_surely_wanted():
 
     def chosen(count: int) -> set[int]:
         judge = ClassifierJudge(Pyramid([(1, 3)]), [classifier], Target(probability, weight), opinion, count)
-        return set(judge.at_stake(judge.target(1.0)).tolist())
+        return set(judge.at_stake(judge.wanted).tolist())
 
     assert [chosen(count) for count in (1, 2, 3, 4)] == [{4}, {2, 4}, {1, 2, 4}, {0, 1, 2, 4}]
 
@@ -153,11 +154,9 @@ def test_the_loss_is_that_of_the_predictions_at_all_levels(kind, focus):
     logits = torch.cat([c(level).flatten(2) for c, level in zip(per_level(classifiers), maps, strict=True)], dim=2)
     expected = target_cross_entropy(logits, target, sigmoid)
     judge = ClassifierJudge(pyramid, classifiers, target)
-    # Annotations are not softened.
-    for temperature in (1.0, 4.0):
-        loss, prediction = judge.loss(packed, temperature)
-        torch.testing.assert_close(loss, expected)
-        torch.testing.assert_close(prediction.flatten(2), logits.flatten(2))
+    loss, prediction = judge.loss(packed, None)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(prediction.flatten(2), logits.flatten(2))
     loss.backward()
     assert packed.grad.abs().max() > 0
 
@@ -173,10 +172,27 @@ def test_an_opinion_takes_the_place_of_the_annotations_and_keeps_their_weights(s
         return Target(p, label.weight, label.count, label.focus)
 
     logits = F.conv1d(packed, classifier.weight[..., 0], classifier.bias)
-    torch.testing.assert_close(judge.loss(packed, 3.0)[0], target_cross_entropy(logits, soft(3.0), sigmoid, 3.0))
+    loss, prediction = judge.loss(packed, KDLoss(3.0))
+    torch.testing.assert_close(loss, target_cross_entropy(logits, soft(3.0), sigmoid, 3.0))
+    torch.testing.assert_close(prediction, logits)
     # Guidance aims at what the teacher thinks, not at a softened version.
     expected = ClassifierJudge(pyramid, [classifier], soft(1.0)).guidance('logit', torch.ones(()), None)(packed)
     torch.testing.assert_close(judge.guidance('logit', torch.ones(()), None)(packed), expected)
+
+
+@pytest.mark.parametrize('imitation', [KDLoss(2.0), DKDLoss(temperature=2.0)])
+def test_an_opinion_at_every_location_is_compared_with_the_image_s_label_there(imitation):
+    classifier = TeacherClassifier(torch.randn(CLASSES, CHANNELS, 1, 1), torch.randn(CLASSES))
+    labels, weight, packed = torch.tensor([2, 0]), torch.tensor([[0.5], [1.5]]), draw_packed()[..., :12]
+    opinion = torch.randn(BATCH, CLASSES, 12)
+    judge = ClassifierJudge(Pyramid([(3, 4)]), [classifier], Target(torch.eye(CLASSES)[labels], weight), opinion)
+    loss, logits = judge.loss(packed, imitation)
+    each = [
+        weight[i, 0] * imitation(logits[i : i + 1, :, m], opinion[i : i + 1, :, m], Target(torch.eye(CLASSES)[labels[i]][None]))
+        for i in range(BATCH)
+        for m in range(12)
+    ]
+    torch.testing.assert_close(loss, sum(each) / (12 * weight.sum()))
 
 
 @pytest.mark.parametrize('size', [(1, 1), (3, 4)])
@@ -185,7 +201,7 @@ def test_images_of_a_linear_classifier_are_a_pyramid_of_one_level(size):
     feature, scale = torch.randn(BATCH, CHANNELS, *size), torch.tensor(2.0)
     judge = ClassifierJudge(Pyramid([size]), [classifier], target)
     expected = target_cross_entropy(classifier(feature), target)
-    torch.testing.assert_close(judge.loss(feature.flatten(2), 4.0)[0], expected)
+    torch.testing.assert_close(judge.loss(feature.flatten(2), None)[0], expected)
     for unit in ('logit', 'gradient'):
         alone = ClassifierGuidance(classifier, target, unit, scale)(feature)
         torch.testing.assert_close(judge.guidance(unit, scale, None)(feature.flatten(2)), alone.flatten(2))
@@ -252,7 +268,7 @@ def test_a_head_that_hardly_minds_does_not_throw_features_about(factor):
 def test_the_loss_of_a_head_trains_the_features():
     head, packed = Head(), draw_packed().requires_grad_()
     pyramid = Pyramid(SIZES)
-    loss, prediction = HeadJudge(pyramid, head).loss(packed, 4.0)
+    loss, prediction = HeadJudge(pyramid, head).loss(packed, None)
     torch.testing.assert_close(loss, head(pyramid.unpack(packed)))
     assert prediction is None
     loss.backward()

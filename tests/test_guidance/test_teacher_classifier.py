@@ -277,7 +277,7 @@ def test_cross_entropy_is_zero_where_the_prediction_is_the_target(sigmoid):
     torch.manual_seed(0)
     classifier = TeacherClassifier(torch.randn(4, 3), sigmoid=sigmoid)
     logits = torch.randn(2, 4)
-    target = Target(classifier.predict(logits, 2.0))
+    target = Target(classifier.predict(logits / 2.0))
     assert target_cross_entropy(logits, target, sigmoid, 2.0).abs() < 1e-5
     assert target_cross_entropy(logits + torch.randn(2, 4), target, sigmoid, 2.0) > 0.01
 
