@@ -13,6 +13,8 @@ model = dict(
     ),
     # The teacher's 2048 channels are diffused in 1024, as DiffKD does for this teacher.
     autoencoder=dict(latent_channels=1024),
+    # DKD's for ImageNet: its authors soften nothing and weigh the other classes less there.
+    imitation=dict(type='dskd_mm.DKDLoss', beta=0.5, temperature=1),
 )
 
 # Recipe B1 of the literature in place of the base's 300 epochs: 100 epochs, a batch of 256 on

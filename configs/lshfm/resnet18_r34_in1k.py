@@ -1,3 +1,8 @@
 _base_ = '../dskd/resnet18_r34_in1k.py'
 
-model = dict(type='dskd_mm.LSHFMDistiller')
+model = dict(
+    _delete_=True,
+    type='dskd_mm.LSHFMDistiller',
+    student=_base_.model.student,
+    teacher=_base_.model.teacher,
+)
