@@ -59,7 +59,7 @@ class DSKDDistiller(Distiller):
 
     Health figures are logged beside: ``dskd_acc_start`` and ``dskd_acc_denoised`` (how often the teacher's classifier names
     the annotated class on z and on ẑ), ``dskd_bits`` (share of hash bits that agree), ``dskd_std`` (spread of the prior's
-    features) and ``dskd_gamma`` (with a noise adapter).
+    features), ``dskd_gamma`` (with a noise adapter) and ``dskd_warmup`` (the factor of the warm-up, if there is one).
 
     The paper's text leaves several choices open; each is an argument here, and docs/en/ablations.md shows what they gave.
     With ``prior='student'``, ``target='label'`` and ``loss_weights=dict(logit=0)`` the teacher never runs: only its
@@ -330,8 +330,9 @@ class DSKDDistiller(Distiller):
             losses['loss_dskd_anchor'] = weights['anchor'] * anchor
         if self.samples:
             losses.update(self._self_distill(pyramid, aligned, prediction, student.logits, judge, target, teacher))
-        ramp = self.ramp
-        losses |= {name: ramp * losses[name] for name in WARMED if name in losses}
+        if self.warmup:
+            losses['dskd_warmup'] = ramp = torch.as_tensor(self.ramp)
+            losses |= {name: ramp * losses[name] for name in WARMED if name in losses}
         # With its losses off, φ must still be in the graph: DDP waits for every parameter.
         losses['loss_dskd_anchor'] = losses.get('loss_dskd_anchor', 0) + aligned.sum() * 0
         return losses
@@ -339,11 +340,11 @@ class DSKDDistiller(Distiller):
     def _build_imitation(self, config: dict | None) -> LogitLoss | None:
         if not self.teacher_port.classifiers and config is None:
             return None
-        advised = self.site.defaults.get('imitation')
         if config is None:
-            # What is advised is for exclusive classes; others have no true one.
-            kind = dict(type='dskd_mm.KDLoss') if advised is None or self.teacher_port.sigmoid else advised
-            config = dict(temperature=self.temperature) | kind
+            # What is advised tells the true one of several exclusive classes from the others.
+            port = self.teacher_port
+            advised = None if port.sigmoid or port.num_classes < 2 else self.site.defaults.get('imitation')
+            config = dict(temperature=self.temperature) | (advised or dict(type='dskd_mm.KDLoss'))
         loss = build_loss('imitation', config, self.student_port, self.teacher_port, self.readable)
         if not isinstance(loss, LogitLoss):
             raise TypeError(

@@ -124,7 +124,7 @@ def distiller_run_config(work_dir: str, teacher: dict | None = None, student: di
         work_dir (str): Folder of the run.
         teacher (dict, optional): The distiller's teacher. None writes one of random weights to ``work_dir``. Defaults to None.
         student (dict, optional): Arguments of :func:`~dskd_mm.testing.toy.classifier_config`. Defaults to None.
-        **kwargs: Other arguments of :class:`~dskd_mm.distillers.DSKDDistiller`.
+        **kwargs: Other arguments of :class:`~dskd_mm.distillers.DSKDDistiller`, whose ``warmup`` is 0 unless given.
 
     Returns:
         Config: The config.
@@ -132,7 +132,8 @@ def distiller_run_config(work_dir: str, teacher: dict | None = None, student: di
     cfg = plain_run_config(work_dir, **(student or {}))
     if teacher is None:
         teacher = random_teacher(work_dir)
-    cfg.model = dict(type='dskd_mm.DSKDDistiller', student=cfg.model, teacher=teacher, **kwargs)
+    # These runs are shorter than any warm-up.
+    cfg.model = dict(type='dskd_mm.DSKDDistiller', student=cfg.model, teacher=teacher, **(dict(warmup=0) | kwargs))
     return cfg
 
 

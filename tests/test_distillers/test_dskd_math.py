@@ -544,6 +544,8 @@ def test_warm_up_raises_all_but_what_the_diffusion_learns_by(teachers):
             expected = min((i + 1) / 4, 1) * plain[f'loss_dskd_{name}']
             torch.testing.assert_close(warm[f'loss_dskd_{name}'], expected)
         torch.testing.assert_close(warm['loss_dskd_diff'], plain['loss_dskd_diff'])
+        assert 'dskd_warmup' not in plain
+        assert float(warm['dskd_warmup']) == min((i + 1) / 4, 1)
 
 
 def test_spread_of_features_is_a_running_average(teachers):

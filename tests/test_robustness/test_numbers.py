@@ -48,7 +48,7 @@ GradScaler = getattr(torch.amp, 'GradScaler', None)
 def test_a_thousand_iterations_in_half_precision(tmp_path: Path, dtype: torch.dtype) -> None:
     if dtype == torch.float16 and GradScaler is None:
         pytest.skip('this torch has no float16 on CPUs')
-    config = ConfigDict(type='dskd_mm.DSKDDistiller', lsh=dict(bits=64), sampler=dict(steps=2))
+    config = ConfigDict(type='dskd_mm.DSKDDistiller', lsh=dict(bits=64), sampler=dict(steps=2), warmup=0)
     config.update(student=classifier_config(image_size=8), teacher=random_teacher(str(tmp_path), image_size=8))
     distiller = build_distiller(config)
     distiller.magnitudes = {}
