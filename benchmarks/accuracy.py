@@ -356,6 +356,8 @@ def label_of(name: str) -> str:
 def applicable(setting: Setting) -> list[str]:
     """Methods and variants that have a config for a data set, the teacher excepted."""
     names = [*METHODS, *VARIANTS]
+    if setting.task != 'cls':
+        names = [name for name in names if not name.startswith('coupled')]
     return [name for name in names if name != 'teacher' and (ROOT / setting.config(method_of(name))).is_file()]
 
 

@@ -43,14 +43,14 @@ def observe(distiller: DSKDDistiller, data: dict) -> tuple:
 
     with patch.object(DSKDDistiller, '_self_distill', remember):
         distiller(**data, mode='loss')
-    pyramid, aligned, _, judge, label, _ = seen[0]
+    pyramid, aligned, _, _, judge, label, _ = seen[0]
     return pyramid, aligned, judge, label
 
 
 def measure(distiller: DSKDDistiller, data: dict, starts: list[float], scales: list[float]) -> dict[tuple, dict[str, float]]:
     """Quality of the student's aligned feature, under the key (None, None), and of each denoised one, under (start, scale)."""
     pyramid, aligned, judge, label = observe(distiller, data)
-    wanted = judge.target(1.0)
+    wanted = judge.wanted
     scale = distiller.feature_std.clone()
     start = aligned if distiller.autoencoder is None else per_location(distiller.autoencoder.encode, aligned).float()
     noise = torch.randn(start.shape, generator=torch.Generator().manual_seed(0))

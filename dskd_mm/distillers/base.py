@@ -436,6 +436,13 @@ def look_up(readable: Mapping[str, Readable], name: str, reader: str) -> Readabl
     return readable[name]
 
 
+def loss_class(config: dict) -> type[LogitLoss] | type[FeatureLoss] | type[BoxLoss] | None:
+    """The class of a loss that compares student and teacher, by its config; None if it is another thing."""
+    kind = config.get('type') if isinstance(config, dict) else None
+    cls = MODELS.get(kind) if isinstance(kind, str) else kind
+    return cls if isinstance(cls, type) and issubclass(cls, (LogitLoss, FeatureLoss, BoxLoss)) else None
+
+
 def build_loss(
     name: str, config: dict, student: Port, teacher: Port, readable: Mapping[str, Readable]
 ) -> LogitLoss | FeatureLoss | BoxLoss:
@@ -452,23 +459,23 @@ def build_loss(
         TypeError: If it is no loss that compares two models.
         ValueError: If it reads what the site does not offer, or what it is not defined for.
     """
-    cls = MODELS.get(config['type']) if isinstance(config.get('type'), str) else config.get('type')
-    if isinstance(cls, type) and issubclass(cls, (LogitLoss, BoxLoss, FeatureLoss)):
+    cls = loss_class(config)
+    if cls is not None:
         check_arguments(cls, config, name)
-    if isinstance(cls, type) and issubclass(cls, LogitLoss):
+    if cls is not None and issubclass(cls, LogitLoss):
         if not teacher.classifiers:
             raise ValueError(f'{name} ({cls.__name__}) reads class logits, but this site has no linear classifier.')
         logit_loss: LogitLoss = MODELS.build(config)
         logit_loss.check(teacher.num_classes, teacher.sigmoid)
         return logit_loss
-    if isinstance(cls, type) and issubclass(cls, BoxLoss):
+    if cls is not None and issubclass(cls, BoxLoss):
         if not student.boxes or student.boxes != teacher.boxes:
             raise ValueError(
                 f'{name} ({cls.__name__}) compares boxes of one encoding, but the student of this site has '
                 f'{student.boxes or "none"}, the teacher {teacher.boxes or "none"}: it is for detectors of one family.'
             )
         return MODELS.build(config)
-    if isinstance(cls, type) and issubclass(cls, FeatureLoss):
+    if cls is not None and issubclass(cls, FeatureLoss):
         read = look_up(readable, config.get('on', 'feature'), f'{name} ({cls.__name__})')
         channels = dict(student_channels=read.student_channels, teacher_channels=read.teacher_channels)
         feature_loss: FeatureLoss = MODELS.build({**(channels if issubclass(cls, AlignedFeatureLoss) else {}), **config})

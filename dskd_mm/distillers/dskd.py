@@ -18,7 +18,7 @@ from dskd_mm.diffusion import (
     on_levels,
     table_rows,
 )
-from dskd_mm.distillers.base import Distiller, HeadLoss, build, build_loss, main_classes, read_weights
+from dskd_mm.distillers.base import Distiller, HeadLoss, build, build_loss, loss_class, main_classes, read_weights
 from dskd_mm.distributed import std_over_ranks
 from dskd_mm.features import ChannelAlign, Pyramid, Window, per_location
 from dskd_mm.guidance import ClassifierJudge, HeadJudge, Judge, Target, TeacherClassifier
@@ -26,6 +26,7 @@ from dskd_mm.losses import BoxLoss, FeatureLoss, LogitLoss, LSHDistillLoss
 from dskd_mm.losses.base import check_temperature
 from dskd_mm.registry import MODELS
 from dskd_mm.sites import Observed
+from dskd_mm.utils.arguments import arguments_of
 
 LOSSES = dict(diff=1.0, lsh=1.0, anchor=1.0, virtual=1.0, logit=1.0, channel=0.0)
 WARMED = [f'loss_dskd_{name}' for name in ('anchor', 'lsh', 'virtual', 'logit', 'channel', 'box')]
@@ -47,13 +48,13 @@ class DSKDDistiller(Distiller):
     4. ẑ: z is noised and denoised again in a few guided DDIM steps, outside of the graph;
     5. ``loss_dskd_lsh``: the hash of z should be that of ẑ;
     6. ``loss_dskd_virtual``: the student's own logits should follow the teacher classifier's opinion of ẑ (ours);
-    7. ``loss_dskd_logit``: and the teacher's own logits (Hinton et al. 2015);
+    7. ``loss_dskd_logit``: and the teacher's own logits;
     8. ``loss_dskd_channel``: and a segmenter's logits as maps, each channel a distribution over its locations (CWD, Shu et al.
        2021): the former say what is at a location, these where a class is;
     9. ``loss_dskd_box``: likewise a detector's boxes, which no classifier could teach.
 
-    Wherever one prediction follows another (2, 6 and 7), ``imitation`` says how: images follow what a teacher says of the true
-    class and what it says of the others as two matters of their own (DKD, Zhao et al. 2022).
+    Wherever one prediction follows another (2, 6 and 7), ``imitation`` says how: by Hinton's divergence (2015), or for images
+    by what a teacher says of the true class and what it says of the others as two matters of their own (DKD, Zhao et al. 2022).
 
     With an autoencoder there is ``loss_dskd_autoencoder``, its reconstruction error, with a weight of 1.
 
@@ -74,15 +75,14 @@ class DSKDDistiller(Distiller):
             prediction, 'local' for the teacher's own prediction at every location of its map, to which its classifier is
             applied as a 1x1 convolution (a class activation map). Defaults to None: 'soft' where there is a linear
             classifier, else 'label'.
-        temperature (float, optional): Softens predictions that follow one another, unless ``imitation`` is given, which has its
-            own. Defaults to None: 4, or what the task's site advises.
+        temperature (float, optional): Softens predictions that follow one another, unless ``imitation`` names another. Defaults
+            to None: 4, or what the task's site advises.
         imitation (dict, optional): How one prediction follows another in anchor (with 'soft' and 'local' targets), virtual
             teacher and logit loss: the config of a :class:`~dskd_mm.losses.LogitLoss`. Defaults to None:
-            :class:`~dskd_mm.losses.DKDLoss` for images of exclusive classes, :class:`~dskd_mm.losses.KDLoss` elsewhere, both
-            of that temperature.
-        warmup (int, optional): Iterations over which all losses on the student grow linearly from 0 to their weight,
-            ``distill_losses`` among them; the diffusion learns meanwhile. Defaults to None: what the site advises, 200 for
-            images and 0 elsewhere.
+            :class:`~dskd_mm.losses.DKDLoss` for images of exclusive classes, :class:`~dskd_mm.losses.KDLoss` elsewhere.
+        warmup (int, optional): Iterations over which all losses of the distillation grow linearly from 0 to their weight,
+            ``distill_losses`` among them, but those by which diffusion and autoencoder learn. Defaults to None: what the site
+            advises, 200 for images and 0 elsewhere.
         detach (bool): Whether ẑ is a fixed target, sampled without a graph; otherwise gradients flow through the sampler.
             Defaults to True.
         guidance_unit (str): What the sampler's strength means, see :class:`~dskd_mm.guidance.ClassifierGuidance`. Defaults to
@@ -338,18 +338,23 @@ class DSKDDistiller(Distiller):
         return losses
 
     def _build_imitation(self, config: dict | None) -> LogitLoss | None:
-        if not self.teacher_port.classifiers and config is None:
-            return None
+        own, theirs = self.student_port, self.teacher_port
         if config is None:
+            if not theirs.classifiers:
+                return None
             # What is advised tells the true one of several exclusive classes from the others.
-            port = self.teacher_port
-            advised = None if port.sigmoid or port.num_classes < 2 else self.site.defaults.get('imitation')
-            config = dict(temperature=self.temperature) | (advised or dict(type='dskd_mm.KDLoss'))
-        loss = build_loss('imitation', config, self.student_port, self.teacher_port, self.readable)
-        if not isinstance(loss, LogitLoss):
+            exclusive = theirs.num_classes > 1 and not (own.sigmoid or theirs.sigmoid)
+            advised = self.site.defaults.get('imitation') if exclusive else None
+            config = advised or dict(type='dskd_mm.KDLoss')
+        cls = loss_class(config)
+        if cls is None or not issubclass(cls, LogitLoss):
             raise TypeError(
                 f'imitation of DSKDDistiller expects the config of a LogitLoss (dskd_mm.KDLoss, ...), but got {config}.'
             )
+        if 'temperature' in arguments_of(cls):
+            config = dict(temperature=self.temperature) | config
+        loss = build_loss('imitation', config, own, theirs, self.readable)
+        assert isinstance(loss, LogitLoss)
         return loss
 
     def _look_through_window(

@@ -418,10 +418,10 @@ def test_one_image_trains_with_group_norms(teachers):
 @pytest.mark.parametrize('dtype', [torch.bfloat16])
 @pytest.mark.parametrize('switches', [dict(), dict(autoencoder=dict(latent_channels=8)), dict(detach=False)])
 def test_losses_are_float32_and_close_under_autocast(teachers, dtype, switches):
-    plain = step(build('gap', teachers['gap'], **switches))
+    plain = step(build('gap', teachers['gap'], warmup=0, **switches))
     images, samples = random_batch()
     with torch.autocast('cpu', dtype):
-        losses = build('gap', teachers['gap'], **switches)(images, samples, mode='loss')
+        losses = build('gap', teachers['gap'], warmup=0, **switches)(images, samples, mode='loss')
     for name, value in losses.items():
         if 'dskd' in name:
             assert value.dtype == torch.float32, name
@@ -517,16 +517,19 @@ def test_images_have_the_defaults_of_the_core(teachers):
 def test_how_predictions_follow_can_be_told(teachers):
     softer = build('gap', teachers['gap'], temperature=2.0)
     assert (type(softer.imitation), softer.imitation.temperature) == (DKDLoss, 2.0)
-    other = build('gap', teachers['gap'], imitation=dict(type='dskd_mm.DISTLoss', beta=2.0), warmup=3)
-    assert (type(other.imitation), other.imitation.beta, other.warmup) == (DISTLoss, 2.0, 3)
+    other = build('gap', teachers['gap'], imitation=dict(type='dskd_mm.DISTLoss', beta=2.0, temperature=1), warmup=3)
+    assert (type(other.imitation), other.imitation.beta, other.imitation.temperature, other.warmup) == (DISTLoss, 2.0, 1, 3)
+    coupled = build('gap', teachers['gap'], imitation=dict(type='dskd_mm.KDLoss'), temperature=3.0)
+    assert (type(coupled.imitation), coupled.imitation.temperature) == (KDLoss, 3.0)
     assert_trains(other, step(other))
     independent = build('multi_label', teachers['multi_label'])
     assert isinstance(independent.imitation, KDLoss), 'independent classes have no true one'
 
 
 def test_what_is_no_loss_on_logits_is_refused(teachers):
-    with pytest.raises(TypeError, match='imitation of DSKDDistiller expects the config of a LogitLoss'):
-        build('gap', teachers['gap'], imitation=dict(type='dskd_mm.FitNetLoss'))
+    for config in (dict(type='dskd_mm.FitNetLoss'), dict(type='ReLU'), dict(beta=2.0), 'dskd_mm.KDLoss'):
+        with pytest.raises(TypeError, match='imitation of DSKDDistiller expects the config of a LogitLoss'):
+            build('gap', teachers['gap'], imitation=config)
     with pytest.raises(TypeError, match=r"imitation .*'tau'"):
         build('gap', teachers['gap'], imitation=dict(type='dskd_mm.KDLoss', tau=3))
     with pytest.raises(ValueError, match='DKDLoss expects at least two exclusive classes'):

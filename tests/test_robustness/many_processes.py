@@ -69,7 +69,7 @@ NECK = dict(type='dskd_mm.NeckSite')
 
 # name: (method, kind of the student, switches)
 SETTINGS: dict[str, tuple[str, str, dict]] = {
-    'dskd-gap': ('DSKD', 'gap', {}),
+    'dskd-gap': ('DSKD', 'gap', dict(warmup=0)),
     'dskd-fcn': ('DSKD', 'fcn', {}),
     'dskd-retinanet': ('DSKD', 'retinanet', {}),
     'dskd-faster_rcnn': ('DSKD', 'faster_rcnn', {}),
@@ -116,8 +116,8 @@ JOINED: dict[str, tuple[str, str, dict]] = {
         name: SETTINGS[name] for name in ('dskd-gap', 'dskd-fcn', 'dskd-retinanet', 'lshfm-gap', 'lshfm-fcn', 'lshfm-retinanet')
     },
     **{name: SETTINGS[name] for name in ('diffkd-gap', 'vkd-gap', 'rtk-gap')},
-    'dskd-teacher-gap': ('DSKD', 'gap', dict(prior='teacher', target='local')),
-    'dskd-through-gap': ('DSKD', 'gap', dict(detach=False, sampler=dict(noise='adapter'))),
+    'dskd-teacher-gap': ('DSKD', 'gap', dict(prior='teacher', target='local', warmup=0)),
+    'dskd-through-gap': ('DSKD', 'gap', dict(detach=False, sampler=dict(noise='adapter'), warmup=0)),
     'diffkd-fcn': ('DiffKD', 'fcn', dict(pairs=dict(logits=dict(distance='kl')))),
     'sokd-gap': ('SoKD', 'gap', dict(site=MAP, augment=False)),
     'losses-gap': (
