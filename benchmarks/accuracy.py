@@ -330,7 +330,7 @@ VARIANTS = {
 }
 """What else can be run, by the name that records carry."""
 
-# Images with Hinton's divergence instead of DKD's, as all of them were before: the other choices were made with it.
+# Images that follow the teacher by Hinton's divergence instead of DKD's, as all did before: the other choices were made so.
 COUPLED = {'model.imitation.type': 'dskd_mm.KDLoss', 'model.warmup': '0'}
 VARIANTS |= {
     f'coupled-{name}': Variant(f'by KD: {variant.label}', {**COUPLED, **variant.options})

@@ -22,7 +22,7 @@ from dskd_mm.distillers.base import Distiller, HeadLoss, build, build_loss, loss
 from dskd_mm.distributed import std_over_ranks
 from dskd_mm.features import ChannelAlign, Pyramid, Window, per_location
 from dskd_mm.guidance import ClassifierJudge, HeadJudge, Judge, Target, TeacherClassifier
-from dskd_mm.losses import BoxLoss, FeatureLoss, LogitLoss, LSHDistillLoss
+from dskd_mm.losses import BoxLoss, FeatureLoss, KDLoss, LogitLoss, LSHDistillLoss
 from dskd_mm.losses.base import check_temperature
 from dskd_mm.registry import MODELS
 from dskd_mm.sites import Observed
@@ -53,8 +53,9 @@ class DSKDDistiller(Distiller):
        2021): the former say what is at a location, these where a class is;
     9. ``loss_dskd_box``: likewise a detector's boxes, which no classifier could teach.
 
-    Wherever one prediction follows another (2, 6 and 7), ``imitation`` says how: by Hinton's divergence (2015), or for images
-    by what a teacher says of the true class and what it says of the others as two matters of their own (DKD, Zhao et al. 2022).
+    How predictions follow the teacher's own (2 and 7) is said by ``imitation``: by Hinton's divergence (2015), or for images
+    by what it says of the true class and what it says of the others as two matters of their own (DKD, Zhao et al. 2022). The
+    virtual teacher (6) is followed by Hinton's: what a sampled feature says of unlikely classes is noise rather than knowledge.
 
     With an autoencoder there is ``loss_dskd_autoencoder``, its reconstruction error, with a weight of 1.
 
@@ -77,8 +78,8 @@ class DSKDDistiller(Distiller):
             classifier, else 'label'.
         temperature (float, optional): Softens predictions that follow one another, unless ``imitation`` names another. Defaults
             to None: 4, or what the task's site advises.
-        imitation (dict, optional): How one prediction follows another in anchor (with 'soft' and 'local' targets), virtual
-            teacher and logit loss: the config of a :class:`~dskd_mm.losses.LogitLoss`. Defaults to None:
+        imitation (dict, optional): How predictions follow the teacher's own in the anchor (with 'soft' and 'local' targets)
+            and in the logit loss: the config of a :class:`~dskd_mm.losses.LogitLoss`. Defaults to None:
             :class:`~dskd_mm.losses.DKDLoss` for images of exclusive classes, :class:`~dskd_mm.losses.KDLoss` elsewhere.
         warmup (int, optional): Iterations over which all losses of the distillation grow linearly from 0 to their weight,
             ``distill_losses`` among them, but those by which diffusion and autoencoder learn. Defaults to None: what the site
@@ -197,6 +198,7 @@ class DSKDDistiller(Distiller):
         self.target = target
         self.temperature = check_temperature(self, temperature)
         self.imitation = self._build_imitation(imitation)
+        self.virtual_imitation = KDLoss(temperature)
         self.box_imitation = BoxLoss()
         self.channel_imitation = None
         if self.loss_weights['channel']:
@@ -426,8 +428,8 @@ class DSKDDistiller(Distiller):
             losses['dskd_bits'] = agreement
         if opinion is not None and label is not None:
             if weights['virtual']:
-                assert logits is not None and self.imitation is not None
-                virtual = self.imitation(logits, opinion, label, self.classifiers[0].sigmoid)
+                assert logits is not None
+                virtual = self.virtual_imitation(logits, opinion, label, self.classifiers[0].sigmoid)
                 losses['loss_dskd_virtual'] = weights['virtual'] * virtual
             with torch.no_grad():
                 if prediction is None or self.target == 'local':

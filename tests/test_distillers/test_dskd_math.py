@@ -164,7 +164,7 @@ def straight_line(
         x = x_0 if t == 0 else math.sqrt(alpha[t - 100]) * x_0 + math.sqrt(1 - alpha[t - 100]) * epsilon
     denoised = x * std
 
-    expected['virtual'] = imitate(pooled(denoised), logits)
+    expected['virtual'] = divergence(softmax(pooled(denoised), temperature), logits, temperature)
     hashed = [v.mean(dim=(2, 3)) @ (distiller.lsh.projection * weight.std()).T for v in (z, denoised)]
     middle = hashed[1].mean(dim=0)
     bits = (hashed[1] > middle).float()

@@ -35,8 +35,9 @@ def teacher(tmp_path_factory) -> dict:
 
 def build(teacher: dict, **switches) -> nn.Module:
     torch.manual_seed(0)
-    imitation = dict(type='dskd_mm.KDLoss', temperature=TEMPERATURE)  # that of detectors; the site is changed below
-    config = dict(student=classifier_config('gap'), teacher=teacher, noise_seed=7, imitation=imitation, warmup=0, **switches)
+    # What detectors have: the site is changed below.
+    switches |= dict(temperature=TEMPERATURE, imitation=dict(type='dskd_mm.KDLoss'), warmup=0)
+    config = dict(student=classifier_config('gap'), teacher=teacher, noise_seed=7, **switches)
     distiller = MODELS.build(dict(type='dskd_mm.DSKDDistiller', **config)).train()
     distiller.load_teacher()
     distiller.site = ToySite()
