@@ -335,7 +335,7 @@ COUPLED = {'model.imitation.type': 'dskd_mm.KDLoss', 'model.warmup': '0'}
 VARIANTS |= {
     f'coupled-{name}': Variant(f'by KD: {variant.label}', {**COUPLED, **variant.options})
     for name, variant in VARIANTS.items()
-    if variant.method == 'dskd'
+    if variant.method == 'dskd' and 'label' not in name
 }
 VARIANTS['coupled'] = Variant('by KD: **DSKD**', COUPLED)
 

@@ -83,7 +83,7 @@ class DSKDDistiller(Distiller):
             :class:`~dskd_mm.losses.DKDLoss` for images of exclusive classes, :class:`~dskd_mm.losses.KDLoss` elsewhere.
         warmup (int, optional): Iterations over which all losses of the distillation grow linearly from 0 to their weight,
             ``distill_losses`` among them, but those by which diffusion and autoencoder learn. Defaults to None: what the site
-            advises, 200 for images and 0 elsewhere.
+            advises, 200 for images that follow the teacher's own predictions, and 0 elsewhere.
         detach (bool): Whether ẑ is a fixed target, sampled without a graph; otherwise gradients flow through the sampler.
             Defaults to True.
         guidance_unit (str): What the sampler's strength means, see :class:`~dskd_mm.guidance.ClassifierGuidance`. Defaults to
@@ -154,7 +154,6 @@ class DSKDDistiller(Distiller):
     ) -> None:
         super().__init__(student, teacher, warmup=warmup or 0, **kwargs)
         advice = self.site.defaults
-        self.warmup = advice.get('warmup', 0) if warmup is None else warmup
         target = advice.get('target', 'soft') if target is None else target
         temperature = advice.get('temperature', 4.0) if temperature is None else temperature
         for name, value, known in (
@@ -169,6 +168,9 @@ class DSKDDistiller(Distiller):
         logit = {**weights, **(loss_weights or {})}['logit']
         weights |= dict(box=logit, channel=weights['channel'] * logit)
         self.loss_weights = read_weights(type(self).__name__, weights, loss_weights)
+        follows = self.loss_weights['logit'] or (self.loss_weights['anchor'] and target != 'label')
+        if warmup is None and follows:
+            self.warmup = advice.get('warmup', 0)
         if sampling_interval < 1:
             raise ValueError(f'sampling_interval of DSKDDistiller must be at least 1, but got {sampling_interval}.')
         window = advice.get('window') if window is None else window

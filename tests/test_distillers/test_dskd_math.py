@@ -519,6 +519,11 @@ def test_how_predictions_follow_can_be_told(teachers):
     assert (type(softer.imitation), softer.imitation.temperature) == (DKDLoss, 2.0)
     other = build('gap', teachers['gap'], imitation=dict(type='dskd_mm.DISTLoss', beta=2.0, temperature=1), warmup=3)
     assert (type(other.imitation), other.imitation.beta, other.imitation.temperature, other.warmup) == (DISTLoss, 2.0, 1, 3)
+    for follows in (dict(target='label'), dict(loss_weights=dict(logit=0))):
+        assert build('gap', teachers['gap'], **follows).warmup == 200
+    teacher_free = dict(target='label', loss_weights=dict(logit=0))
+    assert build('gap', teachers['gap'], **teacher_free).warmup == 0, 'nothing there that would have to begin small'
+    assert build('gap', teachers['gap'], warmup=5, **teacher_free).warmup == 5
     coupled = build('gap', teachers['gap'], imitation=dict(type='dskd_mm.KDLoss'), temperature=3.0)
     assert (type(coupled.imitation), coupled.imitation.temperature) == (KDLoss, 3.0)
     assert_trains(other, step(other))
