@@ -50,6 +50,7 @@ class ResumeHook(Hook):
         self._seen = 0
         self._skipped = 0
         self._unvalidated = False
+        self._resumed_from: str | None = None
         self._gradients: dict[str, Tensor] = {}
 
     def before_run(self, runner: Runner) -> None:
@@ -73,6 +74,7 @@ class ResumeHook(Hook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Note where the checkpoint was saved."""
         if runner._resume:
+            self._resumed_from = runner._load_from
             self._skipped = checkpoint.get('meta', {}).get('batch', 0)
             self._gradients = checkpoint.pop('gradients', {})
             info = checkpoint.get('message_hub', {}).get('runtime_info', {})
@@ -85,6 +87,8 @@ class ResumeHook(Hook):
         for hook in runner.hooks:
             if isinstance(hook, CheckpointHook):
                 _write_atomically(hook, runner)
+                # Or a best score that is found before the next checkpoint would not enter the last one.
+                hook.last_ckpt = hook.last_ckpt or self._resumed_from
         model = bare_model(runner)
         if isinstance(model, Distiller):
             # Which draws random weights first: a step that loads the teacher would go on with other random numbers.

@@ -234,6 +234,23 @@ def test_killed_in_the_midst_of_writing(whole: Path, tmp_path: Path, name: str) 
     assert not list(work_dir.glob('*.partial'))
 
 
+@pytest.mark.parametrize('unit', ['epochs', 'iterations'])
+def test_killed_in_the_only_validation(tmp_path: Path, unit: str) -> None:
+    """The last checkpoint learns the best score, which a resumed run finds before it saves anything."""
+    config = tmp_path / 'config.py'
+    cfg = classifier(tmp_path, 'DSKD')
+    cfg.train_cfg.val_begin = cfg.train_cfg.max_epochs
+    if unit == 'iterations':
+        cfg.default_hooks.checkpoint.update(by_epoch=False, interval=3)
+    cfg.dump(str(config))
+    assert_ends(train(config, tmp_path / 'whole'))
+    assert train(config, tmp_path / 'killed', kill_at='best_accuracy').finish() == -9
+    assert_ends(train(config, tmp_path / 'killed', '--resume'))
+    whole = outcome(tmp_path / 'whole')
+    assert all(content.get('best score', 0) is not None for content in whole.values())
+    assert_same(outcome(tmp_path / 'killed'), whole)
+
+
 def truncate(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
