@@ -50,7 +50,6 @@ class ResumeHook(Hook):
         self._seen = 0
         self._skipped = 0
         self._unvalidated = False
-        self._resumed_from: str | None = None
         self._gradients: dict[str, Tensor] = {}
 
     def before_run(self, runner: Runner) -> None:
@@ -74,7 +73,6 @@ class ResumeHook(Hook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Note where the checkpoint was saved."""
         if runner._resume:
-            self._resumed_from = runner._load_from
             self._skipped = checkpoint.get('meta', {}).get('batch', 0)
             self._gradients = checkpoint.pop('gradients', {})
             info = checkpoint.get('message_hub', {}).get('runtime_info', {})
@@ -88,7 +86,7 @@ class ResumeHook(Hook):
             if isinstance(hook, CheckpointHook):
                 _write_atomically(hook, runner)
                 # Or a best score that is found before the next checkpoint would not enter the last one.
-                hook.last_ckpt = hook.last_ckpt or self._resumed_from
+                hook.last_ckpt = hook.last_ckpt or (runner._load_from if runner._resume else None)
         model = bare_model(runner)
         if isinstance(model, Distiller):
             # Which draws random weights first: a step that loads the teacher would go on with other random numbers.
