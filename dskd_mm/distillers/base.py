@@ -63,7 +63,8 @@ class Distiller(BaseModel):
         distill_losses (dict[str, dict], optional): Losses to add, configs of :class:`~dskd_mm.losses.LogitLoss`,
             :class:`~dskd_mm.losses.FeatureLoss` and :class:`~dskd_mm.losses.BoxLoss` by a name of your own; they are logged as
             ``loss_<name>``. Defaults to None.
-        warmup (int): Iterations over which ``distill_losses`` grow linearly from 0 to their weight. Defaults to 0.
+        warmup (int): Iterations over which ``distill_losses`` (and what :attr:`warmed_losses` names) grow linearly from 0 to
+            their weight; their factor is logged as ``distill_warmup``. Defaults to 0.
         noise_seed (int, optional): Seed of all noise. None takes that of the run. Defaults to None.
         data_preprocessor (dict, optional): Given to the student if it has none of its own: the runner passes it here.
             Defaults to None.
@@ -79,6 +80,8 @@ class Distiller(BaseModel):
     """The site by the student's class, where none is given."""
     compares_with_teacher: ClassVar[bool] = False
     """Whether the method itself always needs what the teacher makes of the images."""
+    warmed_losses: ClassVar[Collection[str]] = ()
+    """Those of the method's own losses that warm up beside ``distill_losses``."""
     iteration: Tensor
     noise_seed: Tensor
     magnitudes: dict[str, Tensor] | None = None
@@ -220,9 +223,13 @@ class Distiller(BaseModel):
                 assert teacher is not None
                 added = self._add_losses(student, teacher, target)
         check_names(losses, own, added)
+        taught = {**own, **added}
+        if self.warmup:
+            taught['distill_warmup'] = factor = torch.clamp((self.iteration + 1) / self.warmup, max=1.0)
+            taught |= {name: factor * taught[name] for name in (*added, *self.warmed_losses) if name in taught}
         self._is_first_step = False
         self._tick()
-        found = {**losses, **own, **added}
+        found = {**losses, **taught}
         self._note(named_losses(found))
         return found
 
@@ -266,11 +273,6 @@ class Distiller(BaseModel):
         """The iteration as a number of the host."""
         return self._read_clock()[1]
 
-    @property
-    def ramp(self) -> Tensor | float:
-        """What warming losses are multiplied with in this step, 1 after ``warmup`` iterations."""
-        return torch.clamp((self.iteration + 1) / self.warmup, max=1.0) if self.warmup else 1.0
-
     def _read_clock(self) -> tuple[int, int]:
         if self._clock is None:
             self._clock = int(self.noise_seed), int(self.iteration)
@@ -295,7 +297,7 @@ class Distiller(BaseModel):
             )
 
     def _add_losses(self, student: Observed, teacher: Observed, target: Target | None) -> dict[str, Tensor]:
-        found, ramp = {}, self.ramp
+        found = {}
         generator = self.noise_generator(student.features[0].device, 1)  # 1: not the noise of the method itself
         for name, loss in self.distill_losses.items():
             if isinstance(loss, LogitLoss):
@@ -309,7 +311,7 @@ class Distiller(BaseModel):
                 assert isinstance(loss, FeatureLoss)
                 ours = student.maps(loss.on)
                 value = loss(ours, match_levels(teacher.maps(loss.on), ours), generator)
-            found[f'loss_{name}'] = ramp * value
+            found[f'loss_{name}'] = value
         return found
 
     def _note(self, named: Iterable[tuple[str, Tensor]]) -> None:

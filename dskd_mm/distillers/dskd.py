@@ -29,8 +29,6 @@ from dskd_mm.sites import Observed
 from dskd_mm.utils.arguments import arguments_of
 
 LOSSES = dict(diff=1.0, lsh=1.0, anchor=1.0, virtual=1.0, logit=1.0, channel=0.0)
-WARMED = [f'loss_dskd_{name}' for name in ('anchor', 'lsh', 'virtual', 'logit', 'channel', 'box')]
-"""All that pulls the student; the diffusion learns from the first iteration on."""
 
 
 @MODELS.register_module()
@@ -61,7 +59,7 @@ class DSKDDistiller(Distiller):
 
     Health figures are logged beside: ``dskd_acc_start`` and ``dskd_acc_denoised`` (how often the teacher's classifier names
     the annotated class on z and on ẑ), ``dskd_bits`` (share of hash bits that agree), ``dskd_std`` (spread of the prior's
-    features), ``dskd_gamma`` (with a noise adapter) and ``dskd_warmup`` (the factor of the warm-up, if there is one).
+    features) and ``dskd_gamma`` (with a noise adapter).
 
     The paper's text leaves several choices open; each is an argument here, and docs/en/ablations.md shows what they gave.
     With ``prior='student'``, ``target='label'`` and ``loss_weights=dict(logit=0)`` the teacher never runs: only its
@@ -125,6 +123,8 @@ class DSKDDistiller(Distiller):
         ValueError: If a switch has an unknown value, or a combination cannot train.
     """
 
+    # All that pulls the student; the diffusion learns from the first iteration on.
+    warmed_losses = tuple(f'loss_dskd_{name}' for name in ('anchor', 'lsh', 'virtual', 'logit', 'channel', 'box'))
     feature_std: Tensor
 
     def __init__(
@@ -334,9 +334,6 @@ class DSKDDistiller(Distiller):
             losses['loss_dskd_anchor'] = weights['anchor'] * anchor
         if self.samples:
             losses.update(self._self_distill(pyramid, aligned, prediction, student.logits, judge, target, teacher))
-        if self.warmup:
-            losses['dskd_warmup'] = ramp = torch.as_tensor(self.ramp)
-            losses |= {name: ramp * losses[name] for name in WARMED if name in losses}
         # With its losses off, φ must still be in the graph: DDP waits for every parameter.
         losses['loss_dskd_anchor'] = losses.get('loss_dskd_anchor', 0) + aligned.sum() * 0
         return losses

@@ -29,7 +29,7 @@ def test_all_but_what_the_diffusion_learns_by_begins_small(kind: str, warmed: se
     plain, warm = first_losses(kind, tmp_path, 0), first_losses(kind, tmp_path, 10)
     ours = {name.removeprefix('loss_dskd_') for name in plain if name.startswith('loss_dskd_')}
     assert ours == warmed | LEARNED
-    assert float(warm['dskd_warmup']) == pytest.approx(0.1)
+    assert float(warm['distill_warmup']) == pytest.approx(0.1)
     for name in ours:
         value = plain[f'loss_dskd_{name}']
         assert float(value) > 0, name
