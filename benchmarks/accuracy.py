@@ -7,7 +7,8 @@ checkpoint, and every result is appended to benchmarks/results/accuracy.jsonl as
     python benchmarks/accuracy.py --dataset cifar100-subset --methods dskd,no-lsh --seeds 0 --epochs 12 --holdout
 
 ``benchmarks/report.py`` makes tables and pictures of them. Killed at any point, also by SIGKILL, it may simply be called
-again: a training that outlived it is waited for.
+again: a training that outlived it is waited for. The teacher is trained first where its checkpoint is missing. To repeat runs
+that are recorded, give ``--results`` another file and ``--work-dir`` another folder.
 """
 
 import argparse
@@ -81,6 +82,12 @@ class Setting:
     def config(self, method: str) -> str:
         """Config of a run under a method."""
         return {'plain': self.student, 'teacher': self.teacher}.get(method, f'configs/{method}/{self.distilled}')
+
+    @property
+    def teacher_checkpoint(self) -> Path:
+        """Where the students' configs look for the teacher."""
+        name, epochs = Path(self.teacher).stem, Config.fromfile(ROOT / self.teacher).train_cfg.max_epochs
+        return Path('work_dirs') / name / f'epoch_{epochs}.pth'
 
     @property
     def trains_alike(self) -> bool:
@@ -297,6 +304,7 @@ VARIANTS = {
         'control: anchor at every location + logit loss (no diffusion)', {**NO_DIFFUSION, **LOCAL}
     ),
     # Rivals with other settings.
+    'diffkd-kl': Variant('DiffKD, KL', {'model.pairs.logits.distance': 'kl'}, 'diffkd'),
     'diffkd-t4': Variant(
         'DiffKD, temperature 4',
         {
@@ -370,7 +378,8 @@ def run(args: argparse.Namespace, dataset: str, variant: str, seed: int) -> None
     options = {**(VARIANTS[variant].options if variant in VARIANTS else {}), 'randomness.seed': seed}
     if variant == 'teacher':
         # Its own schedule, at the place where the students' configs look for it.
-        name, work_dir = Path(config).stem, Path('work_dirs') / Path(config).stem
+        work_dir = setting.teacher_checkpoint.parent
+        name = work_dir.name
     else:
         name = f'{dataset}/{split}-{epochs}e/{variant}-s{seed}'
         work_dir = Path(args.work_dir) / name
@@ -380,16 +389,15 @@ def run(args: argparse.Namespace, dataset: str, variant: str, seed: int) -> None
     command = [sys.executable, 'tools/train.py', config, '--work-dir', str(work_dir), '--resume']
     command += ['--amp'] if setting.amp else []
     command += ['--cfg-options', *(f'{key}={value}' for key, value in options.items())]
-    key = dict(dataset=dataset, variant=variant, seed=seed, split=split, epochs=epochs)
-    if variant == 'teacher':
-        del key['epochs']
-    if any(all(record.get(k) == v for k, v in key.items()) for record in records(args.results)):
+    if is_done(args, dataset, variant, seed):
         return
     print(f'start {name}', flush=True)
     work_dir.mkdir(parents=True, exist_ok=True)
     with open(work_dir / 'train.log', 'a') as log:
         # The training inherits the lock with its output: if it outlives this script, the next one waits here for its end.
         fcntl.flock(log, fcntl.LOCK_EX)
+        if is_done(args, dataset, variant, seed):  # by another call, for which this one waited
+            return
         # Before the run: what is committed meanwhile is not what it ran.
         revision, start = commit(), time.time()
         if variant != 'teacher':
@@ -399,40 +407,57 @@ def run(args: argparse.Namespace, dataset: str, variant: str, seed: int) -> None
                 print(f'FAILED {name}: {error}', flush=True)
                 return
         code = subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, env=ENVIRONMENT).returncode
-    if code:
-        print(f'FAILED {name}, exit status {code}: see {work_dir / "train.log"}', flush=True)
-        return
-    seconds = round(time.time() - start, 1)
-    value, last = final_metric(work_dir, setting.metric)
-    if variant != 'teacher' and last != epochs:
-        # It was interrupted in its last validation: its last checkpoint is there, its result is not.
-        value = evaluate(setting, config, work_dir, epochs, split)
-    found = {split: value}
-    if setting.trains_alike and variant != 'teacher':
-        # One training serves both parts.
-        other = 'test' if split == 'holdout' else 'holdout'
-        found[other] = evaluate(setting, config, work_dir, epochs, other)
-    common = dict(
-        task=setting.task,
-        dataset=dataset,
-        pair=setting.pair,
-        method=method_of(variant),
-        variant=variant,
-        seed=seed,
-        metric=setting.metric,
-        epochs=last if variant == 'teacher' else epochs,
-        train_images=setting.holdout_images if split == 'holdout' else setting.train_images,
-        seconds=seconds,
-        command=shlex.join(['python', *command[1:]]),
-        commit=revision,
-        versions=versions(),
-        device=get_device(),
-    )
-    for part, value in found.items():
-        record = dict(common, split=part, value=round(value * setting.scale, 4))
-        with LOCK, open(args.results, 'a') as file:
-            file.write(json.dumps(record) + '\n')
-        print(f'done  {name} on {part}: {record["value"]:.2f} in {seconds} s', flush=True)
+        if code:
+            print(f'FAILED {name}, exit status {code}: see {work_dir / "train.log"}', flush=True)
+            return
+        seconds = round(time.time() - start, 1)
+        value, last = final_metric(work_dir, setting.metric)
+        if variant != 'teacher' and last != epochs:
+            # It was interrupted in its last validation: its last checkpoint is there, its result is not.
+            value = evaluate(setting, config, work_dir, epochs, split)
+        found = {split: value}
+        if setting.trains_alike and variant != 'teacher':
+            # One training serves both parts.
+            other = 'test' if split == 'holdout' else 'holdout'
+            found[other] = evaluate(setting, config, work_dir, epochs, other)
+        common = dict(
+            task=setting.task,
+            dataset=dataset,
+            pair=setting.pair,
+            method=method_of(variant),
+            variant=variant,
+            seed=seed,
+            metric=setting.metric,
+            epochs=last if variant == 'teacher' else epochs,
+            train_images=setting.holdout_images if split == 'holdout' else setting.train_images,
+            seconds=seconds,
+            command=shlex.join(['python', *command[1:]]),
+            commit=revision,
+            versions=versions(),
+            device=get_device(),
+        )
+        if variant not in ('plain', 'teacher'):
+            common['teacher'] = hashlib.sha256((ROOT / setting.teacher_checkpoint).read_bytes()).hexdigest()[:12]
+        rows = [dict(common, split=part, value=round(value * setting.scale, 4)) for part, value in found.items()]
+        if not is_recorded(args, dataset, variant, seed):  # a teacher that is only trained again
+            with LOCK, open(args.results, 'a') as file:
+                file.write(''.join(json.dumps(row) + '\n' for row in rows))
+    for row in rows:
+        print(f'done  {name} on {row["split"]}: {row["value"]:.2f} in {seconds} s', flush=True)
+
+
+def is_recorded(args: argparse.Namespace, dataset: str, variant: str, seed: int) -> bool:
+    """Whether there is a record of a run."""
+    key = dict(dataset=dataset, variant=variant, seed=seed)
+    if variant != 'teacher':
+        key |= dict(split='holdout' if args.holdout else 'test', epochs=args.epochs or SETTINGS[dataset].epochs)
+    return any(all(record.get(k) == v for k, v in key.items()) for record in records(args.results))
+
+
+def is_done(args: argparse.Namespace, dataset: str, variant: str, seed: int) -> bool:
+    """Whether there is nothing left to do for a run: it is recorded, and if it is the teacher's, its students find it."""
+    is_there = variant != 'teacher' or (ROOT / SETTINGS[dataset].teacher_checkpoint).is_file()
+    return is_there and is_recorded(args, dataset, variant, seed)
 
 
 def claim(work_dir: Path, config: str, options: dict) -> None:
@@ -524,7 +549,7 @@ def main() -> None:
     parser.add_argument('--results', type=Path, default=RESULTS, help='file to append to; default: %(default)s')
     parser.add_argument('--work-dir', default='work_dirs/benchmarks')
     args = parser.parse_args()
-    runs = []
+    runs, teachers = [], []
     for dataset in SUITES[args.suite] if args.suite else [args.dataset]:
         known = applicable(SETTINGS[dataset])
         names = [name for name in known if name in METHODS] if args.methods == 'all' else args.methods.split(',')
@@ -533,7 +558,15 @@ def main() -> None:
                 parser.error(f'--methods knows {", ".join(known)}, teacher or all for {dataset}, but got {name!r}')
         if args.holdout and not SETTINGS[dataset].holdout:
             parser.error(f'--holdout is not defined for {dataset}')
-        runs += [(dataset, name, seed) for seed in map(int, args.seeds.split(',')) for name in names]
+        planned = [(dataset, name, seed) for seed in map(int, args.seeds.split(',')) for name in names if name != 'teacher']
+        left = [each for each in planned if not is_done(args, *each)]
+        is_missing = not (ROOT / SETTINGS[dataset].teacher_checkpoint).is_file()
+        if 'teacher' in names or (is_missing and any(name != 'plain' for _, name, _ in left)):
+            teachers.append(dataset)
+        runs += left
+    # One for all students, of seed 0: they look for it in one place.
+    for dataset in teachers:
+        run(args, dataset, 'teacher', 0)
     with ThreadPoolExecutor(args.jobs) as pool:
         jobs = [pool.submit(run, args, *each) for each in runs]
         for job in jobs:

@@ -52,11 +52,12 @@ def teachers(dataset: str) -> list[float]:
 
 
 def verdict(pairs: list[tuple[float, float]]) -> str:
-    """Mean difference of paired values and, for several, the p-value of a paired t-test."""
+    """Mean difference of paired values and, if there are several that differ, the p-value of a paired t-test."""
     if not pairs:
         return ''
-    mean = statistics.mean(a - b for a, b in pairs)
-    if len(pairs) < 2:
+    differences = [a - b for a, b in pairs]
+    mean = statistics.mean(differences)
+    if max(differences) - min(differences) < 1e-9:  # no spread to compare the mean with
         return f'{mean:+.2f}'
     p = float(ttest_rel(*zip(*pairs, strict=True)).pvalue)
     return f'{mean:+.2f} (p={p:.2f})' if p >= 0.01 else f'{mean:+.2f} (p<0.01)'

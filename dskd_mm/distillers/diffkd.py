@@ -146,8 +146,7 @@ class DiffKDDistiller(Distiller):
     segmentation   'logits' (the map of class logits), k=3      dist*    1
     ============== ============================================ ======== ======
 
-    \* 'kl' with at most two outputs: a single one has no relations to other classes, and two correlate by 1 or -1 whatever
-    they are, which has no gradient.
+    \* 'kl' with a single output, which has no relations to other classes.
 
     Deviations and reconstructions: the code of detection was never released, so there the weight of 5 is taken for all
     losses, one denoiser serves all levels of the neck, whose losses are summed, its norm is what the site advises (group
@@ -220,7 +219,7 @@ class DiffKDDistiller(Distiller):
         read = look_up(self.readable, name, f'pairs.{name} of DiffKDDistiller')
         segments = self.site.task == 'segmentation'
         if distance is None:
-            distance = 'mse' if name != 'logits' else 'dist' if segments and theirs.num_classes > 2 else 'kl'
+            distance = 'mse' if name != 'logits' else 'dist' if segments and theirs.num_classes > 1 else 'kl'
         if distance != 'mse':
             known = isinstance(distance, dict) or distance in DISTANCES
             if name != 'logits' or not known or config.get('autoencoder'):

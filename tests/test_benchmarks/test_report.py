@@ -48,8 +48,10 @@ def test_table_pairs_seeds(tmp_path, monkeypatch):
     rows = [
         *(('teacher', 0, 90.0),),
         *(('plain', seed, value) for seed, value in enumerate((80.0, 82.0, 81.0))),
-        *(('dskd', seed, value) for seed, value in enumerate((84.0, 86.1, 84.9))),
-        *(('no-lsh', seed, value) for seed, value in enumerate((78.0, 85.0, 81.5))),
+        # In the order in which they ended, which is not that of the plain student's.
+        *(('dskd', seed, value) for seed, value in ((2, 84.9), (0, 84.0), (1, 86.1))),
+        *(('no-lsh', seed, value) for seed, value in ((1, 85.0), (2, 81.5), (0, 78.0))),
+        *(('no-anchor', seed, value) for seed, value in ((3, 70.0), (2, 82.5))),
     ]
     path = tmp_path / 'accuracy.jsonl'
     write_records(path, [('fashion-mnist', *row) for row in rows])
@@ -64,8 +66,25 @@ def test_table_pairs_seeds(tmp_path, monkeypatch):
     # The gains over DSKD are -6, -1.1 and -3.4; scipy's test on the differences instead of on the pairs.
     p = ttest_1samp([6.0, 1.1, 3.4], 0).pvalue
     assert no_lsh[3] == f'+3.50 (p={p:.2f})'
+    # One seed of two in common with the plain student: nothing to test.
+    assert by_label[accuracy.label_of('no-anchor')][1:] == ['+1.50', '17%', '+2.40', '2']
     # Best first.
-    assert list(by_label) == ['teacher', 'plain student', accuracy.label_of('dskd'), accuracy.label_of('no-lsh')]
+    assert list(by_label)[2:] == [accuracy.label_of(name) for name in ('dskd', 'no-lsh', 'no-anchor')]
+
+
+@pytest.mark.parametrize(
+    ('pairs', 'text'),
+    [
+        ([], ''),
+        ([(3.0, 1.0)], '+2.00'),
+        ([(47.2, 47.2), (46.1, 46.1)], '+0.00'),
+        ([(47.2, 46.2), (46.1, 45.1)], '+1.00'),
+        ([(2.0, 1.0), (4.0, 0.0)], '+2.50 (p=0.34)'),
+        ([(2.0, 1.0), (4.0, 3.001)], '+1.00 (p<0.01)'),
+    ],
+)
+def test_a_difference_is_tested_where_there_is_a_spread(pairs: list[tuple[float, float]], text: str) -> None:
+    assert report.verdict(pairs) == text
 
 
 def test_the_overview_has_a_column_for_each_data_set_and_a_row_for_each_method_that_ran(tmp_path, monkeypatch):

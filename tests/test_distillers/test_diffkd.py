@@ -184,10 +184,10 @@ def kernel_size(pair):
 
 
 @needs_mmseg
-@pytest.mark.parametrize(('classes', 'loss'), [(2, 'KDLoss'), (3, 'DISTLoss')])
-def test_classes_of_pixels_correlate_only_if_there_are_three(tmp_path, classes, loss):
+@pytest.mark.parametrize(('kind', 'classes', 'loss'), [('binary', 2, 'KDLoss'), ('fcn', 2, 'DISTLoss'), ('fcn', 3, 'DISTLoss')])
+def test_class_maps_are_compared_by_dist_if_there_are_several(tmp_path, kind, classes, loss):
     both = dict(student=dict(num_classes=classes), teacher=dict(num_classes=classes))
-    config = dense_distiller_config('fcn', str(tmp_path), **both).copy()
+    config = dense_distiller_config(kind, str(tmp_path), **both).copy()
     config.type = f'dskd_mm.{METHOD}'
     assert type(build_distiller(config).distances['logits']).__name__ == loss
 

@@ -1,0 +1,76 @@
+"""What the benchmark trains, and what it records of it, with a training that takes no time."""
+
+import json
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / 'benchmarks'))
+import accuracy  # noqa: E402
+
+EPOCHS = 3
+really_run = subprocess.run
+
+
+@pytest.fixture
+def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The configs that were 'trained', in their order; the teacher's checkpoint is in the test's folder."""
+    found: list[str] = []
+
+    def train(command: list[str], **kwargs) -> subprocess.CompletedProcess:
+        if 'tools/train.py' not in command:
+            return really_run(command, **kwargs)
+        config, work_dir = command[2], Path(command[command.index('--work-dir') + 1])
+        found.append(config)
+        time.sleep(0.2)
+        log = work_dir / 'run' / 'vis_data' / 'scalars.json'
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(json.dumps({'accuracy/top1': 50.0, 'step': EPOCHS}) + '\n')
+        if config == accuracy.SETTINGS['fashion-mnist'].teacher:
+            (work_dir / 'epoch.pth').write_bytes(b'weights')
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(accuracy.Setting, 'teacher_checkpoint', property(lambda self: tmp_path / 'teacher' / 'epoch.pth'))
+    monkeypatch.setattr(subprocess, 'run', train)
+    return found
+
+
+def benchmark(folder: Path, monkeypatch: pytest.MonkeyPatch, methods: str, seeds: str = '0') -> list[dict]:
+    """Call the benchmark: all that is recorded then."""
+    results = folder / 'accuracy.jsonl'
+    arguments = ['--dataset', 'fashion-mnist', '--methods', methods, '--seeds', seeds, '--epochs', str(EPOCHS), '--jobs', '2']
+    arguments += ['--results', str(results), '--work-dir', str(folder / 'runs')]
+    monkeypatch.setattr(sys, 'argv', ['accuracy.py', *arguments])
+    accuracy.main()
+    return accuracy.records(results)
+
+
+def test_the_teacher_is_trained_first_where_it_is_missing_and_once(tmp_path, monkeypatch, trained):
+    teacher, kd = (accuracy.SETTINGS['fashion-mnist'].config(name) for name in ('teacher', 'kd'))
+    assert [r['variant'] for r in benchmark(tmp_path, monkeypatch, 'plain', '0,1')] == ['plain'] * 2
+    trained.clear()  # a plain student has no teacher
+    rows = benchmark(tmp_path, monkeypatch, 'kd,teacher', '0,1')
+    assert trained == [teacher, kd, kd]
+    assert [(r['variant'], r['seed']) for r in rows[2:]][0] == ('teacher', 0)
+    # Each record says by whom its student was taught.
+    taught = {r['teacher'] for r in rows if r['variant'] == 'kd'}
+    assert len(taught) == 1 and not any('teacher' in r for r in rows if r['variant'] != 'kd')
+    # What is recorded needs no teacher; what is not does, and the teacher's record stays the one that it was.
+    accuracy.SETTINGS['fashion-mnist'].teacher_checkpoint.unlink()
+    assert benchmark(tmp_path, monkeypatch, 'kd', '0,1') == rows
+    assert trained == [teacher, kd, kd]
+    more = benchmark(tmp_path, monkeypatch, 'kd', '2')
+    assert trained[3:] == [teacher, kd] and len(more) == len(rows) + 1
+
+
+def test_two_calls_that_meet_train_and_record_once(tmp_path, monkeypatch, trained):
+    with ThreadPoolExecutor(2) as pool:
+        for job in [pool.submit(benchmark, tmp_path, monkeypatch, 'plain') for _ in range(2)]:
+            job.result()
+    assert len(trained) == 1
+    assert [r['variant'] for r in accuracy.records(tmp_path / 'accuracy.jsonl')] == ['plain']
