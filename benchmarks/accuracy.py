@@ -331,6 +331,7 @@ VARIANTS = {
     ),
     'dist-t1': Variant('DIST, τ = 1', {'model.distill_losses.dist.temperature': '1'}, 'dist'),
     'dist-t4': Variant('DIST, τ = 4', {'model.distill_losses.dist.temperature': '4'}, 'dist'),
+    'fitnet-w10': Variant('FitNet, weight 10', {'model.distill_losses.fitnet.loss_weight': '10'}, 'fitnet'),
     'kd-t4': Variant('KD, temperature 4', {'model.distill_losses.kd.temperature': '4'}, 'kd'),
     'logit-only': Variant(
         'control: logit loss alone (no anchor, no diffusion)', {**NO_DIFFUSION, 'model.loss_weights.anchor': '0'}
@@ -341,11 +342,11 @@ VARIANTS = {
 # Images that follow the teacher by Hinton's divergence instead of DKD's, as all did before: the other choices were made so.
 COUPLED = {'model.imitation.type': 'dskd_mm.KDLoss', 'model.warmup': '0'}
 VARIANTS |= {
-    f'coupled-{name}': Variant(f'by KD: {variant.label}', {**COUPLED, **variant.options})
+    f'coupled-{name}': Variant(f"with KD's divergence: {variant.label}", {**COUPLED, **variant.options})
     for name, variant in VARIANTS.items()
     if variant.method == 'dskd' and 'label' not in name
 }
-VARIANTS['coupled'] = Variant('by KD: **DSKD**', COUPLED)
+VARIANTS['coupled'] = Variant("with KD's divergence: **DSKD**", COUPLED)
 
 LOCK = Lock()
 ENVIRONMENT = {**os.environ, 'OMP_NUM_THREADS': '1'}

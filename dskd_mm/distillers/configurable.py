@@ -53,7 +53,7 @@ class ConfigurableDistiller(Distiller):
         student (dict | nn.Module): The student: a host's model.
         teacher (dict): ``dict(config=..., checkpoint=...)``, see :class:`~dskd_mm.teacher.FrozenTeacher`.
         distill_losses (dict[str, dict]): The losses by a name of your own; see :class:`Distiller`.
-        kwargs: Further arguments of :class:`Distiller`: site, layers, noise_seed, data_preprocessor.
+        kwargs: Further arguments of :class:`Distiller`: site, layers, warmup, noise_seed, data_preprocessor.
 
     Raises:
         ValueError: If there is no loss.

@@ -61,7 +61,8 @@ class DSKDDistiller(Distiller):
     the annotated class on z and on ẑ), ``dskd_bits`` (share of hash bits that agree), ``dskd_std`` (spread of the prior's
     features) and ``dskd_gamma`` (with a noise adapter).
 
-    The paper's text leaves several choices open; each is an argument here, and docs/en/ablations.md shows what they gave.
+    The paper's text leaves several choices open; each is an argument here, and docs/en/ablations.md shows what those that
+    were tried gave.
     With ``prior='student'``, ``target='label'`` and ``loss_weights=dict(logit=0)`` the teacher never runs: only its
     classification layer is loaded.
 

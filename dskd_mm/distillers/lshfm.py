@@ -42,7 +42,10 @@ class LSHFMDistiller(Distiller):
     labels (3, median), and those of its detectors (7, 4,096 bits). The one of CIFAR-100 is
     ``beta=6, lsh=dict(bits=32 * D, bias='median')`` for D channels of the teacher.
 
-    Deviations: the hash functions have the standard deviation of the teacher's classification weights, where the paper's
+    Deviations: the linear layer is the distiller's and leaves with it, where the authors' students of other widths are built
+    with it and classify what it gives; all vectors count, where the authors' scripts take those that the teacher classifies
+    correctly (``correct_only=True``) unless told otherwise; detectors are trained in one go, the paper's in two; the hash
+    functions have the standard deviation of the teacher's classification weights, where the paper's
     setting for ImageNet fixes it (0.06 with a ResNet-34 as teacher, 0.03 with a ResNet-101: ``lsh=dict(std=0.06)``); the
     biases 'mean' and 'median' are running averages over batches instead of statistics of the training set; dense detectors
     hash 256 locations of an image, every class with the same chance, instead of all (``site=dict(vectors_per_image=None)``

@@ -56,7 +56,7 @@ def test_the_teacher_is_trained_first_where_it_is_missing_and_once(tmp_path, mon
     trained.clear()  # a plain student has no teacher
     rows = benchmark(tmp_path, monkeypatch, 'kd,teacher', '0,1')
     assert trained == [teacher, kd, kd]
-    assert [(r['variant'], r['seed']) for r in rows[2:]][0] == ('teacher', 0)
+    assert (rows[2]['variant'], rows[2]['seed']) == ('teacher', 0)
     # Each record says by whom its student was taught.
     taught = {r['teacher'] for r in rows if r['variant'] == 'kd'}
     assert len(taught) == 1 and not any('teacher' in r for r in rows if r['variant'] != 'kd')

@@ -36,6 +36,29 @@ def test_vector_denoiser_widens_fourfold_twice():
     assert kinds == ['Conv2d', 'BatchNorm2d', 'ReLU', 'Conv2d', 'BatchNorm2d', 'Conv2d', 'BatchNorm2d', 'ReLU', 'Conv2d']
 
 
+C = 16
+
+
+@pytest.mark.parametrize(
+    ('module', 'shapes'),
+    [
+        # A bottleneck of C/8, or C -> 2C -> C; two outputs.
+        (NoiseAdapter(C), [(C // 8, C, 1, 1), (C // 8, C // 8, 3, 3), (C, C // 8, 1, 1), (2, C)]),
+        (NoiseAdapter(C, kernel_size=1), [(2 * C, C, 1, 1), (C, 2 * C, 1, 1), (2, C)]),
+        # Convolutions with a bias, a norm between them.
+        (FeatureAutoEncoder(C, 4), [(4, C, 1, 1), (C, 4, 1, 1)]),
+    ],
+    ids=['adapter of maps', 'adapter of vectors', 'autoencoder'],
+)
+def test_the_other_networks_are_those_of_the_paper(module: nn.Module, shapes: list[tuple[int, ...]]) -> None:
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    assert [tuple(layer.weight.shape) for layer in layers] == shapes
+    norms = [layer.num_features for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
+    convs = [layer.out_channels for layer in layers if isinstance(layer, nn.Conv2d)]
+    # Each convolution has its norm, but for the decoder, which restores what is not normalised.
+    assert norms == (convs[:1] if isinstance(module, FeatureAutoEncoder) else convs)
+
+
 @pytest.mark.parametrize('norm', ['BN', 'GN'])
 @pytest.mark.parametrize(('kernel_size', 'shape'), [(3, (2, 8, 5, 7)), (3, (2, 3, 1, 1)), (1, (4, 8, 1, 1)), (1, (2, 8, 3, 2))])
 def test_output_has_the_shape_of_the_input(kernel_size, shape, norm):

@@ -155,6 +155,14 @@ def random_fakes(channels: tuple[int, ...], sizes: tuple[tuple[int, int], ...]) 
 # ----------------------------------------------------------------------------------------- behaviour
 
 
+def test_the_loss_has_the_weight_of_attention_feature_distillation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    distiller = build_distiller(rival_config('RTKDistiller', 'gap', tmp_path, layers=stages()))
+    assert distiller.attention.queries[0][0].out_channels == 128
+    monkeypatch.setattr(distiller.attention, 'forward', lambda *maps: (torch.tensor(0.5), torch.full((3, 3, 3), 0.25)))
+    losses = distiller(**rival_batch(distiller, 'gap'), mode='loss')
+    assert (float(losses['loss_rtk_attention']), float(losses['rtk_top'])) == (200 * 0.5, 0.25)
+
+
 @pytest.mark.parametrize('kind', ['gap', pytest.param('fcn', marks=needs_mmseg)])
 def test_it_behaves_with_named_layers(tmp_path: Path, kind: str) -> None:
     config = rival_config('RTKDistiller', kind, tmp_path, layers=stages())
