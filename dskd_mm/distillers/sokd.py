@@ -148,9 +148,9 @@ class SoKDDistiller(Distiller):
 
 
 class FeatureAdapter(nn.Module):
-    """Maps the student's feature to the teacher's: a 1x1 convolution, then two 3x3 convolutions, each followed by a norm and a ReLU.
+    """Maps the student's feature to the teacher's: a 1x1 convolution and a norm, then twice a 3x3 convolution, norm and ReLU.
 
-    The 1x1 convolution is followed by a norm alone, which the source does not mention.
+    The first norm is ours: the source does not mention one.
 
     The resizing convolution of the source changes the resolution as well; here the teacher's maps have been brought to the
     student's resolution before. It is as wide as the teacher, with 75 million parameters at 2048 channels, while training.
