@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / 'configs').rglob('*.py'))
 PLAIN = sorted((ROOT / 'configs/plain').glob('*.py'))
 PAIRS = sorted((ROOT / 'configs/dskd').glob('*.py'))
+DEMO = sorted((ROOT / 'configs/demo').glob('*.py'))
 # Sized for CPUs, with data and teachers of this repository; all others are for public data sets and GPUs.
 CPU_SIZED = re.compile(r'subset|fashion-mnist|bccd|dsb2018')
 FULL_SIZE = [path for path in PAIRS if not CPU_SIZED.search(path.stem)]
@@ -23,6 +24,11 @@ METHODS = sorted(
 )
 DISTILLED = [path for method in METHODS for path in sorted((ROOT / 'configs' / method).glob('*.py'))]
 HOSTS = ('mmpretrain', 'mmdet', 'mmseg')
+
+
+def teaches(path: Path) -> bool:
+    """Whether a config is that of a distiller."""
+    return 'teacher=' in path.read_text(encoding='utf-8')
 
 
 def name_of(path: Path) -> str:

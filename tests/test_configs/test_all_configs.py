@@ -9,6 +9,7 @@ import pytest
 import yaml
 from config_helpers import (
     CONFIGS,
+    DEMO,
     DISTILLED,
     FULL_SIZE,
     HOSTS,
@@ -20,6 +21,7 @@ from config_helpers import (
     name_of,
     skip_without,
     strings,
+    teaches,
 )
 from mmengine.config import Config
 
@@ -95,7 +97,7 @@ def test_method_is_all_that_differs(method):
 
 @pytest.mark.parametrize(
     'path',
-    [path for path in CONFIGS if path.parent.name in ('demo', 'dskd') and 'teacher=' in path.read_text(encoding='utf-8')],
+    [path for path in (*DEMO, *PAIRS) if teaches(path)],
     ids=name_of,
 )
 def test_distiller_and_its_teacher_belong_together(path):

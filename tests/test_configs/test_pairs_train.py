@@ -1,4 +1,4 @@
-"""Every config of a distiller, made small, takes a training step with a random teacher."""
+"""Every config, made small, takes a training step with its own optimizer: distillers with a random teacher."""
 
 import functools
 from collections.abc import Callable
@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from config_helpers import CPU_SIZED, DISTILLED, load, name_of, skip_without
+from config_helpers import CPU_SIZED, DEMO, DISTILLED, PLAIN, load, name_of, skip_without, teaches
 from mmengine.config import Config, ConfigDict
+from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
+from torch import Tensor, nn
 
 from dskd_mm.testing.checks import reaches
 from dskd_mm.utils.config import load_config, model_config, nodes, student_config
@@ -38,43 +40,67 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp('teachers')
 
 
+@pytest.mark.parametrize('path', [path for path in (*PLAIN, *DEMO) if not teaches(path)], ids=name_of)
+def test_plain_config_takes_a_training_step(path):
+    cfg = load(path)
+    skip_without(cfg.default_scope)
+    if not is_small(path):
+        shrink(cfg.model)
+    model = build_model(cfg)
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    _, optimizer = compute_gradients(cfg, model)
+    optimizer.step()
+    assert any(not torch.equal(p, before[name]) for name, p in model.named_parameters() if p.requires_grad)
+
+
 # Sorted by pairs: the methods of one share its teacher.
-@pytest.mark.parametrize('path', sorted(DISTILLED, key=lambda path: (path.stem, path)), ids=name_of)
+@pytest.mark.parametrize(
+    'path', sorted([*DISTILLED, *filter(teaches, DEMO)], key=lambda path: (path.stem, path)), ids=name_of
+)
 def test_config_takes_a_training_step(path, folder):
     cfg = load(path)
     skip_without(cfg.default_scope)
-    method = path.parent.name
-    distiller = build_small(cfg, path.stem, folder)
+    method = 'dskd' if path in DEMO else path.parent.name
+    distiller = build_small(cfg, is_small(path), folder)
     assert method == 'dskd' or type(distiller).__name__ != 'DSKDDistiller'
-    distiller.train()
-    optimizer = torch.optim.SGD(distiller.parameters(), lr=1e-3)
-
-    data = distiller.data_preprocessor(random_batch(cfg), training=True)
-    losses = distiller(**data, mode='loss')
-    total, log = distiller.parse_losses(losses)
+    losses, optimizer = compute_gradients(cfg, distiller)
     own = {key: value for key, value in losses.items() if key.startswith(f'loss_{method}')}
     assert own
     if method == 'dskd':
         assert {'loss_dskd_anchor', 'loss_dskd_diff', 'loss_dskd_lsh'} <= set(own)
     assert [key for key in losses if 'loss' in key and key not in own]
-    assert [key for key, value in log.items() if not bool(torch.isfinite(value))] == []
-
     assert reaches(sum(own.values()), distiller.student.backbone)
-    total.backward()
-    # As DDP without find_unused_parameters wants it.
-    assert [name for name, p in distiller.named_parameters() if p.requires_grad and p.grad is None] == []
     optimizer.step()
 
 
-def build_small(cfg: Config, pair: str, folder: Path) -> Any:
+def is_small(path: Path) -> bool:
+    """Whether a config is small as it is."""
+    return path in DEMO or CPU_SIZED.search(path.stem) is not None
+
+
+def compute_gradients(cfg: Config, model: nn.Module) -> tuple[dict[str, Tensor], OptimWrapper]:
+    """Losses on a random batch, their gradients, of all parameters as DDP wants it, and the config's optimizer."""
+    model.train()
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
+    if cfg.default_scope == 'mmseg':  # it pads to the config's size of crops
+        model.data_preprocessor.size, model.data_preprocessor.size_divisor = SEG_SIZE, None
+    data = model.data_preprocessor(random_batch(cfg), training=True)
+    losses = model(**data, mode='loss')
+    total, log = model.parse_losses(losses)
+    assert [key for key, value in log.items() if not bool(torch.isfinite(value))] == []
+    total.backward(retain_graph=True)
+    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+    return losses, optimizer
+
+
+def build_small(cfg: Config, is_small: bool, folder: Path) -> Any:
     """The distiller of a config between small models, with a random teacher."""
     model = cfg.model
-    teacher, checkpoint, new_teacher_width = small_teacher(model.teacher.config, CPU_SIZED.search(pair) is not None, folder)
+    teacher, checkpoint, new_teacher_width = small_teacher(model.teacher.config, is_small, folder)
     student = student_config(cfg)
     check_heads(student.model, load_config(model.teacher.config).model)
-    new_width = keep if CPU_SIZED.search(pair) else shrink(student.model)
-    if cfg.default_scope == 'mmseg':
-        student.model.data_preprocessor.size = SEG_SIZE
+    new_width = keep if is_small else shrink(student.model)
     model.student = student.model
     model.teacher = dict(config=teacher, checkpoint=checkpoint)
     model.data_preprocessor = cfg.get('data_preprocessor')
@@ -97,11 +123,15 @@ def small_teacher(address: str, as_it_is: bool, folder: Path) -> tuple[Config, s
     cfg = load_config(address)
     new_width = keep if as_it_is else shrink(cfg.model)
     torch.manual_seed(1)  # small, some pairs are twins
-    with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        model = MODELS.build(model_config(cfg))
+    model = build_model(cfg)
     checkpoint = folder / f'{len(list(folder.iterdir()))}.pth'
     torch.save(dict(state_dict=model.state_dict()), checkpoint)
     return cfg, str(checkpoint), new_width
+
+
+def build_model(cfg: Config) -> nn.Module:
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        return MODELS.build(model_config(cfg))
 
 
 def check_heads(student: ConfigDict, teacher: ConfigDict) -> None:
@@ -160,6 +190,7 @@ def narrow(width: Any) -> Any:
 def random_batch(cfg: Config) -> dict:
     """Few small images: of CIFAR's size for its networks, else so large that the last map has several locations."""
     if cfg.default_scope == 'mmpretrain':
-        size = 32 if cfg.model.student.backbone.type.startswith('dskd_mm.CIFAR') else 64
+        backbone = cfg.model.get('student', cfg.model).backbone
+        size = 32 if backbone.type.startswith('dskd_mm.CIFAR') else 64
         return synthetic_batch(cfg, 4, (size, size))
     return synthetic_batch(cfg, 2, SEG_SIZE if cfg.default_scope == 'mmseg' else (96, 128))
