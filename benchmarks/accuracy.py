@@ -403,7 +403,7 @@ def run(args: argparse.Namespace, dataset: str, variant: str, seed: int) -> None
         revision, start = commit(), time.time()
         if variant != 'teacher':
             try:
-                claim(work_dir, config, options)
+                revision = claim(work_dir, config, options, revision)
             except RuntimeError as error:
                 print(f'FAILED {name}: {error}', flush=True)
                 return
@@ -461,8 +461,17 @@ def is_done(args: argparse.Namespace, dataset: str, variant: str, seed: int) -> 
     return is_there and is_recorded(args, dataset, variant, seed)
 
 
-def claim(work_dir: Path, config: str, options: dict) -> None:
+def claim(work_dir: Path, config: str, options: dict, revision: str) -> str:
     """Mark a folder as that of a config with options, so that no run of others is taken for one of these.
+
+    Args:
+        work_dir (Path): The folder.
+        config (str): Path of the config.
+        options (dict): What is changed of it.
+        revision (str): The commit that is checked out.
+
+    Returns:
+        str: The commit at which the run in the folder began: code may have changed since without any trace in the config.
 
     Raises:
         RuntimeError: If it holds a run of others.
@@ -471,13 +480,16 @@ def claim(work_dir: Path, config: str, options: dict) -> None:
     # Wherever the repository is.
     found = hashlib.sha256(text.replace(str(ROOT), '').encode()).hexdigest()
     mark = work_dir / 'config.sha256'
-    known = mark.read_text() if mark.exists() else None
+    known, _, begun = (mark.read_text() if mark.exists() else '').partition(' ')
     if known != found and (known or (work_dir / 'last_checkpoint').exists()):
         raise RuntimeError(
             f'{work_dir} is expected to hold a run of {config} as it is now, but its run had another config. Remove the '
             'folder, or give another --work-dir.'
         )
-    mark.write_text(found)
+    if begun and begun != revision:
+        print(f'goes on with what {work_dir} holds of {begun}: remove the folder to begin again', flush=True)
+    mark.write_text(f'{found} {begun or revision}')
+    return begun or revision
 
 
 def evaluate(setting: Setting, config: str, work_dir: Path, epochs: int, split: str) -> float:

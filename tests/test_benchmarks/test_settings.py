@@ -37,17 +37,18 @@ def test_setting_fits_its_configs(name):
 
 def test_a_folder_with_a_run_of_another_config_is_no_run_of_this_one(tmp_path):
     config, options = accuracy.SETTINGS['cifar100-subset'].config('kd'), {'randomness.seed': 0}
-    accuracy.claim(tmp_path, config, options)
-    accuracy.claim(tmp_path, config, options)  # resumed
+    assert accuracy.claim(tmp_path, config, options, 'abc') == 'abc'
+    # Resumed, after further commits: it is still a run of the first.
+    assert accuracy.claim(tmp_path, config, options, 'def') == 'abc'
     other = accuracy.SETTINGS['cifar100-subset'].config('fitnet')
     for spoilt in ((config, {'randomness.seed': 1}), (other, options)):
         with pytest.raises(RuntimeError, match=r'another config.*Remove the folder'):
-            accuracy.claim(tmp_path, *spoilt)
+            accuracy.claim(tmp_path, *spoilt, 'abc')
     # One that nobody claimed, but that holds a run.
     (tmp_path / 'config.sha256').unlink()
     (tmp_path / 'last_checkpoint').write_text('epoch_1.pth')
     with pytest.raises(RuntimeError, match='another config'):
-        accuracy.claim(tmp_path, config, options)
+        accuracy.claim(tmp_path, config, options, 'abc')
 
 
 @pytest.mark.parametrize('name', [name for name, setting in accuracy.SETTINGS.items() if setting.holdout])
