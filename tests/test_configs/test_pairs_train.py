@@ -193,4 +193,12 @@ def random_batch(cfg: Config) -> dict:
         backbone = cfg.model.get('student', cfg.model).backbone
         size = 32 if backbone.type.startswith('dskd_mm.CIFAR') else 64
         return synthetic_batch(cfg, 4, (size, size))
-    return synthetic_batch(cfg, 2, SEG_SIZE if cfg.default_scope == 'mmseg' else (96, 128))
+    if cfg.default_scope == 'mmdet':
+        return synthetic_batch(cfg, 2, (96, 128))
+    batch = synthetic_batch(cfg, 2, SEG_SIZE)
+    if any('class_weight' in node for node in nodes(cfg.model)):
+        for sample in batch['data_samples']:
+            # OpenMMLab's mmseg looks up the weights of ignored pixels as well, and finds none.
+            labels = sample.gt_sem_seg.data
+            labels[labels == 255] = 0
+    return batch
