@@ -286,6 +286,19 @@ VARIANTS = {
         '**DSKD** + FitNet',
         {'model.distill_losses.fitnet.type': 'dskd_mm.FitNetLoss', 'model.distill_losses.fitnet.loss_weight': '1'},
     ),
+    # At the levels of the neck of retinanet_r18-w8 and its teacher.
+    'with-pkd': Variant(
+        '**DSKD** + PKD',
+        {
+            **{f'model.layers.neck.{owner}.path': 'neck' for owner in ('student', 'teacher')},
+            **{f'model.layers.neck.{owner}.index': 'all' for owner in ('student', 'teacher')},
+            'model.layers.neck.student.channels': '16',
+            'model.layers.neck.teacher.channels': '64',
+            'model.distill_losses.pkd.type': 'dskd_mm.PKDLoss',
+            'model.distill_losses.pkd.on': 'neck',
+            'model.distill_losses.pkd.loss_weight': '10',
+        },
+    ),
     'with-dist': Variant('**DSKD** + DIST', {'model.distill_losses.dist.type': 'dskd_mm.DISTLoss'}),
     'temperature-1': Variant('temperature 1', {'model.temperature': '1'}),
     # The controls: everything but the diffusion.
