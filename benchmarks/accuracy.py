@@ -342,7 +342,6 @@ VARIANTS = {
         {'model.distill_losses.dkd.beta': '0.5', 'model.distill_losses.dkd.temperature': '1', 'model.warmup': '0'},
         'dkd',
     ),
-    'dist-t1': Variant('DIST, τ = 1', {'model.distill_losses.dist.temperature': '1'}, 'dist'),
     'dist-t4': Variant('DIST, τ = 4', {'model.distill_losses.dist.temperature': '4'}, 'dist'),
     'fitnet-w10': Variant('FitNet, weight 10', {'model.distill_losses.fitnet.loss_weight': '10'}, 'fitnet'),
     'kd-t4': Variant('KD, temperature 4', {'model.distill_losses.kd.temperature': '4'}, 'kd'),
