@@ -402,15 +402,13 @@ def run(args: argparse.Namespace, dataset: str, variant: str, seed: int) -> None
     command = [sys.executable, 'tools/train.py', config, '--work-dir', str(work_dir), '--resume']
     command += ['--amp'] if setting.amp else []
     command += ['--cfg-options', *(f'{key}={value}' for key, value in options.items())]
-    if is_done(args, dataset, variant, seed):
-        return
-    print(f'start {name}', flush=True)
     work_dir.mkdir(parents=True, exist_ok=True)
     with open(work_dir / 'train.log', 'a') as log:
         # The training inherits the lock with its output: if it outlives this script, the next one waits here for its end.
         fcntl.flock(log, fcntl.LOCK_EX)
-        if is_done(args, dataset, variant, seed):  # by another call, for which this one waited
+        if is_done(args, dataset, variant, seed):  # perhaps by another call, for which this one waited
             return
+        print(f'start {name}', flush=True)
         # Before the run: what is committed meanwhile is not what it ran.
         revision, start = commit(), time.time()
         if variant != 'teacher':

@@ -142,9 +142,7 @@ class Distiller(BaseModel):
         if theirs.classifiers:
             # An image is classified as a whole, wherever its feature is tapped.
             known['logits'] = Readable(own.num_classes, theirs.num_classes, own.is_map and self.site.task != 'classification')
-        return known | {
-            name: Readable(layer.channels, theirs.layers[name].channels) for name, layer in own.layers.items()
-        }
+        return known | {name: Readable(layer.channels, theirs.layers[name].channels) for name, layer in own.layers.items()}
 
     def distill(
         self, student: Observed, teacher: Observed | None, target: Target | None, head_loss: HeadLoss

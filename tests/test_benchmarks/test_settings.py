@@ -25,9 +25,8 @@ def test_setting_fits_its_configs(name):
     # The distilled student is the plain one, its teacher the one that the benchmark trains, after its last epoch.
     assert distilled.model.student == student.model
     assert Path(distilled.model.teacher.config).resolve() == ROOT / setting.teacher
-    assert distilled.model.teacher.checkpoint == (
-        f'work_dirs/{Path(setting.teacher).stem}/epoch_{teacher.train_cfg.max_epochs}.pth'
-    )
+    last = f'work_dirs/{Path(setting.teacher).stem}/epoch_{teacher.train_cfg.max_epochs}.pth'
+    assert distilled.model.teacher.checkpoint == str(setting.teacher_checkpoint) == last
     assert setting.epochs <= student.train_cfg.max_epochs
     # A budget reaches all that counts epochs, and the last epoch is the one at which the learning rate is 0.
     student.merge_from_dict(dict.fromkeys(setting.schedule, 7))

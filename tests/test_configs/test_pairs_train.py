@@ -94,13 +94,13 @@ def compute_gradients(cfg: Config, model: nn.Module) -> tuple[dict[str, Tensor],
     return losses, optimizer
 
 
-def build_small(cfg: Config, is_small: bool, folder: Path) -> Any:
+def build_small(cfg: Config, as_it_is: bool, folder: Path) -> Any:
     """The distiller of a config between small models, with a random teacher."""
     model = cfg.model
-    teacher, checkpoint, new_teacher_width = small_teacher(model.teacher.config, is_small, folder)
+    teacher, checkpoint, new_teacher_width = small_teacher(model.teacher.config, as_it_is, folder)
     student = student_config(cfg)
     check_heads(student.model, load_config(model.teacher.config).model)
-    new_width = keep if is_small else shrink(student.model)
+    new_width = keep if as_it_is else shrink(student.model)
     model.student = student.model
     model.teacher = dict(config=teacher, checkpoint=checkpoint)
     model.data_preprocessor = cfg.get('data_preprocessor')
