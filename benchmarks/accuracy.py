@@ -16,514 +16,268 @@ import fcntl
 import hashlib
 import json
 import os
-import platform
 import shlex
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
 from mmengine.config import Config
 from mmengine.device import get_device
-
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / 'benchmarks' / 'results' / 'accuracy.jsonl'
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One data set with a teacher and a student.
-
-    Attributes:
-        task (str): 'cls', 'det' or 'seg'.
-        pair (str): '<student> <teacher>', the field's order.
-        student (str): Config of the plain student.
-        teacher (str): Config of the teacher.
-        distilled (str): Name of the config of the student under a method, the same in each method's folder.
-        metric (str): Key of the metric in the logs.
-        epochs (int): Default budget of a student.
-        train_images (int): Size of the training part.
-        options (dict): Settings of every student, such as a smaller training part than the teacher's.
-        holdout (dict): Settings that train on a part of the training images and validate on another.
-        holdout_images (int): Size of the training part under ``holdout``.
-        scale (float): What the logged metric is multiplied with: records are in percent, mmdet logs fractions.
-        schedule (tuple): Where a student's config counts its epochs.
-        interval (int): Epochs between validations and checkpoints of a student.
-        amp (bool): Whether to train in bfloat16. Two-stage detectors do not: mmcv's NMS and RoIAlign have no bfloat16 on CPUs.
-        unit (str): The metric's name in tables.
-        test_part (str): What 'test' is in captions.
-        holdout_part (str): What 'holdout' is in captions.
-    """
-
-    task: str
-    pair: str
-    student: str
-    teacher: str
-    distilled: str
-    metric: str
-    epochs: int
-    train_images: int
-    options: dict[str, str] = field(default_factory=dict)
-    holdout: dict[str, str] = field(default_factory=dict)
-    holdout_images: int = 0
-    scale: float = 1
-    schedule: tuple[str, ...] = ('train_cfg.max_epochs', 'param_scheduler.T_max', 'param_scheduler.end')
-    interval: int = 5
-    amp: bool = True
-    unit: str = 'top-1'
-    test_part: str = 'the official test images'
-    holdout_part: str = 'held-out training images'
-
-    def config(self, method: str) -> str:
-        """Config of a run under a method."""
-        return {'plain': self.student, 'teacher': self.teacher}.get(method, f'configs/{method}/{self.distilled}')
-
-    @property
-    def teacher_checkpoint(self) -> Path:
-        """Where the students' configs look for the teacher."""
-        name, epochs = Path(self.teacher).stem, Config.fromfile(ROOT / self.teacher).train_cfg.max_epochs
-        return Path('work_dirs') / name / f'epoch_{epochs}.pth'
-
-    @property
-    def trains_alike(self) -> bool:
-        """Whether ``holdout`` leaves the training as it is, so that a run is judged on both parts."""
-        return bool(self.holdout) and all(key.startswith('val_dataloader.') for key in self.holdout)
-
-
-# The schedules of configs/_base_/schedules/adamw_*.py: a warm-up, then the cosine.
-WARMED_UP = ('train_cfg.max_epochs', 'param_scheduler.1.T_max', 'param_scheduler.1.end')
-BCCD = dict(
-    task='det',
-    metric='coco/bbox_mAP',
-    epochs=60,
-    train_images=205,
-    # The data come with a validation part of their own.
-    holdout={'val_dataloader.dataset.ann_file': 'coco/val.json'},
-    holdout_images=205,
-    scale=100,
-    schedule=WARMED_UP,
-    interval=10,
-    unit='mAP',
-    holdout_part='the official validation images',
-)
-NUCLEI = dict(
-    task='seg',
-    metric='mIoU',
-    epochs=30,
-    train_images=531,
-    holdout={
-        'train_dataloader.dataset.indices': '-398',
-        'val_dataloader.dataset.ann_file': 'train.txt',
-        'val_dataloader.dataset.indices': '133',
-    },
-    holdout_images=398,
-    schedule=WARMED_UP,
-    interval=10,
-    unit='mIoU',
-    test_part='the validation images',
-)
-NUCLEUS_INSTANCES = {
-    **NUCLEI,
-    'task': 'det',
-    'metric': 'coco/segm_mAP',
-    'epochs': 10,
-    'holdout': {**NUCLEI['holdout'], 'val_dataloader.dataset.ann_file': 'annotations/instances_train.json'},
-    'scale': 100,
-    'amp': False,
-    'unit': 'mask mAP',
-}
-IMAGES = dict(task='cls', metric='accuracy/top1')
-
-
-def small_pair(student: str, teacher: str, data: str) -> dict[str, str]:
-    """The fields of a setting that follow from the names of its configs."""
-    width = teacher.split('_')[-1].replace('resnet', 'r')
-    return dict(
-        pair=f'{student} {teacher}',
-        student=f'configs/plain/{student}_{data}.py',
-        teacher=f'configs/plain/{teacher}_{data}.py',
-        distilled=f'{student}_{width}_{data}.py',
-    )
-
-
-SETTINGS = {
-    'cifar100-subset': Setting(
-        **IMAGES,
-        **small_pair('resnet8-w16', 'resnet14-w32', 'cifar100-subset'),
-        epochs=20,
-        train_images=20000,
-        holdout={
-            'train_dataloader.dataset.blocks': '[0,1]',
-            'val_dataloader.dataset.split': 'train',
-            'val_dataloader.dataset.blocks': '[3]',
-        },
-        holdout_images=10000,
-    ),
-    'fashion-mnist': Setting(
-        **IMAGES,
-        **small_pair('resnet8-w8', 'resnet14-w16', 'fashion-mnist'),
-        epochs=5,
-        train_images=60000,
-        holdout={
-            'train_dataloader.dataset.indices': '10000',
-            'val_dataloader.dataset.split': 'train',
-            'val_dataloader.dataset.indices': '-10000',
-        },
-        holdout_images=10000,
-    ),
-    # The teacher has seen all training images, its students a sixth of them.
-    'fashion-mnist-10k': Setting(
-        **IMAGES,
-        **small_pair('resnet8-w8', 'resnet14-w16', 'fashion-mnist'),
-        epochs=12,
-        train_images=10000,
-        options={'train_dataloader.dataset.indices': '10000'},
-    ),
-    'bccd-retinanet': Setting(**BCCD, **small_pair('retinanet_r18-w16', 'retinanet_r18-w32', 'bccd')),
-    'bccd-retinanet-w8': Setting(**BCCD, **small_pair('retinanet_r18-w8', 'retinanet_r18-w32', 'bccd')),
-    'bccd-fcos': Setting(**BCCD, **small_pair('fcos_r18-w16', 'fcos_r18-w32', 'bccd')),
-    'bccd-faster-rcnn': Setting(
-        **{**BCCD, 'epochs': 40, 'amp': False}, **small_pair('faster-rcnn_r18-w16', 'faster-rcnn_r18-w32', 'bccd')
-    ),
-    'dsb2018-fcn': Setting(**NUCLEI, **small_pair('fcn_r14-w8', 'fcn_r14-w32', 'dsb2018')),
-    'dsb2018-pspnet': Setting(**NUCLEI, **small_pair('pspnet_r14-w8', 'pspnet_r14-w32', 'dsb2018')),
-    'dsb2018-deeplabv3': Setting(**NUCLEI, **small_pair('deeplabv3_r14-w8', 'deeplabv3_r14-w32', 'dsb2018')),
-    'dsb2018-mask-rcnn': Setting(**NUCLEUS_INSTANCES, **small_pair('mask-rcnn_r14-w16', 'mask-rcnn_r14-w32', 'dsb2018')),
-}
-
-SUITES = {
-    'cls': ('cifar100-subset', 'fashion-mnist-10k'),
-    'det': ('bccd-retinanet-w8',),
-    'seg': ('dsb2018-fcn',),
-}
-"""The data sets on which a task's methods are compared."""
-
-METHODS = {
-    'teacher': 'teacher',
-    'plain': 'plain student',
-    'kd': 'KD',
-    'dkd': 'DKD',
-    'dist': 'DIST',
-    'fitnet': 'FitNet',
-    'at': 'AT',
-    'cwd': 'CWD',
-    'pkd': 'PKD',
-    'mgd': 'MGD',
-    'lshfm': 'LSHFM',
-    'vkd': 'VkD',
-    'sokd': 'SoKD (approximation)',
-    'rtk': 'RTK-style',
-    'diffkd': 'DiffKD',
-    'dskd': '**DSKD**',
-}
-"""All methods with their names in tables; each has a folder of configs, and its default is the variant of its own name."""
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A method with options other than its default.
-
-    Attributes:
-        label (str): Its name in tables.
-        options (dict[str, str]): The options, as for ``--cfg-options``.
-        method (str): The method. Defaults to DSKD.
-    """
-
-    label: str
-    options: dict[str, str]
-    method: str = 'dskd'
-
-
-NO_DIFFUSION = {'model.loss_weights.lsh': '0', 'model.loss_weights.virtual': '0'}
-NO_LOGIT = {'model.loss_weights.logit': '0'}
-LABEL = {'model.target': 'label'}
-LOCAL = {'model.target': 'local'}
-TEACHER_PRIOR = {'model.prior': 'teacher'}
-DENSE_HASH = {'model.site.dense': 'True'}
-
-
-def sampling(start: float, scale: float) -> dict[str, str]:
-    """Options of a sampler."""
-    return {'model.sampler.start': str(start), 'model.sampler.scale': str(scale)}
-
-
-VARIANTS = {
-    'label': Variant('label guidance, no logit loss (teacher-free)', {**LABEL, **NO_LOGIT}),
-    'no-guidance': Variant('guidance off', {'model.sampler.scale': '0'}),
-    'no-lsh': Variant('LSH off', {'model.loss_weights.lsh': '0'}),
-    'no-virtual': Variant('virtual teacher off', {'model.loss_weights.virtual': '0'}),
-    'no-anchor': Variant('anchor off', {'model.loss_weights.anchor': '0'}),
-    'no-logit': Variant('logit loss off', NO_LOGIT),
-    'no-channel': Variant('channel loss off', {'model.loss_weights.channel': '0'}),
-    'no-box': Variant('box loss off', {'model.loss_weights.box': '0'}),
-    'prior-teacher': Variant('prior: teacher features', TEACHER_PRIOR),
-    'strong-guidance': Variant('guidance five times as strong', {'model.sampler.scale': '5'}),
-    'early-start': Variant('sampling from t=160 instead of t=400, guidance 8: equal in total', sampling(0.2, 8)),
-    'early-start-strong-guidance': Variant(
-        'sampling from t=160, guidance 32: four times as strong in total', sampling(0.2, 32)
-    ),
-    'no-noise': Variant('the same, but started without noise', {**sampling(0.2, 32), 'model.sampler.noise': 'none'}),
-    'clean-guidance': Variant('guidance at the predicted clean feature', {'model.sampler.guidance_point': 'clean'}),
-    'local': Variant('target: the teacher at every location', LOCAL),
-    'local-dense-prior-teacher': Variant(
-        'target: the teacher at every location; prior: teacher features, every location hashed',
-        {**LOCAL, **TEACHER_PRIOR, **DENSE_HASH},
-    ),
-    'dense-prior-teacher': Variant('prior: teacher features, every location hashed', {**TEACHER_PRIOR, **DENSE_HASH}),
-    'strong-lsh': Variant('LSH five times as strong', {'model.loss_weights.lsh': '5'}),
-    # Dense tasks begin with little noise; this is where images begin.
-    'middle-start': Variant('sampling from t=400, guidance 1, as for images', sampling(0.5, 1)),
-    # What bounds the cost of large maps; those of these data sets are small.
-    'window-8': Variant('8x8 locations of a level are seen', {'model.window': '8'}),
-    'guidance-once': Variant('guidance evaluated once', {'model.sampler.guidance_interval': '5'}),
-    # With a rival's loss added.
-    'with-fitnet': Variant(
-        '**DSKD** + FitNet',
-        {'model.distill_losses.fitnet.type': 'dskd_mm.FitNetLoss', 'model.distill_losses.fitnet.loss_weight': '1'},
-    ),
-    # At the levels of the neck of retinanet_r18-w8 and its teacher.
-    'with-pkd': Variant(
-        '**DSKD** + PKD',
-        {
-            **{f'model.layers.neck.{owner}.path': 'neck' for owner in ('student', 'teacher')},
-            **{f'model.layers.neck.{owner}.index': 'all' for owner in ('student', 'teacher')},
-            'model.layers.neck.student.channels': '16',
-            'model.layers.neck.teacher.channels': '64',
-            'model.distill_losses.pkd.type': 'dskd_mm.PKDLoss',
-            'model.distill_losses.pkd.on': 'neck',
-            'model.distill_losses.pkd.loss_weight': '10',
-        },
-    ),
-    'with-dist': Variant('**DSKD** + DIST', {'model.distill_losses.dist.type': 'dskd_mm.DISTLoss'}),
-    'temperature-1': Variant('temperature 1', {'model.temperature': '1'}),
-    # The controls: everything but the diffusion.
-    'anchor-and-logit-no-box': Variant(
-        'control: soft anchor + logit loss, box loss off (no diffusion)', {**NO_DIFFUSION, 'model.loss_weights.box': '0'}
-    ),
-    'anchor-and-logit-no-channel': Variant(
-        'control: soft anchor + logit loss, no channel loss (no diffusion)', {**NO_DIFFUSION, 'model.loss_weights.channel': '0'}
-    ),
-    'anchor-only': Variant('control: soft anchor alone (no diffusion)', {**NO_DIFFUSION, **NO_LOGIT}),
-    'anchor-only-label': Variant(
-        'control: label anchor alone (no diffusion, teacher-free)', {**NO_DIFFUSION, **NO_LOGIT, **LABEL}
-    ),
-    'anchor-and-logit': Variant('control: soft anchor + logit loss (no diffusion)', NO_DIFFUSION),
-    'local-anchor-and-logit': Variant(
-        'control: anchor at every location + logit loss (no diffusion)', {**NO_DIFFUSION, **LOCAL}
-    ),
-    # Rivals with other settings.
-    'diffkd-kl': Variant('DiffKD, KL', {'model.pairs.logits.distance': 'kl'}, 'diffkd'),
-    'diffkd-t4': Variant(
-        'DiffKD, temperature 4',
-        {
-            'model.pairs.logits.distance.type': 'dskd_mm.KDLoss',
-            'model.pairs.logits.distance.temperature': '4',
-        },
-        'diffkd',
-    ),
-    # Settings of their papers for other data; KD's is that for ImageNet, with a whole cross-entropy beside it.
-    'kd-t1': Variant(
-        'KD, temperature 1',
-        {
-            'model.distill_losses.kd.temperature': '1',
-            'model.distill_losses.kd.loss_weight': '1',
-            'model.student.head.loss.loss_weight': '1',
-        },
-        'kd',
-    ),
-    'dkd-cold': Variant('DKD, no warm-up', {'model.warmup': '0'}, 'dkd'),
-    'dkd-t1': Variant(
-        'DKD, β = 0.5, temperature 1',
-        {'model.distill_losses.dkd.beta': '0.5', 'model.distill_losses.dkd.temperature': '1', 'model.warmup': '0'},
-        'dkd',
-    ),
-    'dist-t4': Variant('DIST, τ = 4', {'model.distill_losses.dist.temperature': '4'}, 'dist'),
-    'fitnet-w10': Variant('FitNet, weight 10', {'model.distill_losses.fitnet.loss_weight': '10'}, 'fitnet'),
-    'kd-t4': Variant('KD, temperature 4', {'model.distill_losses.kd.temperature': '4'}, 'kd'),
-    'logit-only': Variant(
-        'control: logit loss alone (no anchor, no diffusion)', {**NO_DIFFUSION, 'model.loss_weights.anchor': '0'}
-    ),
-}
-"""What else can be run, by the name that records carry."""
-
-# Images that follow the teacher by Hinton's divergence instead of DKD's, as all did before: the other choices were made so.
-COUPLED = {'model.imitation.type': 'dskd_mm.KDLoss', 'model.warmup': '0'}
-VARIANTS |= {
-    f'coupled-{name}': Variant(f"with KD's divergence: {variant.label}", {**COUPLED, **variant.options})
-    for name, variant in VARIANTS.items()
-    if variant.method == 'dskd' and 'label' not in name
-}
-VARIANTS['coupled'] = Variant("with KD's divergence: **DSKD**", COUPLED)
+from records import RESULTS, commit, records, versions
+from settings import METHODS, ROOT, SETTINGS, SUITES, VARIANTS, Setting, applicable, method_of
 
 LOCK = Lock()
 ENVIRONMENT = {**os.environ, 'OMP_NUM_THREADS': '1'}
 
 
-def method_of(name: str) -> str:
-    """The method of a variant; a method's name is that of its default."""
-    return VARIANTS[name].method if name in VARIANTS else name
+@dataclass(frozen=True)
+class Run:
+    """One training of a student.
 
+    Attributes:
+        dataset (str): Name of its setting.
+        variant (str): The method, or a variant of one.
+        seed (int): The seed of everything.
+        epochs (int): The budget.
+        holdout (bool): Whether it trains on a part of the training images and is judged on another.
+        results (Path): File to append its records to.
+        folder (Path): Where runs have their folders.
+    """
 
-def label_of(name: str) -> str:
-    """A variant's name in tables."""
-    return VARIANTS[name].label if name in VARIANTS else METHODS[name]
+    dataset: str
+    variant: str
+    seed: int
+    epochs: int
+    holdout: bool
+    results: Path
+    folder: Path
 
+    @property
+    def setting(self) -> Setting:
+        """The data set with its teacher and student."""
+        return SETTINGS[self.dataset]
 
-def applicable(setting: Setting) -> list[str]:
-    """Methods and variants that have a config for a data set, the teacher excepted."""
-    names = [*METHODS, *VARIANTS]
-    if setting.task != 'cls':
-        names = [name for name in names if not name.startswith('coupled')]
-    return [name for name in names if name != 'teacher' and (ROOT / setting.config(method_of(name))).is_file()]
+    @property
+    def split(self) -> str:
+        """The part of the data on which it is judged."""
+        return 'holdout' if self.holdout else 'test'
 
+    @property
+    def name(self) -> str:
+        """What it is called in messages, and its place among the folders."""
+        return f'{self.dataset}/{self.split}-{self.epochs}e/{self.variant}-s{self.seed}'
 
-def run(args: argparse.Namespace, dataset: str, variant: str, seed: int) -> None:
-    """Train once and record the result."""
-    setting = SETTINGS[dataset]
-    config = setting.config(method_of(variant))
-    epochs = args.epochs or setting.epochs
-    split = 'holdout' if args.holdout and variant != 'teacher' else 'test'
-    options = {**(VARIANTS[variant].options if variant in VARIANTS else {}), 'randomness.seed': seed}
-    if variant == 'teacher':
-        # Its own schedule, at the place where the students' configs look for it.
-        work_dir = setting.teacher_checkpoint.parent
-        name = work_dir.name
-    else:
-        name = f'{dataset}/{split}-{epochs}e/{variant}-s{seed}'
-        work_dir = Path(args.work_dir) / name
-        options |= dict.fromkeys(setting.schedule, epochs)
+    @property
+    def work_dir(self) -> Path:
+        """Its folder."""
+        return self.folder / self.name
+
+    @property
+    def config(self) -> str:
+        """Its config."""
+        return self.setting.config(method_of(self.variant))
+
+    @property
+    def options(self) -> dict:
+        """What is changed of its config."""
+        setting, variant = self.setting, VARIANTS.get(self.variant)
+        options = {**(variant.options if variant else {}), 'randomness.seed': self.seed}
+        options |= dict.fromkeys(setting.schedule, self.epochs)
         options |= {'train_cfg.val_interval': setting.interval, 'default_hooks.checkpoint.interval': setting.interval}
-        options |= setting.options | (setting.holdout if args.holdout else {})
-    command = [sys.executable, 'tools/train.py', config, '--work-dir', str(work_dir), '--resume']
-    command += ['--amp'] if setting.amp else []
-    command += ['--cfg-options', *(f'{key}={value}' for key, value in options.items())]
-    work_dir.mkdir(parents=True, exist_ok=True)
-    with open(work_dir / 'train.log', 'a') as log:
-        # The training inherits the lock with its output: if it outlives this script, the next one waits here for its end.
-        fcntl.flock(log, fcntl.LOCK_EX)
-        if is_done(args, dataset, variant, seed):  # perhaps by another call, for which this one waited
-            return
-        print(f'start {name}', flush=True)
-        # Before the run: what is committed meanwhile is not what it ran.
-        revision, start = commit(), time.time()
-        if variant != 'teacher':
-            try:
-                revision = claim(work_dir, config, options, revision)
-            except RuntimeError as error:
-                print(f'FAILED {name}: {error}', flush=True)
+        return options | setting.options | (setting.holdout if self.holdout else {})
+
+    @property
+    def command(self) -> list[str]:
+        """The training."""
+        command = [sys.executable, 'tools/train.py', self.config, '--work-dir', str(self.work_dir), '--resume']
+        command += ['--amp'] if self.setting.amp else []
+        return [*command, '--cfg-options', *(f'{key}={value}' for key, value in self.options.items())]
+
+    @property
+    def is_taught(self) -> bool:
+        """Whether it has a teacher."""
+        return self.variant != 'plain'
+
+    @property
+    def key(self) -> dict:
+        """What tells its records from others."""
+        key = dict(dataset=self.dataset, variant=self.variant, seed=self.seed)
+        return key | dict(split=self.split, epochs=self.epochs)
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether there is a record of it."""
+        return any(self.key.items() <= record.items() for record in records(self.results))
+
+    @property
+    def is_done(self) -> bool:
+        """Whether there is nothing left to do for it."""
+        return self.is_recorded
+
+    def finish(self) -> None:
+        """Train, or go on with what was interrupted, and record the result; nothing if it is done."""
+        self.work_dir.mkdir(parents=True, exist_ok=True)
+        with open(self.work_dir / 'train.log', 'a') as log:
+            # The training inherits the lock with its output: if it outlives this script, the next one waits here for its end.
+            fcntl.flock(log, fcntl.LOCK_EX)
+            if self.is_done:  # perhaps by another call, for which this one waited
                 return
-        code = subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, env=ENVIRONMENT).returncode
-        if code:
-            print(f'FAILED {name}, exit status {code}: see {work_dir / "train.log"}', flush=True)
-            return
-        seconds = round(time.time() - start, 1)
-        value, last = final_metric(work_dir, setting.metric)
-        if variant != 'teacher' and last != epochs:
+            print(f'start {self.name}', flush=True)
+            # Before the run: what is committed meanwhile is not what it ran.
+            start = time.time()
+            try:
+                revision = self.claim(commit())
+            except RuntimeError as error:
+                print(f'FAILED {self.name}: {error}', flush=True)
+                return
+            code = subprocess.run(self.command, cwd=ROOT, stdout=log, stderr=log, env=ENVIRONMENT).returncode
+            if code:
+                print(f'FAILED {self.name}, exit status {code}: see {self.work_dir / "train.log"}', flush=True)
+                return
+            seconds = round(time.time() - start, 1)
+            found, epochs = self.judge()
+            rows = self.record(found, epochs, seconds, revision)
+        for row in rows:
+            print(f'done  {self.name} on {row["split"]}: {row["value"]:.2f} in {seconds} s', flush=True)
+
+    def claim(self, revision: str) -> str:
+        """Mark the folder as that of this run, so that no run of another config is taken for it.
+
+        Args:
+            revision (str): The commit that is checked out.
+
+        Returns:
+            str: The commit at which the run in the folder began: code may have changed since without any trace in the config.
+
+        Raises:
+            RuntimeError: If it holds a run of another config.
+        """
+        text = json.dumps([Config.fromfile(ROOT / self.config).to_dict(), self.options], sort_keys=True, default=str)
+        # Wherever the repository is.
+        found = hashlib.sha256(text.replace(str(ROOT), '').encode()).hexdigest()
+        mark = self.work_dir / 'config.sha256'
+        known, _, begun = (mark.read_text() if mark.exists() else '').partition(' ')
+        if known != found and (known or (self.work_dir / 'last_checkpoint').exists()):
+            raise RuntimeError(
+                f'{self.work_dir} is expected to hold a run of {self.config} as it is now, but its run had another config. '
+                'Remove the folder, or give another --work-dir.'
+            )
+        if begun and begun != revision:
+            print(f'goes on with what {self.work_dir} holds of {begun}: remove the folder to begin again', flush=True)
+        mark.write_text(f'{found} {begun or revision}')
+        return begun or revision
+
+    def judge(self) -> tuple[dict[str, float], int]:
+        """The metric of the trained model on each part that it may be judged on, and its epochs."""
+        value, last = final_metric(self.work_dir, self.setting.metric)
+        if last != self.epochs:
             # It was interrupted in its last validation: its last checkpoint is there, its result is not.
-            value = evaluate(setting, config, work_dir, epochs, split)
-        found = {split: value}
-        if setting.trains_alike and variant != 'teacher':
+            value = self.evaluate(self.split)
+        found = {self.split: value}
+        if self.setting.trains_alike:
             # One training serves both parts.
-            other = 'test' if split == 'holdout' else 'holdout'
-            found[other] = evaluate(setting, config, work_dir, epochs, other)
+            other = 'test' if self.holdout else 'holdout'
+            found[other] = self.evaluate(other)
+        return found, self.epochs
+
+    def evaluate(self, split: str) -> float:
+        """The metric of the last checkpoint on a part of the data."""
+        options = {}
+        if split == 'holdout':
+            options = {key.replace('val_dataloader', 'test_dataloader'): value for key, value in self.setting.holdout.items()}
+        out = self.work_dir / f'{split}.json'
+        checkpoint = self.work_dir / f'epoch_{self.epochs}.pth'
+        command = [sys.executable, 'tools/test.py', self.config, str(checkpoint), '--work-dir', str(self.work_dir / split)]
+        command += ['--out', str(out), '--out-item', 'metrics']
+        if options:
+            command += ['--cfg-options', *(f'{key}={value}' for key, value in options.items())]
+        with open(self.work_dir / f'{split}.log', 'a') as log:
+            subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, env=ENVIRONMENT, check=True)
+        return json.loads(out.read_text())[self.setting.metric]
+
+    def record(self, found: dict[str, float], epochs: int, seconds: float, revision: str) -> list[dict]:
+        """Append what was found on each part of the data to the results, at once.
+
+        Args:
+            found (dict[str, float]): The metric on each part, as it is logged.
+            epochs (int): How long the model was trained.
+            seconds (float): Time of this call's training.
+            revision (str): The commit at which it began.
+
+        Returns:
+            list[dict]: The records.
+        """
+        setting = self.setting
         common = dict(
             task=setting.task,
-            dataset=dataset,
+            dataset=self.dataset,
             pair=setting.pair,
-            method=method_of(variant),
-            variant=variant,
-            seed=seed,
+            method=method_of(self.variant),
+            variant=self.variant,
+            seed=self.seed,
             metric=setting.metric,
-            epochs=last if variant == 'teacher' else epochs,
-            train_images=setting.holdout_images if split == 'holdout' else setting.train_images,
+            epochs=epochs,
+            train_images=setting.holdout_images if self.split == 'holdout' else setting.train_images,
             seconds=seconds,
-            command=shlex.join(['python', *command[1:]]),
+            command=shlex.join(['python', *self.command[1:]]),
             commit=revision,
             versions=versions(),
             device=get_device(),
         )
-        if variant not in ('plain', 'teacher'):
+        if self.is_taught:
             common['teacher'] = hashlib.sha256((ROOT / setting.teacher_checkpoint).read_bytes()).hexdigest()[:12]
         rows = [dict(common, split=part, value=round(value * setting.scale, 4)) for part, value in found.items()]
-        if not is_recorded(args, dataset, variant, seed):  # a teacher that is only trained again
-            with LOCK, open(args.results, 'a') as file:
+        if not self.is_recorded:  # a teacher that is only trained again
+            with LOCK, open(self.results, 'a') as file:
                 file.write(''.join(json.dumps(row) + '\n' for row in rows))
-    for row in rows:
-        print(f'done  {name} on {row["split"]}: {row["value"]:.2f} in {seconds} s', flush=True)
+        return rows
 
 
-def is_recorded(args: argparse.Namespace, dataset: str, variant: str, seed: int) -> bool:
-    """Whether there is a record of a run."""
-    key = dict(dataset=dataset, variant=variant, seed=seed)
-    if variant != 'teacher':
-        key |= dict(split='holdout' if args.holdout else 'test', epochs=args.epochs or SETTINGS[dataset].epochs)
-    return any(all(record.get(k) == v for k, v in key.items()) for record in records(args.results))
+@dataclass(frozen=True)
+class TeacherRun(Run):
+    """The training of a teacher, by its own schedule and at the place where the students' configs look for it."""
 
+    split = 'test'
+    is_taught = False
 
-def is_done(args: argparse.Namespace, dataset: str, variant: str, seed: int) -> bool:
-    """Whether there is nothing left to do for a run: it is recorded, and if it is the teacher's, its students find it."""
-    is_there = variant != 'teacher' or (ROOT / SETTINGS[dataset].teacher_checkpoint).is_file()
-    return is_there and is_recorded(args, dataset, variant, seed)
+    @property
+    def work_dir(self) -> Path:
+        """Its folder."""
+        return self.setting.teacher_checkpoint.parent
 
+    @property
+    def name(self) -> str:
+        """What it is called in messages."""
+        return self.work_dir.name
 
-def claim(work_dir: Path, config: str, options: dict, revision: str) -> str:
-    """Mark a folder as that of a config with options, so that no run of others is taken for one of these.
+    @property
+    def options(self) -> dict:
+        """What is changed of its config."""
+        return {'randomness.seed': self.seed}
 
-    Args:
-        work_dir (Path): The folder.
-        config (str): Path of the config.
-        options (dict): What is changed of it.
-        revision (str): The commit that is checked out.
+    @property
+    def key(self) -> dict:
+        """What tells its record from others."""
+        return dict(dataset=self.dataset, variant=self.variant, seed=self.seed)
 
-    Returns:
-        str: The commit at which the run in the folder began: code may have changed since without any trace in the config.
+    @property
+    def is_done(self) -> bool:
+        """Whether it is recorded, and its students find it."""
+        return self.is_recorded and (ROOT / self.setting.teacher_checkpoint).is_file()
 
-    Raises:
-        RuntimeError: If it holds a run of others.
-    """
-    text = json.dumps([Config.fromfile(ROOT / config).to_dict(), options], sort_keys=True, default=str)
-    # Wherever the repository is.
-    found = hashlib.sha256(text.replace(str(ROOT), '').encode()).hexdigest()
-    mark = work_dir / 'config.sha256'
-    known, _, begun = (mark.read_text() if mark.exists() else '').partition(' ')
-    if known != found and (known or (work_dir / 'last_checkpoint').exists()):
-        raise RuntimeError(
-            f'{work_dir} is expected to hold a run of {config} as it is now, but its run had another config. Remove the '
-            'folder, or give another --work-dir.'
-        )
-    if begun and begun != revision:
-        print(f'goes on with what {work_dir} holds of {begun}: remove the folder to begin again', flush=True)
-    mark.write_text(f'{found} {begun or revision}')
-    return begun or revision
+    def claim(self, revision: str) -> str:
+        """Nothing to claim: anyone may train a teacher where the configs expect it."""
+        return revision
 
-
-def evaluate(setting: Setting, config: str, work_dir: Path, epochs: int, split: str) -> float:
-    """The metric of a finished run's last checkpoint on another part of the data."""
-    options = {}
-    if split == 'holdout':
-        options = {key.replace('val_dataloader', 'test_dataloader'): value for key, value in setting.holdout.items()}
-    out = work_dir / f'{split}.json'
-    checkpoint = work_dir / f'epoch_{epochs}.pth'
-    command = [sys.executable, 'tools/test.py', config, str(checkpoint), '--work-dir', str(work_dir / split)]
-    command += ['--out', str(out), '--out-item', 'metrics']
-    if options:
-        command += ['--cfg-options', *(f'{key}={value}' for key, value in options.items())]
-    with open(work_dir / f'{split}.log', 'a') as log:
-        subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, env=ENVIRONMENT, check=True)
-    return json.loads(out.read_text())[setting.metric]
-
-
-def records(path: Path | None = None) -> list[dict]:
-    """All recorded results."""
-    path = path or RESULTS
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    def judge(self) -> tuple[dict[str, float], int]:
+        """See :meth:`Run.judge`."""
+        value, last = final_metric(self.work_dir, self.setting.metric)
+        return {self.split: value}, last
 
 
 def final_metric(work_dir: Path, metric: str) -> tuple[float, int]:
@@ -535,26 +289,6 @@ def final_metric(work_dir: Path, metric: str) -> tuple[float, int]:
                 values.append(json.loads(line))
     last = [value for value in values if metric in value or not value['step']][-1]
     return last.get(metric, 0.0), last['step']
-
-
-def commit() -> str:
-    """The commit that is checked out, marked if the tree differs from it."""
-    git = ['git', '-C', str(ROOT)]
-    head = subprocess.run([*git, 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True).stdout.strip()
-    changed = subprocess.run([*git, 'status', '--porcelain', 'dskd_mm', 'configs'], capture_output=True, text=True).stdout
-    return head + ('+changes' if changed.strip() else '')
-
-
-def versions() -> dict[str, str]:
-    """Versions of what the result depends on."""
-    found = dict(python=platform.python_version())
-    packages = ('mmengine', 'mmpretrain', 'mmdet', 'mmdetection', 'mmsegmentation')
-    for name in ('torch', *(prefix + package for package in packages for prefix in ('onedl-', ''))):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def main() -> None:
@@ -572,6 +306,7 @@ def main() -> None:
     parser.add_argument('--results', type=Path, default=RESULTS, help='file to append to; default: %(default)s')
     parser.add_argument('--work-dir', default='work_dirs/benchmarks')
     args = parser.parse_args()
+    seeds = [int(seed) for seed in args.seeds.split(',')]
     runs, teachers = [], []
     for dataset in SUITES[args.suite] if args.suite else [args.dataset]:
         known = applicable(SETTINGS[dataset])
@@ -581,18 +316,19 @@ def main() -> None:
                 parser.error(f'--methods knows {", ".join(known)}, teacher or all for {dataset}, but got {name!r}')
         if args.holdout and not SETTINGS[dataset].holdout:
             parser.error(f'--holdout is not defined for {dataset}')
-        planned = [(dataset, name, seed) for seed in map(int, args.seeds.split(',')) for name in names if name != 'teacher']
-        left = [each for each in planned if not is_done(args, *each)]
+        given = dict(dataset=dataset, results=args.results, folder=Path(args.work_dir), holdout=args.holdout)
+        given['epochs'] = args.epochs or SETTINGS[dataset].epochs
+        planned = [Run(variant=name, seed=seed, **given) for seed in seeds for name in names if name != 'teacher']
+        left = [run for run in planned if not run.is_done]
         is_missing = not (ROOT / SETTINGS[dataset].teacher_checkpoint).is_file()
-        if 'teacher' in names or (is_missing and any(name != 'plain' for _, name, _ in left)):
-            teachers.append(dataset)
+        if 'teacher' in names or (is_missing and any(run.is_taught for run in left)):
+            # One for all students, of seed 0: they look for it in one place.
+            teachers.append(TeacherRun(variant='teacher', seed=0, **given))
         runs += left
-    # One for all students, of seed 0: they look for it in one place.
-    for dataset in teachers:
-        run(args, dataset, 'teacher', 0)
+    for teacher in teachers:
+        teacher.finish()
     with ThreadPoolExecutor(args.jobs) as pool:
-        jobs = [pool.submit(run, args, *each) for each in runs]
-        for job in jobs:
+        for job in [pool.submit(run.finish) for run in runs]:
             job.result()
 
 

@@ -28,11 +28,12 @@ from typing import Any
 from unittest import mock
 
 import torch
-from accuracy import ROOT, commit, versions
 from mmengine.config import Config, DictAction
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS, DefaultScope
+from records import commit, versions
+from settings import ROOT
 from torch import nn
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function

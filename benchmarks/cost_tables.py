@@ -6,8 +6,8 @@ import os
 from functools import partial
 from pathlib import Path
 
-from accuracy import METHODS, ROOT
 from matplotlib.figure import Figure
+from settings import METHODS, ROOT
 
 from dskd_mm.visualization.style import BLUE, GREEN, GREY, ORANGE, PINK, SKY, new_figure, tidy
 

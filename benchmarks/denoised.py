@@ -18,9 +18,10 @@ from statistics import mean
 from unittest.mock import patch
 
 import torch
-from accuracy import ROOT, commit, versions
 from mmengine.config import Config
 from mmengine.runner import Runner
+from records import commit, versions
+from settings import ROOT
 from torch import Tensor
 
 from dskd_mm.diffusion.levels import on_levels

@@ -14,10 +14,11 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from accuracy import METHODS, ROOT, SETTINGS, VARIANTS, label_of, records
 from cost_tables import Block, cost, growth
 from matplotlib.figure import Figure
+from records import records
 from scipy.stats import ttest_rel
+from settings import METHODS, ROOT, SETTINGS, VARIANTS, label_of
 
 from dskd_mm.visualization.style import BLUE, GREY, ORANGE, new_figure, tidy
 

@@ -11,8 +11,9 @@ from scipy.stats import ttest_1samp
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / 'benchmarks'))
-import accuracy  # noqa: E402
+import records as recorded  # noqa: E402
 import report  # noqa: E402
+from settings import SETTINGS, label_of  # noqa: E402
 
 KEYS = {
     *('task', 'dataset', 'pair', 'method', 'variant', 'seed', 'metric', 'value', 'epochs', 'train_images'),
@@ -21,7 +22,7 @@ KEYS = {
 
 
 def test_every_record_is_complete_and_recorded_once():
-    records = accuracy.records()
+    records = recorded.records()
     assert records
     assert all(set(record) >= KEYS for record in records)
     assert all(0 <= record['value'] <= 100 and record['seconds'] > 0 for record in records)
@@ -38,7 +39,7 @@ def write_records(path: Path, rows: list[tuple[str, str, int, float]]) -> None:
     """Records of data set, variant, seed and value."""
     with open(path, 'w') as file:
         for dataset, variant, seed, value in rows:
-            setting = accuracy.SETTINGS[dataset]
+            setting = SETTINGS[dataset]
             record = dict(dataset=dataset, variant=variant, seed=seed, value=value, split='test', epochs=5)
             common = dict(train_images=60000, task=setting.task, metric=setting.metric, pair=setting.pair)
             file.write(json.dumps({**record, **common}) + '\n')
@@ -55,10 +56,10 @@ def test_table_pairs_seeds(tmp_path, monkeypatch):
     ]
     path = tmp_path / 'accuracy.jsonl'
     write_records(path, [('fashion-mnist', *row) for row in rows])
-    monkeypatch.setattr(accuracy, 'RESULTS', path)
+    monkeypatch.setattr(recorded, 'RESULTS', path)
     lines = report.table('fashion-mnist', 'test', 5).splitlines()
     by_label = {line.split('|')[1].strip(): [cell.strip() for cell in line.split('|')[2:-1]] for line in lines[2:]}
-    dskd, no_lsh = by_label[accuracy.label_of('dskd')], by_label[accuracy.label_of('no-lsh')]
+    dskd, no_lsh = by_label[label_of('dskd')], by_label[label_of('no-lsh')]
     assert dskd == [f'85.00 ± {statistics.stdev((84.0, 86.1, 84.9)):.2f}', '+4.00 (p<0.01)', '44%', '', '3']
     p = ttest_1samp([-2.0, 3.0, 0.5], 0).pvalue
     assert no_lsh[1] == f'+0.50 (p={p:.2f})'
@@ -67,9 +68,9 @@ def test_table_pairs_seeds(tmp_path, monkeypatch):
     p = ttest_1samp([6.0, 1.1, 3.4], 0).pvalue
     assert no_lsh[3] == f'+3.50 (p={p:.2f})'
     # One seed of two in common with the plain student: nothing to test.
-    assert by_label[accuracy.label_of('no-anchor')][1:] == ['+1.50', '17%', '+2.40', '2']
+    assert by_label[label_of('no-anchor')][1:] == ['+1.50', '17%', '+2.40', '2']
     # Best first.
-    assert list(by_label)[2:] == [accuracy.label_of(name) for name in ('dskd', 'no-lsh', 'no-anchor')]
+    assert list(by_label)[2:] == [label_of(name) for name in ('dskd', 'no-lsh', 'no-anchor')]
 
 
 @pytest.mark.parametrize(
@@ -97,7 +98,7 @@ def test_the_overview_has_a_column_for_each_data_set_and_a_row_for_each_method_t
         ('dsb2018-fcn', 'no-lsh', 0, 99.0),  # a variant has no row
     ]
     write_records(path, rows)
-    monkeypatch.setattr(accuracy, 'RESULTS', path)
+    monkeypatch.setattr(recorded, 'RESULTS', path)
     text = '<!-- overview: fashion-mnist/test/5 dsb2018-fcn/test/5 -->\n<!-- end -->'
     lines = [line for line in report.rewrite(text, ROOT / 'README.md')[0].splitlines() if line.startswith('|')]
     assert lines == [

@@ -1,6 +1,7 @@
 """Every setting of the benchmark fits the configs that it names."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,20 +35,20 @@ def test_setting_fits_its_configs(name):
     assert [(s.T_max, s.end) for s in schedulers(student) if s.type == 'CosineAnnealingLR'] == [(7, 7)]
 
 
-def test_a_folder_with_a_run_of_another_config_is_no_run_of_this_one(tmp_path):
-    config, options = accuracy.SETTINGS['cifar100-subset'].config('kd'), {'randomness.seed': 0}
-    assert accuracy.claim(tmp_path, config, options, 'abc') == 'abc'
+def test_a_folder_with_a_run_of_another_config_is_no_run_of_this_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(accuracy.Run, 'work_dir', tmp_path)
+    run = accuracy.Run('cifar100-subset', 'kd', 0, 8, False, tmp_path / 'accuracy.jsonl', tmp_path)
+    assert run.claim('abc') == 'abc'
     # Resumed, after further commits: it is still a run of the first.
-    assert accuracy.claim(tmp_path, config, options, 'def') == 'abc'
-    other = accuracy.SETTINGS['cifar100-subset'].config('fitnet')
-    for spoilt in ((config, {'randomness.seed': 1}), (other, options)):
+    assert run.claim('def') == 'abc'
+    for other in (dict(seed=1), dict(epochs=9), dict(holdout=True), dict(variant='fitnet'), dict(variant='kd-t1')):
         with pytest.raises(RuntimeError, match=r'another config.*Remove the folder'):
-            accuracy.claim(tmp_path, *spoilt, 'abc')
+            replace(run, **other).claim('abc')
     # One that nobody claimed, but that holds a run.
     (tmp_path / 'config.sha256').unlink()
     (tmp_path / 'last_checkpoint').write_text('epoch_1.pth')
     with pytest.raises(RuntimeError, match='another config'):
-        accuracy.claim(tmp_path, config, options, 'abc')
+        run.claim('abc')
 
 
 @pytest.mark.parametrize('name', [name for name, setting in accuracy.SETTINGS.items() if setting.holdout])
