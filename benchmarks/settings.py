@@ -218,6 +218,13 @@ LABEL = {'model.target': 'label'}
 LOCAL = {'model.target': 'local'}
 TEACHER_PRIOR = {'model.prior': 'teacher'}
 DENSE_HASH = {'model.site.dense': 'True'}
+# The levels of the neck of retinanet_r18-w8 and its teacher.
+NECK = {
+    **{f'model.layers.neck.{owner}.path': 'neck' for owner in ('student', 'teacher')},
+    **{f'model.layers.neck.{owner}.index': 'all' for owner in ('student', 'teacher')},
+    'model.layers.neck.student.channels': '16',
+    'model.layers.neck.teacher.channels': '64',
+}
 
 
 def sampling(start: float, scale: float) -> dict[str, str]:
@@ -259,17 +266,23 @@ VARIANTS = {
         '**DSKD** + FitNet',
         {'model.distill_losses.fitnet.type': 'dskd_mm.FitNetLoss', 'model.distill_losses.fitnet.loss_weight': '1'},
     ),
-    # At the levels of the neck of retinanet_r18-w8 and its teacher.
     'with-pkd': Variant(
         '**DSKD** + PKD',
         {
-            **{f'model.layers.neck.{owner}.path': 'neck' for owner in ('student', 'teacher')},
-            **{f'model.layers.neck.{owner}.index': 'all' for owner in ('student', 'teacher')},
-            'model.layers.neck.student.channels': '16',
-            'model.layers.neck.teacher.channels': '64',
+            **NECK,
             'model.distill_losses.pkd.type': 'dskd_mm.PKDLoss',
             'model.distill_losses.pkd.on': 'neck',
             'model.distill_losses.pkd.loss_weight': '10',
+        },
+    ),
+    'with-neck': Variant(
+        '**DSKD** + FitNet at the neck',
+        {
+            **NECK,
+            'model.distill_losses.fitnet.type': 'dskd_mm.FitNetLoss',
+            'model.distill_losses.fitnet.on': 'neck',
+            'model.distill_losses.fitnet.loss_weight': '5',
+            'model.distill_losses.fitnet.align.norm': 'None',
         },
     ),
     'with-dist': Variant('**DSKD** + DIST', {'model.distill_losses.dist.type': 'dskd_mm.DISTLoss'}),
