@@ -241,6 +241,7 @@ VARIANTS = {
     'no-logit': Variant('logit loss off', NO_LOGIT),
     'no-channel': Variant('channel loss off', {'model.loss_weights.channel': '0'}),
     'no-box': Variant('box loss off', {'model.loss_weights.box': '0'}),
+    'strong-box': Variant('box loss three times as strong', {'model.loss_weights.box': '3'}),
     'prior-teacher': Variant('prior: teacher features', TEACHER_PRIOR),
     'strong-guidance': Variant('guidance five times as strong', {'model.sampler.scale': '5'}),
     'early-start': Variant('sampling from t=160 instead of t=400, guidance 8: equal in total', sampling(0.2, 8)),
