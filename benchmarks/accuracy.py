@@ -172,21 +172,21 @@ class Run:
         mark.write_text(f'{found} {begun or revision}')
         return begun or revision
 
-    def judge(self) -> tuple[dict[str, float], int]:
-        """The metric of the trained model on each part that it may be judged on, and its epochs."""
-        value, last = final_metric(self.work_dir, self.setting.metric)
+    def judge(self) -> tuple[dict[str, dict[str, float]], int]:
+        """The metrics of the trained model on each part that it may be judged on, and its epochs."""
+        metrics, last = final_metrics(self.work_dir, self.setting.metric)
         if last != self.epochs:
             # It was interrupted in its last validation: its last checkpoint is there, its result is not.
-            value = self.evaluate(self.split)
-        found = {self.split: value}
+            metrics = self.evaluate(self.split)
+        found = {self.split: metrics}
         if self.setting.trains_alike:
             # One training serves both parts.
             other = 'test' if self.holdout else 'holdout'
             found[other] = self.evaluate(other)
         return found, self.epochs
 
-    def evaluate(self, split: str) -> float:
-        """The metric of the last checkpoint on a part of the data."""
+    def evaluate(self, split: str) -> dict[str, float]:
+        """The metrics of the last checkpoint on a part of the data."""
         options = {}
         if split == 'holdout':
             options = {key.replace('val_dataloader', 'test_dataloader'): value for key, value in self.setting.holdout.items()}
@@ -198,13 +198,13 @@ class Run:
             command += ['--cfg-options', *(f'{key}={value}' for key, value in options.items())]
         with open(self.work_dir / f'{split}.log', 'a') as log:
             subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, env=ENVIRONMENT, check=True)
-        return json.loads(out.read_text())[self.setting.metric]
+        return json.loads(out.read_text())
 
-    def record(self, found: dict[str, float], epochs: int, seconds: float, revision: str) -> list[dict]:
+    def record(self, found: dict[str, dict[str, float]], epochs: int, seconds: float, revision: str) -> list[dict]:
         """Append what was found on each part of the data to the results, at once.
 
         Args:
-            found (dict[str, float]): The metric on each part, as it is logged.
+            found (dict[str, dict[str, float]]): The metrics on each part, as they are logged.
             epochs (int): How long the model was trained.
             seconds (float): Time of this call's training.
             revision (str): The commit at which it began.
@@ -231,7 +231,10 @@ class Run:
         )
         if self.is_taught:
             common['teacher'] = hashlib.sha256((ROOT / setting.teacher_checkpoint).read_bytes()).hexdigest()[:12]
-        rows = [dict(common, split=part, value=round(value * setting.scale, 4)) for part, value in found.items()]
+        rows = []
+        for part, metrics in found.items():
+            metrics = {key: round(value * setting.scale, 4) for key, value in metrics.items()}
+            rows.append(dict(common, split=part, value=metrics[setting.metric], metrics=metrics))
         if not self.is_recorded:  # a teacher that is only trained again
             with LOCK, open(self.results, 'a') as file:
                 file.write(''.join(json.dumps(row) + '\n' for row in rows))
@@ -274,21 +277,21 @@ class TeacherRun(Run):
         """Nothing to claim: anyone may train a teacher where the configs expect it."""
         return revision
 
-    def judge(self) -> tuple[dict[str, float], int]:
+    def judge(self) -> tuple[dict[str, dict[str, float]], int]:
         """See :meth:`Run.judge`."""
-        value, last = final_metric(self.work_dir, self.setting.metric)
-        return {self.split: value}, last
+        metrics, last = final_metrics(self.work_dir, self.setting.metric)
+        return {self.split: metrics}, last
 
 
-def final_metric(work_dir: Path, metric: str) -> tuple[float, int]:
-    """The last logged metric and its epoch; not the best one: choosing an epoch on the test part would flatter."""
+def final_metrics(work_dir: Path, metric: str) -> tuple[dict[str, float], int]:
+    """What was logged with a metric at last, and its epoch; not the best one: choosing it on the test part would flatter."""
     values = [dict(step=0)]
     for path in sorted(work_dir.glob('*/vis_data/scalars.json')):
         for line in path.read_text().splitlines():
             with suppress(json.JSONDecodeError):  # the last line of a killed run
                 values.append(json.loads(line))
     last = [value for value in values if metric in value or not value['step']][-1]
-    return last.get(metric, 0.0), last['step']
+    return {key: value for key, value in last.items() if key not in ('step', 'time', 'data_time')}, last['step']
 
 
 def main() -> None:
