@@ -30,7 +30,8 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         time.sleep(0.2)
         log = work_dir / 'run' / 'vis_data' / 'scalars.json'
         log.parent.mkdir(parents=True, exist_ok=True)
-        log.write_text(json.dumps({'accuracy/top1': 50.0, 'step': EPOCHS}) + '\n')
+        values = [{'accuracy/top1': 50.0 + i, 'accuracy/top5': 80.0, 'time': 0.1, 'step': EPOCHS - i} for i in (1, 0)]
+        log.write_text(''.join(json.dumps({'loss': 1.0, 'step': 7}) + '\n' + json.dumps(value) + '\n' for value in values))
         if config == accuracy.SETTINGS['fashion-mnist'].teacher:
             (work_dir / 'epoch.pth').write_bytes(b'weights')
         return subprocess.CompletedProcess(command, 0)
@@ -52,7 +53,10 @@ def benchmark(folder: Path, monkeypatch: pytest.MonkeyPatch, methods: str, seeds
 
 def test_the_teacher_is_trained_first_where_it_is_missing_and_once(tmp_path, monkeypatch, trained):
     teacher, kd = (accuracy.SETTINGS['fashion-mnist'].config(name) for name in ('teacher', 'kd'))
-    assert [r['variant'] for r in benchmark(tmp_path, monkeypatch, 'plain', '0,1')] == ['plain'] * 2
+    rows = benchmark(tmp_path, monkeypatch, 'plain', '0,1')
+    assert [r['variant'] for r in rows] == ['plain'] * 2
+    # Those after the last epoch, not the best ones, and all of them.
+    assert all(r['value'] == 50 and r['metrics'] == {'accuracy/top1': 50, 'accuracy/top5': 80} for r in rows)
     trained.clear()  # a plain student has no teacher
     rows = benchmark(tmp_path, monkeypatch, 'kd,teacher', '0,1')
     assert trained == [teacher, kd, kd]
