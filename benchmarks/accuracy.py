@@ -89,6 +89,8 @@ class Run:
         options = {**(variant.options if variant else {}), 'randomness.seed': self.seed}
         options |= dict.fromkeys(setting.schedule, self.epochs)
         options |= {'train_cfg.val_interval': setting.interval, 'default_hooks.checkpoint.interval': setting.interval}
+        if setting.own_teacher and self.is_taught:
+            options['model.teacher.checkpoint'] = str(setting.teacher_checkpoint)
         return options | setting.options | (setting.holdout if self.holdout else {})
 
     @property
@@ -261,7 +263,7 @@ class TeacherRun(Run):
     @property
     def options(self) -> dict:
         """What is changed of its config."""
-        return {'randomness.seed': self.seed}
+        return {'randomness.seed': self.seed, **self.setting.teacher_options}
 
     @property
     def key(self) -> dict:

@@ -46,10 +46,9 @@ def selected(dataset: str, split: str, epochs: int | None = None) -> dict[str, l
 
 def teachers(dataset: str) -> list[float]:
     """Results of a data set's teacher, which may have been recorded for another student."""
-    setting = SETTINGS[dataset]
-    key = (setting.task, setting.metric, setting.pair.split()[1])
+    where = SETTINGS[dataset].teacher_checkpoint
     found = [r for r in records() if r['variant'] == 'teacher']
-    return [r['value'] for r in found if (r['task'], r['metric'], r['pair'].split()[1]) == key]
+    return [r['value'] for r in found if SETTINGS[r['dataset']].teacher_checkpoint == where]
 
 
 def verdict(pairs: list[tuple[float, float]]) -> str:

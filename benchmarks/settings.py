@@ -22,6 +22,7 @@ class Setting:
         epochs (int): Default budget of a student.
         train_images (int): Size of the training part.
         options (dict): Settings of every student, such as a smaller training part than the teacher's.
+        own_teacher (str): Folder among work_dirs of a teacher trained with the same options; '' for that of the configs.
         holdout (dict): Settings that train on a part of the training images and validate on another.
         holdout_images (int): Size of the training part under ``holdout``.
         scale (float): What the logged metric is multiplied with: records are in percent, mmdet logs fractions.
@@ -42,6 +43,7 @@ class Setting:
     epochs: int
     train_images: int
     options: dict[str, str] = field(default_factory=dict)
+    own_teacher: str = ''
     holdout: dict[str, str] = field(default_factory=dict)
     holdout_images: int = 0
     scale: float = 1
@@ -58,9 +60,14 @@ class Setting:
 
     @property
     def teacher_checkpoint(self) -> Path:
-        """Where the students' configs look for the teacher."""
-        name, epochs = Path(self.teacher).stem, Config.fromfile(ROOT / self.teacher).train_cfg.max_epochs
-        return Path('work_dirs') / name / f'epoch_{epochs}.pth'
+        """Where its students find the teacher: unless it is one of their own, where their configs look for it."""
+        epochs = Config.fromfile(ROOT / self.teacher).train_cfg.max_epochs
+        return Path('work_dirs') / (self.own_teacher or Path(self.teacher).stem) / f'epoch_{epochs}.pth'
+
+    @property
+    def teacher_options(self) -> dict[str, str]:
+        """Settings of the teacher."""
+        return self.options if self.own_teacher else {}
 
     @property
     def trains_alike(self) -> bool:
@@ -136,6 +143,20 @@ SETTINGS = {
             'val_dataloader.dataset.blocks': '[3]',
         },
         holdout_images=10000,
+    ),
+    # Held-out images that the teacher has not seen either: on those that it has, whoever follows it closely does too well.
+    'cifar100-subset-15k': Setting(
+        **IMAGES,
+        **small_pair('resnet8-w16', 'resnet14-w32', 'cifar100-subset'),
+        epochs=20,
+        train_images=15000,
+        options={
+            'train_dataloader.dataset.blocks': '[0,1,2]',
+            'val_dataloader.dataset.split': 'train',
+            'val_dataloader.dataset.blocks': '[3]',
+        },
+        own_teacher='resnet14-w32_cifar100-subset-15k',
+        test_part='training images that neither teacher nor students saw',
     ),
     'fashion-mnist': Setting(
         **IMAGES,

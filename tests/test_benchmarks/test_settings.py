@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / 'benchmarks'))
@@ -26,7 +26,8 @@ def test_setting_fits_its_configs(name):
     # The distilled student is the plain one, its teacher the one that the benchmark trains, after its last epoch.
     assert distilled.model.student == student.model
     assert Path(distilled.model.teacher.config).resolve() == ROOT / setting.teacher
-    last = f'work_dirs/{Path(setting.teacher).stem}/epoch_{teacher.train_cfg.max_epochs}.pth'
+    last = f'work_dirs/{setting.own_teacher or Path(setting.teacher).stem}/epoch_{teacher.train_cfg.max_epochs}.pth'
+    distilled.merge_from_dict(accuracy.Run(name, 'dskd', 0, 1, False, Path(), Path()).options)
     assert distilled.model.teacher.checkpoint == str(setting.teacher_checkpoint) == last
     assert setting.epochs <= student.train_cfg.max_epochs
     # A budget reaches all that counts epochs, and the last epoch is the one at which the learning rate is 0.
@@ -58,6 +59,22 @@ def test_holdout_judges_on_other_images_than_the_results(name):
     before = cfg.val_dataloader.dataset.to_dict()
     cfg.merge_from_dict(setting.holdout)
     assert cfg.val_dataloader.dataset.to_dict() != before
+
+
+def test_a_teacher_of_its_own_sees_what_its_students_see_and_takes_no_place_of_another():
+    setting, usual = (accuracy.SETTINGS[name] for name in ('cifar100-subset-15k', 'cifar100-subset'))
+    assert setting.teacher == usual.teacher and setting.teacher_checkpoint != usual.teacher_checkpoint
+    where = (0, 24, False, Path(), Path())
+    teacher = accuracy.TeacherRun('cifar100-subset-15k', 'teacher', *where)
+    student = accuracy.Run('cifar100-subset-15k', 'kd', *where)
+    for run in (teacher, student):
+        cfg = Config.fromfile(ROOT / run.config)
+        cfg.merge_from_dict({key: DictAction._parse_iterable(value) for key, value in run.options.items() if 'dataset' in key})
+        trained, judged = cfg.train_dataloader.dataset, cfg.val_dataloader.dataset
+        assert (trained.split, list(trained.blocks), judged.split, list(judged.blocks)) == ('train', [0, 1, 2], 'train', [3])
+    assert 'model.teacher.checkpoint' not in accuracy.Run('cifar100-subset-15k', 'plain', *where).options
+    # That of the configs is trained as they say.
+    assert accuracy.TeacherRun('fashion-mnist-10k', 'teacher', *where).options == {'randomness.seed': 0}
 
 
 def test_a_smaller_training_part_has_the_size_that_its_table_says():
