@@ -277,6 +277,7 @@ VARIANTS = {
         {**LOCAL, **TEACHER_PRIOR, **DENSE_HASH},
     ),
     'dense-prior-teacher': Variant('prior: teacher features, every location hashed', {**TEACHER_PRIOR, **DENSE_HASH}),
+    'align-no-norm': Variant('φ without a norm', {'model.align.norm': 'None'}),
     'strong-lsh': Variant('LSH five times as strong', {'model.loss_weights.lsh': '5'}),
     # Dense tasks begin with little noise; this is where images begin.
     'middle-start': Variant('sampling from t=400, guidance 1, as for images', sampling(0.5, 1)),
