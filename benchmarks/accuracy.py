@@ -6,9 +6,10 @@ checkpoint, and every result is appended to benchmarks/results/accuracy.jsonl as
     python benchmarks/accuracy.py --suite cls --methods plain,kd,diffkd,dskd --seeds 0,1,2
     python benchmarks/accuracy.py --dataset cifar100-subset --methods dskd,no-lsh --seeds 0 --epochs 12 --holdout
 
-``benchmarks/report.py`` makes tables and pictures of them. Killed at any point, also by SIGKILL, it may simply be called
-again: a training that outlived it is waited for. The teacher is trained first where its checkpoint is missing. To repeat runs
-that are recorded, give ``--results`` another file and ``--work-dir`` another folder.
+At its end it prints the table of what is recorded of these data sets, and draws it beside their runs;
+``benchmarks/report.py`` renews those of the docs. Killed at any point, also by SIGKILL, it may simply be called again: a
+training that outlived it is waited for. The teacher is trained first where its checkpoint is missing. To repeat runs that are
+recorded, give ``--results`` another file and ``--work-dir`` another folder. It exits with 1 if a run failed.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from threading import Lock
 from mmengine.config import Config
 from mmengine.device import get_device
 from records import RESULTS, commit, records, versions
+from report import picture, selected, table
 from settings import METHODS, ROOT, SETTINGS, SUITES, VARIANTS, Setting, applicable, method_of
 
 LOCK = Lock()
@@ -73,9 +75,14 @@ class Run:
         return f'{self.dataset}/{self.split}-{self.epochs}e/{self.variant}-s{self.seed}'
 
     @property
-    def work_dir(self) -> Path:
-        """Its folder."""
+    def place(self) -> Path:
+        """Its folder, from the repository's root."""
         return self.folder / self.name
+
+    @property
+    def work_dir(self) -> Path:
+        """Its folder, from wherever this is called."""
+        return ROOT / self.place
 
     @property
     def config(self) -> str:
@@ -96,7 +103,7 @@ class Run:
     @property
     def command(self) -> list[str]:
         """The training."""
-        command = [sys.executable, 'tools/train.py', self.config, '--work-dir', str(self.work_dir), '--resume']
+        command = [sys.executable, 'tools/train.py', self.config, '--work-dir', str(self.place), '--resume']
         command += ['--amp'] if self.setting.amp else []
         return [*command, '--cfg-options', *(f'{key}={value}' for key, value in self.options.items())]
 
@@ -104,6 +111,12 @@ class Run:
     def is_taught(self) -> bool:
         """Whether it has a teacher."""
         return self.variant != 'plain'
+
+    @property
+    def teacher(self) -> str:
+        """By which weights its student is taught, '' if there are none yet: the beginning of their file's SHA-256."""
+        checkpoint = ROOT / self.setting.teacher_checkpoint
+        return hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:12] if checkpoint.is_file() else ''
 
     @property
     def key(self) -> dict:
@@ -116,19 +129,18 @@ class Run:
         """Whether there is a record of it."""
         return any(self.key.items() <= record.items() for record in records(self.results))
 
-    @property
-    def is_done(self) -> bool:
-        """Whether there is nothing left to do for it."""
-        return self.is_recorded
+    def finish(self) -> bool:
+        """Train, or go on with what was interrupted, and record the result; nothing if it is done.
 
-    def finish(self) -> None:
-        """Train, or go on with what was interrupted, and record the result; nothing if it is done."""
+        Returns:
+            bool: Whether it is done now.
+        """
         self.work_dir.mkdir(parents=True, exist_ok=True)
         with open(self.work_dir / 'train.log', 'a') as log:
             # The training inherits the lock with its output: if it outlives this script, the next one waits here for its end.
             fcntl.flock(log, fcntl.LOCK_EX)
-            if self.is_done:  # perhaps by another call, for which this one waited
-                return
+            if self.is_recorded:  # perhaps by another call, for which this one waited
+                return True
             print(f'start {self.name}', flush=True)
             # Before the run: what is committed meanwhile is not what it ran.
             start = time.time()
@@ -136,16 +148,17 @@ class Run:
                 revision = self.claim(commit())
             except RuntimeError as error:
                 print(f'FAILED {self.name}: {error}', flush=True)
-                return
+                return False
             code = subprocess.run(self.command, cwd=ROOT, stdout=log, stderr=log, env=ENVIRONMENT).returncode
             if code:
                 print(f'FAILED {self.name}, exit status {code}: see {self.work_dir / "train.log"}', flush=True)
-                return
+                return False
             seconds = round(time.time() - start, 1)
             found, epochs = self.judge()
             rows = self.record(found, epochs, seconds, revision)
         for row in rows:
             print(f'done  {self.name} on {row["split"]}: {row["value"]:.2f} in {seconds} s', flush=True)
+        return True
 
     def claim(self, revision: str) -> str:
         """Mark the folder as that of this run, so that no run of another config is taken for it.
@@ -231,13 +244,13 @@ class Run:
             versions=versions(),
             device=get_device(),
         )
-        if self.is_taught:
-            common['teacher'] = hashlib.sha256((ROOT / setting.teacher_checkpoint).read_bytes()).hexdigest()[:12]
+        if self.variant != 'plain':
+            common['teacher'] = self.teacher
         rows = []
         for part, metrics in found.items():
             metrics = {key: round(value * setting.scale, 4) for key, value in metrics.items()}
             rows.append(dict(common, split=part, value=metrics[setting.metric], metrics=metrics))
-        if not self.is_recorded:  # a teacher that is only trained again
+        if not self.is_recorded:  # a teacher that ended as before when it was trained again
             with LOCK, open(self.results, 'a') as file:
                 file.write(''.join(json.dumps(row) + '\n' for row in rows))
         return rows
@@ -251,14 +264,14 @@ class TeacherRun(Run):
     is_taught = False
 
     @property
-    def work_dir(self) -> Path:
-        """Its folder."""
+    def place(self) -> Path:
+        """Its folder, from the repository's root."""
         return self.setting.teacher_checkpoint.parent
 
     @property
     def name(self) -> str:
         """What it is called in messages."""
-        return self.work_dir.name
+        return self.place.name
 
     @property
     def options(self) -> dict:
@@ -267,13 +280,8 @@ class TeacherRun(Run):
 
     @property
     def key(self) -> dict:
-        """What tells its record from others."""
-        return dict(dataset=self.dataset, variant=self.variant, seed=self.seed)
-
-    @property
-    def is_done(self) -> bool:
-        """Whether it is recorded, and its students find it."""
-        return self.is_recorded and (ROOT / self.setting.teacher_checkpoint).is_file()
+        """What tells its record from others, those of the same teacher trained elsewhere included."""
+        return dict(dataset=self.dataset, variant=self.variant, seed=self.seed, teacher=self.teacher)
 
     def claim(self, revision: str) -> str:
         """Nothing to claim: anyone may train a teacher where the configs expect it."""
@@ -296,6 +304,16 @@ def final_metrics(work_dir: Path, metric: str) -> tuple[dict[str, float], int]:
     return {key: value for key, value in last.items() if key not in ('step', 'time', 'data_time')}, last['step']
 
 
+def show(run: Run) -> None:
+    """Print the table of what is recorded beside a run, and draw it above its folder."""
+    where = run.dataset, run.split, run.epochs, run.results
+    if selected(*where):
+        path = run.work_dir.parent / 'accuracy.png'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(*where).savefig(path)
+        print(f'\n{run.dataset} on {run.split}, {run.epochs} epochs; drawn in {path}\n\n{table(*where)}')
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     group = parser.add_mutually_exclusive_group(required=True)
@@ -312,7 +330,7 @@ def main() -> None:
     parser.add_argument('--work-dir', default='work_dirs/benchmarks')
     args = parser.parse_args()
     seeds = [int(seed) for seed in args.seeds.split(',')]
-    runs, teachers = [], []
+    runs, teachers, shown = [], [], []
     for dataset in SUITES[args.suite] if args.suite else [args.dataset]:
         known = applicable(SETTINGS[dataset])
         names = [name for name in known if name in METHODS] if args.methods == 'all' else args.methods.split(',')
@@ -324,17 +342,25 @@ def main() -> None:
         given = dict(dataset=dataset, results=args.results, folder=Path(args.work_dir), holdout=args.holdout)
         given['epochs'] = args.epochs or SETTINGS[dataset].epochs
         planned = [Run(variant=name, seed=seed, **given) for seed in seeds for name in names if name != 'teacher']
-        left = [run for run in planned if not run.is_done]
+        left = [run for run in planned if not run.is_recorded]
         is_missing = not (ROOT / SETTINGS[dataset].teacher_checkpoint).is_file()
         if 'teacher' in names or (is_missing and any(run.is_taught for run in left)):
             # One for all students, of seed 0: they look for it in one place.
             teachers.append(TeacherRun(variant='teacher', seed=0, **given))
         runs += left
-    for teacher in teachers:
-        teacher.finish()
+        if planned:
+            shown.append(planned[0])
+    # Nobody learns from a teacher that is not there.
+    untaught = {teacher.dataset for teacher in teachers if not teacher.finish()}
+    waiting = [run for run in runs if run.is_taught and run.dataset in untaught]
+    for run in waiting:
+        print(f'FAILED {run.name}: its teacher is missing', flush=True)
     with ThreadPoolExecutor(args.jobs) as pool:
-        for job in [pool.submit(run.finish) for run in runs]:
-            job.result()
+        done = list(pool.map(Run.finish, (run for run in runs if run not in waiting)))
+    for run in shown:
+        show(run)
+    if untaught or waiting or not all(done):
+        sys.exit(1)
 
 
 if __name__ == '__main__':

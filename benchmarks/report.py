@@ -5,6 +5,7 @@ python benchmarks/report.py --check    # exit 1 if a table is out of date
 """
 
 import argparse
+import math
 import os
 import re
 import statistics
@@ -34,66 +35,85 @@ def spread(values: list[float]) -> str:
     return f'{mean:.2f} ± {statistics.stdev(values):.2f}' if len(values) > 1 else f'{mean:.2f}'
 
 
-def selected(dataset: str, split: str, epochs: int | None = None) -> dict[str, list[dict]]:
-    """Records of one data set, split and budget by variant."""
+def selected(dataset: str, split: str, epochs: int, results: Path | None = None) -> dict[str, list[dict]]:
+    """Records of students of one data set, split and budget by variant."""
     found = defaultdict(list)
-    for record in records():
-        fits = record['dataset'] == dataset and record['split'] == split
-        if fits and (epochs is None or record['epochs'] == epochs):
+    for record in records(results):
+        fits = (record['dataset'], record['split'], record['epochs']) == (dataset, split, epochs)
+        if fits and record['variant'] != 'teacher':
             found[record['variant']].append(record)
     return found
 
 
-def teachers(dataset: str) -> list[float]:
-    """Results of a data set's teacher, which may have been recorded for another student."""
+def teachers(dataset: str, results: Path | None = None) -> dict[str, float]:
+    """Results of a data set's teacher by its checkpoint, in the order of its trainings.
+
+    It may have been recorded for another student. Early records do not name the checkpoint: theirs is ''.
+    """
     where = SETTINGS[dataset].teacher_checkpoint
-    found = [r for r in records() if r['variant'] == 'teacher']
-    return [r['value'] for r in found if SETTINGS[r['dataset']].teacher_checkpoint == where]
+    found = [r for r in records(results) if r['variant'] == 'teacher']
+    return {r.get('teacher', ''): r['value'] for r in found if SETTINGS[r['dataset']].teacher_checkpoint == where}
 
 
-def verdict(pairs: list[tuple[float, float]]) -> str:
-    """Mean difference of paired values and, if there are several that differ, the p-value of a paired t-test."""
+def gap_closed(pairs: list[tuple[dict, dict]], teacher: dict[str, float]) -> str:
+    """Share of the gap between plain students and the teachers of others, by their records; '' if there is none.
+
+    A record that does not name its teacher, or one that was not recorded, counts as taught by the first.
+    """
+    first = next(iter(teacher.values()), math.nan)
+    gain = sum(mine['value'] - plain['value'] for mine, plain in pairs)
+    gap = sum(teacher.get(mine.get('teacher', ''), first) - plain['value'] for mine, plain in pairs)
+    return f'{gain / gap:.0%}' if gap > 0 else ''
+
+
+def verdict(pairs: list[tuple[dict, dict]]) -> str:
+    """Mean difference of paired records and, if there are several that differ, the p-value of a paired t-test."""
     if not pairs:
         return ''
-    differences = [a - b for a, b in pairs]
+    values = [(a['value'], b['value']) for a, b in pairs]
+    differences = [a - b for a, b in values]
     mean = statistics.mean(differences)
     if max(differences) - min(differences) < 1e-9:  # no spread to compare the mean with
         return f'{mean:+.2f}'
-    p = float(ttest_rel(*zip(*pairs, strict=True)).pvalue)
+    p = float(ttest_rel(*zip(*values, strict=True)).pvalue)
     return f'{mean:+.2f} (p={p:.2f})' if p >= 0.01 else f'{mean:+.2f} (p<0.01)'
 
 
-def paired(runs: list[dict], others: list[dict]) -> list[tuple[float, float]]:
-    """Values of two groups of records with the same seeds."""
-    by_seed = {r['seed']: r['value'] for r in others}
-    return [(r['value'], by_seed[r['seed']]) for r in runs if r['seed'] in by_seed]
+def paired(runs: list[dict], others: list[dict]) -> list[tuple[dict, dict]]:
+    """Those of two groups of records that have the same seeds."""
+    by_seed = {r['seed']: r for r in others}
+    return [(r, by_seed[r['seed']]) for r in runs if r['seed'] in by_seed]
 
 
 def ranked(groups: dict[str, list[dict]]) -> list[str]:
     """Names of groups of records: the plain student first, the best of the others next."""
-    names = [name for name in (*METHODS, *VARIANTS) if groups.get(name) and name != 'teacher']
+    names = [name for name in (*METHODS, *VARIANTS) if groups.get(name)]
     return sorted(names, key=lambda name: (name != 'plain', -statistics.mean(r['value'] for r in groups[name])))
 
 
-def table(dataset: str, split: str, epochs: int) -> str:
-    """Methods on one data set: the metric, gain over the plain student in paired seeds, share of the teacher gap closed."""
-    groups = selected(dataset, split, epochs)
-    teacher = teachers(dataset)
+def table(dataset: str, split: str, epochs: int, results: Path | None = None) -> str:
+    """Methods on one data set: the metric, gain over the plain student in paired seeds, share of the teacher gap closed.
+
+    Args:
+        dataset (str): Name of its setting.
+        split (str): 'test' or 'holdout', the part of the data on which they are judged.
+        epochs (int): The budget.
+        results (Path, optional): File of the records. Defaults to None: the published ones.
+    """
+    groups = selected(dataset, split, epochs, results)
+    teacher = teachers(dataset, results) if split == 'test' else {}
     plain = groups.get('plain', [])
     unit = SETTINGS[dataset].unit
     lines = [f'| method | {unit}, % | gain over plain | teacher gap closed | DSKD is ahead by | seeds |']
     lines.append('| --- | --- | --- | --- | --- | --- |')
-    if teacher and split == 'test':
-        lines.append(f'| teacher | {spread(teacher)} | | | | {len(teacher)} |')
+    for row, value in enumerate(teacher.values()):
+        lines.append(f'| teacher{", trained again" if row else ""} | {value:.2f} | | | | 1 |')
     for name in ranked(groups):
         runs = groups[name]
         gain = share = ahead = ''
-        pairs = paired(runs, plain)
-        if pairs and name != 'plain':
-            gain = verdict(pairs)
-            if teacher and split == 'test':
-                mine, base = (statistics.mean(values) for values in zip(*pairs, strict=True))
-                share = f'{(mine - base) / (statistics.mean(teacher) - base):.0%}'
+        if name != 'plain':
+            pairs = paired(runs, plain)
+            gain, share = verdict(pairs), gap_closed(pairs, teacher)
         if name != 'dskd':
             ahead = verdict(paired(groups.get('dskd', []), runs))
         values = spread([r['value'] for r in runs])
@@ -101,9 +121,10 @@ def table(dataset: str, split: str, epochs: int) -> str:
     return '\n'.join(lines)
 
 
-def picture(dataset: str, split: str, epochs: int) -> Figure:
-    """The table as points: mean and deviation of each method, beside the plain student and the teacher."""
-    groups, teacher = selected(dataset, split, epochs), teachers(dataset)
+def picture(dataset: str, split: str, epochs: int, results: Path | None = None) -> Figure:
+    """The table as points: mean and deviation of each method, beside the plain student and the teacher; see :func:`table`."""
+    groups = selected(dataset, split, epochs, results)
+    teacher = list(teachers(dataset, results).values()) if split == 'test' else []
     names = ranked(groups)
     figure, axes = new_figure(6.4, 0.9 + 0.27 * len(names))
     for row, name in enumerate(reversed(names)):
@@ -112,9 +133,10 @@ def picture(dataset: str, split: str, epochs: int) -> Figure:
         color = {'dskd': ORANGE, 'plain': GREY}.get(name, BLUE)
         axes.errorbar(statistics.mean(values), row, xerr=deviation, fmt='o', color=color, capsize=3, markersize=5)
         axes.scatter(values, [row] * len(values), s=9, color=color, alpha=0.4)
-    if teacher and split == 'test':
-        axes.axvline(statistics.mean(teacher), color=GREY, linestyle='--', linewidth=1.2)
-        axes.text(statistics.mean(teacher), len(names) - 0.45, 'teacher', color=GREY, ha='right', fontsize=8)
+    for value in teacher:
+        axes.axvline(value, color=GREY, linestyle='--', linewidth=1.2)
+    if teacher:
+        axes.text(min(teacher), len(names) - 0.45, 'teacher', color=GREY, ha='right', fontsize=8)
     axes.set_yticks(range(len(names)), [label_of(name).replace('**', '') for name in reversed(names)], fontsize=8)
     setting = SETTINGS[dataset]
     part = setting.holdout_part if split == 'holdout' else setting.test_part
@@ -125,22 +147,27 @@ def picture(dataset: str, split: str, epochs: int) -> Figure:
 
 
 def caption(dataset: str, split: str, epochs: int) -> str:
-    """What a table shows and the command that reproduces its records."""
+    """What a table shows and the commands that reproduce its records, one for each group of methods with the same seeds."""
     groups = selected(dataset, split, epochs)
-    runs = [run for variant, group in groups.items() if variant != 'teacher' for run in group]
-    if not runs:
+    if not groups:
         return ''
     setting = SETTINGS[dataset]
-    seeds = ','.join(map(str, sorted({run['seed'] for run in runs})))
-    methods = ','.join(name for name in (*METHODS, *VARIANTS) if name in groups and name != 'teacher')
+    by_seeds = defaultdict(list)
+    for name in (*METHODS, *VARIANTS):
+        if name in groups:
+            by_seeds[','.join(map(str, sorted(run['seed'] for run in groups[name])))].append(name)
     part = setting.holdout_part if split == 'holdout' else setting.test_part
     metric = 'accuracy' if setting.task == 'cls' else setting.unit
     flags = f' --epochs {epochs}' + (' --holdout' if split == 'holdout' else '')
+    commands = '\n'.join(
+        f'python benchmarks/accuracy.py --dataset {dataset} --methods {",".join(names)} --seeds {seeds}{flags}'
+        for seeds, names in sorted(by_seeds.items())
+    )
     student, teacher = setting.pair.split()
+    images = next(iter(groups.values()))[0]['train_images']
     return (
-        f'Student {student}, teacher {teacher}; {runs[0]["train_images"]:,} training images, {epochs} epochs, {metric} on '
-        f'{part} after the last epoch, mean ± sample deviation over seeds.\n\n'
-        f'```shell\npython benchmarks/accuracy.py --dataset {dataset} --methods {methods} --seeds {seeds}{flags}\n```'
+        f'Student {student}, teacher {teacher}; {images:,} training images, {epochs} epochs, {metric} on '
+        f'{part} after the last epoch, mean ± sample deviation over seeds.\n\n```shell\n{commands}\n```'
     )
 
 
@@ -164,15 +191,15 @@ def overview(*columns: str, page: Path) -> Block:
     places = [(dataset, split, int(epochs)) for dataset, split, epochs in (column.split('/') for column in columns)]
     found = [selected(*place) for place in places]
     order = dict.fromkeys(('plain', 'dskd', CONTROL, *METHODS))
-    names = [name for name in order if name != 'teacher' and any(groups.get(name) for groups in found)]
+    names = [name for name in order if any(groups.get(name) for groups in found)]
     cells = {name: [''] * len(places) for name in names}
     for column, groups in enumerate(found):
         values = {name: [r['value'] for r in groups[name]] for name in names if groups.get(name)}
-        best = max(values, key=lambda name: statistics.mean(values[name]))
+        best = max(values, key=lambda name: statistics.mean(values[name]), default='')
         for name, each in values.items():
             text = spread(each)
             cells[name][column] = f'{f"**{text}**" if name == best else text} ({len(each)})'
-    teacher = [spread(values) if values else '' for values in (teachers(dataset) for dataset, *_ in places)]
+    teacher = [', '.join(f'{value:.2f}' for value in teachers(dataset).values()) for dataset, *_ in places]
     heads = [f'{dataset}, {SETTINGS[dataset].unit}' for dataset, *_ in places]
     rows = [['method', *heads], ['---'] * (len(places) + 1), ['teacher', *teacher]]
     rows += [[label_of(name).replace('**', ''), *cells[name]] for name in names]
@@ -182,6 +209,8 @@ def overview(*columns: str, page: Path) -> Block:
 def denoised(config: str, page: Path) -> Block:
     """How good denoised features are, by the teacher's classifier: what benchmarks/denoised.py recorded for a config."""
     records_of_config = [r for r in records(DENOISED) if r['config'] == config]
+    if not records_of_config:
+        return f'Nothing was recorded of {config} yet: run benchmarks/denoised.py.', {}
     # The last word on each sampler.
     rows = {(r['start'], r['scale']): r for r in records_of_config}
     lines = ['| sampling from | guidance | to the teacher | to the annotations | accuracy, % |']

@@ -19,7 +19,7 @@ class Setting:
         teacher (str): Config of the teacher.
         distilled (str): Name of the config of the student under a method, the same in each method's folder.
         metric (str): Key of the metric in the logs.
-        epochs (int): Default budget of a student.
+        epochs (int): Default budget of a student: that of the table of all methods, where there is one.
         train_images (int): Size of the training part.
         options (dict): Settings of every student, such as a smaller training part than the teacher's.
         own_teacher (str): Folder among work_dirs of a teacher trained with the same options; '' for that of the configs.
@@ -135,7 +135,7 @@ SETTINGS = {
     'cifar100-subset': Setting(
         **IMAGES,
         **small_pair('resnet8-w16', 'resnet14-w32', 'cifar100-subset'),
-        epochs=20,
+        epochs=8,
         train_images=20000,
         holdout={
             'train_dataloader.dataset.blocks': '[0,1]',
@@ -148,7 +148,7 @@ SETTINGS = {
     'cifar100-subset-15k': Setting(
         **IMAGES,
         **small_pair('resnet8-w16', 'resnet14-w32', 'cifar100-subset'),
-        epochs=20,
+        epochs=24,
         train_images=15000,
         options={
             'train_dataloader.dataset.blocks': '[0,1,2]',
@@ -179,12 +179,12 @@ SETTINGS = {
         options={'train_dataloader.dataset.indices': '10000'},
     ),
     'bccd-retinanet': Setting(**BCCD, **small_pair('retinanet_r18-w16', 'retinanet_r18-w32', 'bccd')),
-    'bccd-retinanet-w8': Setting(**BCCD, **small_pair('retinanet_r18-w8', 'retinanet_r18-w32', 'bccd')),
+    'bccd-retinanet-w8': Setting(**{**BCCD, 'epochs': 36}, **small_pair('retinanet_r18-w8', 'retinanet_r18-w32', 'bccd')),
     'bccd-fcos': Setting(**BCCD, **small_pair('fcos_r18-w16', 'fcos_r18-w32', 'bccd')),
     'bccd-faster-rcnn': Setting(
         **{**BCCD, 'epochs': 40, 'amp': False}, **small_pair('faster-rcnn_r18-w16', 'faster-rcnn_r18-w32', 'bccd')
     ),
-    'dsb2018-fcn': Setting(**NUCLEI, **small_pair('fcn_r14-w8', 'fcn_r14-w32', 'dsb2018')),
+    'dsb2018-fcn': Setting(**{**NUCLEI, 'epochs': 20}, **small_pair('fcn_r14-w8', 'fcn_r14-w32', 'dsb2018')),
     'dsb2018-pspnet': Setting(**NUCLEI, **small_pair('pspnet_r14-w8', 'pspnet_r14-w32', 'dsb2018')),
     'dsb2018-deeplabv3': Setting(**NUCLEI, **small_pair('deeplabv3_r14-w8', 'deeplabv3_r14-w32', 'dsb2018')),
     'dsb2018-mask-rcnn': Setting(**NUCLEUS_INSTANCES, **small_pair('mask-rcnn_r14-w16', 'mask-rcnn_r14-w32', 'dsb2018')),

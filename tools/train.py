@@ -8,7 +8,7 @@ from mmengine.device import get_device
 from dskd_mm.hooks import ResumeHook
 from dskd_mm.preflight import refuse_faults
 from dskd_mm.utils.command_line import add_common_arguments, apply_common_arguments, build_runner
-from dskd_mm.utils.config import is_distiller_config, type_name
+from dskd_mm.utils.config import is_distiller_config, show_student, type_name
 
 
 def parse_args() -> argparse.Namespace:
@@ -64,6 +64,8 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
         cfg.custom_hooks = [*hooks, *(dict(type=f'dskd_mm.{name}') for name in missing)]
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
+    if is_distiller_config(cfg) and cfg.get('optim_wrapper'):
+        cfg.optim_wrapper = show_student(cfg.optim_wrapper)
     return cfg
 
 

@@ -113,6 +113,7 @@ class Distiller(BaseModel):
         # The head alone tells the shapes: nothing of the teacher is loaded before the first training step.
         self.teacher_port = replace(self.site.teacher_port(None, self.teacher), layers=theirs)
         check_ports(self.student_port, self.teacher_port)
+        check_loss_names(distill_losses or {})
         self.distill_losses = nn.ModuleDict(
             {
                 name: build_loss(f'distill_losses.{name}', config, self.student_port, self.teacher_port, self.readable)
@@ -208,18 +209,20 @@ class Distiller(BaseModel):
 
             try:
                 own = self.distill(student, teacher, target, head_loss)
+                added = {}
+                if len(self.distill_losses):
+                    assert teacher is not None
+                    added = self._add_losses(student, teacher, target)
             except ValueError as error:
                 if 'more than 1 value per channel' not in str(error):
                     raise
                 raise ValueError(
                     f'A batch norm of {type(self).__name__} expects several vectors, but got the only one of a single image or '
                     'proposal. Train on at least 2 images at a time (drop_last=True in the train dataloader), or take '
-                    "norm='GN' for the modules of the distiller: model.align.norm=GN model.denoiser.norm=GN of DSKD."
+                    "norm='GN' for the modules of the distiller: model.align.norm=GN model.denoiser.norm=GN of DSKD, "
+                    'model.pairs.<name>.norm=GN model.pairs.<name>.output.norm=GN of DiffKD, model.adapter.norm=GN of SoKD, '
+                    'model.distill_losses.<name>.align.norm=GN of losses on features.'
                 ) from error
-            added = {}
-            if len(self.distill_losses):
-                assert teacher is not None
-                added = self._add_losses(student, teacher, target)
         check_names(losses, own, added)
         taught = {**own, **added}
         if self.warmup:
@@ -230,6 +233,23 @@ class Distiller(BaseModel):
         found = {**losses, **taught}
         self._note(named_losses(found))
         return found
+
+    def get_layer_depth(self, param_name: str) -> tuple[int, int]:
+        """How deep a parameter lies in the student, for mmpretrain's ``LearningRateDecayOptimWrapperConstructor``.
+
+        Args:
+            param_name (str): The parameter's name in the distiller.
+
+        Returns:
+            tuple[int, int]: The index of its layer and the number of layers; the distiller's own belong to the last.
+        """
+        return self.student.get_layer_depth(param_name.removeprefix(STUDENT_PREFIX))
+
+    def train_step(self, data: Any, optim_wrapper: Any) -> dict[str, Tensor]:
+        """One step of mmengine's runner."""
+        if self._is_first_step:
+            check_parameter_groups(optim_wrapper)
+        return super().train_step(data, optim_wrapper)
 
     def val_step(self, data: Any) -> list:
         """The student's own."""
@@ -376,6 +396,22 @@ def named_losses(losses: Mapping[str, Tensor | Sequence[Tensor]]) -> Iterator[tu
                 yield f'loss {name!r}', level
 
 
+def check_loss_names(losses: Any) -> None:
+    """Verify that ``distill_losses`` names losses, by names that modules may have.
+
+    Raises:
+        ValueError: If it is no dict, or a name is empty, has a dot, or is that of an attribute of modules.
+    """
+    if not isinstance(losses, Mapping):
+        raise ValueError(f"distill_losses expects losses by names of your own, dict(kd=dict(type=...)), but got {losses!r}.")
+    for name in losses:
+        if not name or '.' in name or hasattr(nn.ModuleDict, name):
+            raise ValueError(
+                f'distill_losses expects losses by names of your own, without dots and such as no module of torch has, but got '
+                f'{name!r}: rename it.'
+            )
+
+
 def check_names(student: Collection[str], method: Collection[str], added: Collection[str]) -> None:
     """Verify that no loss is logged under the name of another, which it would replace.
 
@@ -399,21 +435,40 @@ def check_names(student: Collection[str], method: Collection[str], added: Collec
         raise ValueError(f'The student and the distiller both return {shared}; rename those of the student.')
 
 
+def check_parameter_groups(optim_wrapper: Any) -> None:
+    """Verify that learning rates which decay from layer to layer were given to the student by its own names.
+
+    Raises:
+        ValueError: If a constructor of mmdet or mmseg, which look for names that begin with 'backbone.', saw the distiller.
+    """
+    for group in optim_wrapper.param_groups:
+        if any(name.startswith(STUDENT_PREFIX) for name in group.get('param_names') or ()):
+            raise ValueError(
+                "The constructor of the optimizer is expected to see the student's own parameters, 'backbone...', but it saw "
+                f"{group['param_names'][0]!r}, and every layer has the learning rate of the last. Train by dskd_mm's own "
+                "tools/train.py, or set optim_wrapper.constructor='dskd_mm.StudentOptimWrapperConstructor' and "
+                "optim_wrapper.paramwise_cfg.constructor to the one that is there now."
+            )
+
+
 def split_layers(layers: dict[str, dict]) -> tuple[dict[str, Layer], dict[str, Layer]]:
     """The student's and the teacher's side of the argument ``layers``.
 
     Raises:
-        ValueError: If an entry has other keys than 'student' and 'teacher', or a name that has a meaning already.
+        ValueError: If an entry is no pair of 'student' and 'teacher', each with path and channels, or has a name that has a
+            meaning already.
     """
     for name, pair in layers.items():
         if name in ('feature', 'logits'):
             raise ValueError(f"The name {name!r} of layers has a meaning already: the site's own. Choose another one.")
-        if set(pair) != {'student', 'teacher'}:
+        if not isinstance(pair, Mapping) or set(pair) != {'student', 'teacher'}:
             raise ValueError(
                 f'layers.{name} expects dict(student=dict(path=..., channels=...), teacher=dict(path=..., channels=...)), but '
-                f'got the keys {sorted(pair)}.'
+                f'got {f"the keys {sorted(pair)}" if isinstance(pair, Mapping) else repr(pair)}.'
             )
         for owner, side in pair.items():
+            if not isinstance(side, Mapping) or not {'path', 'channels'} <= set(side):
+                raise ValueError(f'layers.{name}.{owner} expects dict(path=..., channels=...), but got {side!r}.')
             check_arguments(Layer, side, f'layers.{name}.{owner}')
     own = {name: Layer(**pair['student']) for name, pair in layers.items()}
     return own, {name: Layer(**pair['teacher']) for name, pair in layers.items()}
@@ -464,6 +519,8 @@ def build_loss(
     cls = loss_class(config)
     if cls is not None:
         check_arguments(cls, config, name)
+        # Found already, with or without the prefix of this package: the default scope is the host's.
+        config = {**config, 'type': cls}
     if cls is not None and issubclass(cls, LogitLoss):
         if not teacher.classifiers:
             raise ValueError(f'{name} ({cls.__name__}) reads class logits, but this site has no linear classifier.')
@@ -483,8 +540,10 @@ def build_loss(
         feature_loss: FeatureLoss = MODELS.build({**(channels if issubclass(cls, AlignedFeatureLoss) else {}), **config})
         feature_loss.check(read.is_map)
         return feature_loss
+    known = [name for name in MODELS.module_dict if loss_class(dict(type=name)) is not None]
     raise TypeError(
-        f'{name} expects the config of a LogitLoss, FeatureLoss or BoxLoss of dskd_mm (dskd_mm.KDLoss, ...), but got {config}.'
+        f'{name} expects the config of a LogitLoss, FeatureLoss or BoxLoss of dskd_mm ({", ".join(sorted(known))}), '
+        f'type=\'dskd_mm.KDLoss\', but got {config}.'
     )
 
 
@@ -538,7 +597,8 @@ def read_weights(owner: str, defaults: Mapping[str, float], given: Mapping[str, 
         ValueError: If a loss of another name is given, or a negative weight.
     """
     weights = {**defaults, **(given or {})}
-    if set(weights) != set(defaults) or min(weights.values()) < 0:
+    are_numbers = all(isinstance(weight, (int, float)) for weight in weights.values())
+    if set(weights) != set(defaults) or not are_numbers or min(weights.values()) < 0:
         raise ValueError(
             f'loss_weights of {owner} expects weights of {sorted(defaults)} that are not negative, but got {dict(given or {})}.'
         )

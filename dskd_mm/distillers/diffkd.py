@@ -25,6 +25,7 @@ from dskd_mm.guidance import Target
 from dskd_mm.losses import LogitLoss
 from dskd_mm.registry import MODELS
 from dskd_mm.sites import NECK_SITES, Observed
+from dskd_mm.utils.arguments import check_arguments
 
 DISTANCES = dict(kl=dict(type='dskd_mm.KDLoss', temperature=1.0), dist=dict(type='dskd_mm.DISTLoss'))
 PARTS = ('diff', 'autoencoder', 'kd')
@@ -234,5 +235,6 @@ class DiffKDDistiller(Distiller):
             self.distances[name] = loss
         weights = dict.fromkeys(PARTS, 5.0 if self.site.task == 'detection' else 1.0)
         self.loss_weights[name] = read_weights(f'the pair {name!r}', weights, loss_weights)
+        check_arguments(FeatureDiffusion, config, f'pairs.{name}')
         defaults = dict(kernel_size=3 if read.is_map else 1, norm=self.site.norm)
         self.pairs[name] = FeatureDiffusion(read.student_channels, read.teacher_channels, **{**defaults, **config})

@@ -181,7 +181,9 @@ def find_classifier(head: nn.Module, owner: str) -> str:
 
 def is_multi_label(head: nn.Module) -> bool:
     """Whether a head's classes are independent, by its loss or its family."""
-    uses_sigmoid = bool(getattr(getattr(head, 'loss_module', None), 'use_sigmoid', False))
+    loss = getattr(head, 'loss_module', None)
+    # Label smoothing holds its cross-entropy, and the switch, in an attribute.
+    uses_sigmoid = any(getattr(part, 'use_sigmoid', False) for part in (loss, getattr(loss, 'ce', None)))
     return uses_sigmoid or any(cls.__name__ == 'MultiLabelClsHead' for cls in type(head).__mro__)
 
 

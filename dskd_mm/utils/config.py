@@ -107,12 +107,42 @@ def is_distiller_config(cfg: Config) -> bool:
     return {'student', 'teacher'} <= set(cfg.get('model') or {})
 
 
+SHOWS_STUDENT = 'dskd_mm.StudentOptimWrapperConstructor'
+
+
+def show_student(optim_wrapper: dict) -> ConfigDict:
+    """A distiller's ``optim_wrapper`` with :class:`~dskd_mm.optim.StudentOptimWrapperConstructor` around its constructor.
+
+    Args:
+        optim_wrapper (dict): The setting of a config. It is not changed.
+
+    Returns:
+        ConfigDict: A copy; the same where no constructor is named.
+    """
+    shown = ConfigDict(optim_wrapper)
+    kind = shown.get('constructor', 'DefaultOptimWrapperConstructor')
+    if type_name(dict(type=kind)) not in ('DefaultOptimWrapperConstructor', type_name(dict(type=SHOWS_STUDENT))):
+        shown.paramwise_cfg = {**(shown.get('paramwise_cfg') or {}), 'constructor': kind}
+        shown.constructor = SHOWS_STUDENT
+    return shown
+
+
+def hide_student(optim_wrapper: dict) -> ConfigDict:
+    """What :func:`show_student` was given: the ``optim_wrapper`` of the plain student."""
+    hidden = ConfigDict(optim_wrapper)
+    if hidden.get('constructor') == SHOWS_STUDENT:
+        rules = dict(hidden.paramwise_cfg)
+        hidden.constructor = rules.pop('constructor')
+        hidden.paramwise_cfg = rules
+    return hidden
+
+
 def student_config(cfg: Config) -> Config:
     """The config of the plain student that a distiller's config trains; a plain config stays as it is.
 
     The student keeps its scope and its data preprocessor. What only distillation needs is dropped: the teacher, the hooks of
-    dskd_mm, and the import of dskd_mm (its backbones and data sets are found by their prefix), so that the result runs where
-    dskd_mm is not installed, unless the student is built from its backbones.
+    dskd_mm, what it puts around the optimizer's constructor, and the import of dskd_mm (its backbones and data sets are found
+    by their prefix), so that the result runs where dskd_mm is not installed, unless the student is built from its backbones.
 
     Args:
         cfg (Config): A whole config. It is not changed.
@@ -128,6 +158,8 @@ def student_config(cfg: Config) -> Config:
         if student.get(key) is None and model.get(key) is not None:
             student[key] = model[key]
     cfg.model = student
+    if cfg.get('optim_wrapper'):
+        cfg.optim_wrapper = hide_student(cfg.optim_wrapper)
     if cfg.get('custom_hooks'):
         cfg.custom_hooks = [hook for hook in cfg.custom_hooks if type_module(hook) != 'dskd_mm']
     imports = cfg.get('custom_imports')

@@ -17,19 +17,17 @@ DRIVER = f"""
 import sys
 sys.path.insert(0, {str(ROOT / 'benchmarks')!r})
 import accuracy
-accuracy.SETTINGS = {{
-    'digits': accuracy.Setting(
-        task='cls',
-        pair='small large',
-        student='configs/demo/cls_plain.py',
-        teacher='configs/demo/cls_teacher.py',
-        distilled='none.py',
-        metric='accuracy/top1',
-        epochs={EPOCHS},
-        train_images=898,
-        interval=1,
-    )
-}}
+accuracy.SETTINGS['digits'] = accuracy.Setting(
+    task='cls',
+    pair='small large',
+    student='configs/demo/cls_plain.py',
+    teacher='configs/demo/cls_teacher.py',
+    distilled='none.py',
+    metric='accuracy/top1',
+    epochs={EPOCHS},
+    train_images=898,
+    interval=1,
+)
 accuracy.main()
 """
 

@@ -27,6 +27,8 @@ def test_every_record_is_complete_and_recorded_once():
     assert all(set(record) >= KEYS for record in records)
     assert all(0 <= record['value'] <= 100 and record['seconds'] > 0 for record in records)
     runs = [tuple(record[k] for k in ('dataset', 'variant', 'seed', 'split', 'epochs')) for record in records]
+    # A teacher may be trained again, to other weights.
+    runs = [(*run, run[1] == 'teacher' and record.get('teacher')) for run, record in zip(runs, records, strict=True)]
     assert len(runs) == len(set(runs))
 
 
@@ -35,12 +37,13 @@ def test_pages_are_up_to_date():
     assert result.returncode == 0, f'{result.stdout}{result.stderr}\nRun: python benchmarks/report.py'
 
 
-def write_records(path: Path, rows: list[tuple[str, str, int, float]]) -> None:
-    """Records of data set, variant, seed and value."""
+def write_records(path: Path, rows: list[tuple]) -> None:
+    """Records of data set, variant, seed and value, and the teacher if there is a fifth."""
     with open(path, 'w') as file:
-        for dataset, variant, seed, value in rows:
+        for dataset, variant, seed, value, *teacher in rows:
             setting = SETTINGS[dataset]
             record = dict(dataset=dataset, variant=variant, seed=seed, value=value, split='test', epochs=5)
+            record |= dict(teacher=teacher[0]) if teacher else {}
             common = dict(train_images=60000, task=setting.task, metric=setting.metric, pair=setting.pair)
             file.write(json.dumps({**record, **common}) + '\n')
 
@@ -73,6 +76,48 @@ def test_table_pairs_seeds(tmp_path, monkeypatch):
     assert list(by_label)[2:] == [label_of(name) for name in ('dskd', 'no-lsh', 'no-anchor')]
 
 
+def test_the_gap_is_that_to_the_teacher_of_each_run(tmp_path, monkeypatch):
+    rows = [
+        ('teacher', 0, 90.0),
+        ('teacher', 0, 94.0, 'abc'),
+        ('plain', 0, 80.0),
+        ('plain', 1, 84.0),
+        ('kd', 0, 87.0, 'abc'),
+        ('kd', 1, 87.0, 'a teacher of which nothing is known'),
+        ('dskd', 0, 85.0),
+        ('dist', 0, 87.0, 'abc'),
+    ]
+    path = tmp_path / 'accuracy.jsonl'
+    write_records(path, [('fashion-mnist', *row) for row in rows])
+    lines = report.table('fashion-mnist', 'test', 5, path).splitlines()[2:]
+    cells = {line.split('|')[1].strip(): line.split('|')[4].strip() for line in lines}
+    assert list(cells)[:2] == ['teacher', 'teacher, trained again']
+    shares = {'kd': (7 + 3) / (14 + 6), 'dskd': 5 / 10, 'dist': 7 / 14}
+    assert {name: cells[label_of(name)] for name in shares} == {name: f'{share:.0%}' for name, share in shares.items()}
+    write_records(path, [('fashion-mnist', *row) for row in (('teacher', 0, 80.0), *rows[2:3], *rows[6:7])])
+    assert '| +5.00 |  |' in report.table('fashion-mnist', 'test', 5, path), 'there is no gap to close'
+
+
+def test_the_commands_reproduce_what_is_recorded_and_no_more(tmp_path, monkeypatch):
+    rows = [('plain', 0), ('plain', 1), ('kd', 1), ('kd', 0), ('dskd', 0), ('no-lsh', 2)]
+    write_records(tmp_path / 'accuracy.jsonl', [('fashion-mnist', *row, 80.0) for row in rows])
+    monkeypatch.setattr(recorded, 'RESULTS', tmp_path / 'accuracy.jsonl')
+    commands = [line for line in report.caption('fashion-mnist', 'test', 5).splitlines() if line.startswith('python')]
+    assert [command.split('fashion-mnist ')[1] for command in commands] == [
+        '--methods dskd --seeds 0 --epochs 5',
+        '--methods plain,kd --seeds 0,1 --epochs 5',
+        '--methods no-lsh --seeds 2 --epochs 5',
+    ]
+
+
+def test_what_was_not_recorded_yet_is_no_error(tmp_path, monkeypatch):
+    for module, name in ((recorded, 'RESULTS'), (report, 'DENOISED')):
+        monkeypatch.setattr(module, name, tmp_path / 'nothing.jsonl')
+    text = '<!-- overview: fashion-mnist/test/5 -->\n<!-- end --> <!-- denoised: a.py -->\n<!-- end -->'
+    page, _ = report.rewrite(text + '<!-- table: fashion-mnist test 5 -->\n<!-- end -->', ROOT / 'README.md')
+    assert 'Nothing was recorded of a.py yet' in page
+
+
 @pytest.mark.parametrize(
     ('pairs', 'text'),
     [
@@ -85,7 +130,7 @@ def test_table_pairs_seeds(tmp_path, monkeypatch):
     ],
 )
 def test_a_difference_is_tested_where_there_is_a_spread(pairs: list[tuple[float, float]], text: str) -> None:
-    assert report.verdict(pairs) == text
+    assert report.verdict([(dict(value=a), dict(value=b)) for a, b in pairs]) == text
 
 
 def test_the_overview_has_a_column_for_each_data_set_and_a_row_for_each_method_that_ran(tmp_path, monkeypatch):

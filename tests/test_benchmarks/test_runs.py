@@ -63,7 +63,7 @@ def test_the_teacher_is_trained_first_where_it_is_missing_and_once(tmp_path, mon
     assert (rows[2]['variant'], rows[2]['seed']) == ('teacher', 0)
     # Each record says by whom its student was taught.
     taught = {r['teacher'] for r in rows if r['variant'] == 'kd'}
-    assert len(taught) == 1 and not any('teacher' in r for r in rows if r['variant'] != 'kd')
+    assert taught == {rows[2]['teacher']} and not any('teacher' in r for r in rows if r['variant'] == 'plain')
     # What is recorded needs no teacher; what is not does, and the teacher's record stays the one that it was.
     accuracy.SETTINGS['fashion-mnist'].teacher_checkpoint.unlink()
     assert benchmark(tmp_path, monkeypatch, 'kd', '0,1') == rows
@@ -78,3 +78,45 @@ def test_two_calls_that_meet_train_and_record_once(tmp_path, monkeypatch, traine
             job.result()
     assert len(trained) == 1
     assert [r['variant'] for r in accuracy.records(tmp_path / 'accuracy.jsonl')] == ['plain']
+
+
+def test_the_table_and_the_picture_of_what_is_recorded(tmp_path, monkeypatch, trained, capsys):
+    benchmark(tmp_path, monkeypatch, 'plain,kd', '0,1')
+    printed = capsys.readouterr().out
+    assert '| plain student | 50.00 ± 0.00 |' in printed and '| KD | 50.00 ± 0.00 | +0.00 |' in printed
+    picture = tmp_path / 'runs' / 'fashion-mnist' / f'test-{EPOCHS}e' / 'accuracy.png'
+    assert picture.stat().st_size > 1000 and str(picture) in printed
+    trained.clear()
+    benchmark(tmp_path, monkeypatch, 'plain,kd', '0,1')
+    assert not trained and '| KD | 50.00 ± 0.00 |' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('fails', ['student', 'teacher'])
+def test_what_fails_is_told_and_the_rest_is_recorded(tmp_path, monkeypatch, trained, capsys, fails):
+    setting = accuracy.SETTINGS['fashion-mnist']
+    broken = setting.config('dskd') if fails == 'student' else setting.teacher
+    train = subprocess.run
+
+    def run(command: list[str], **kwargs) -> subprocess.CompletedProcess:
+        return subprocess.CompletedProcess(command, 7) if broken in command else train(command, **kwargs)
+
+    monkeypatch.setattr(subprocess, 'run', run)
+    with pytest.raises(SystemExit) as exit_:
+        benchmark(tmp_path, monkeypatch, 'plain,kd,dskd')
+    assert exit_.value.code == 1
+    printed = capsys.readouterr().out
+    rows = {r['variant'] for r in accuracy.records(tmp_path / 'accuracy.jsonl')}
+    if fails == 'student':
+        assert rows == {'teacher', 'plain', 'kd'} and 'dskd-s0, exit status 7' in printed
+    else:
+        assert rows == {'plain'} and 'kd-s0: its teacher is missing' in printed and 'dskd-s0: its teacher' in printed
+
+
+def test_it_may_be_called_from_anywhere(tmp_path, monkeypatch, trained):
+    monkeypatch.setattr(accuracy, 'ROOT', tmp_path)
+    monkeypatch.setattr(accuracy.Run, 'claim', lambda self, revision: revision)
+    monkeypatch.chdir(Path.home())
+    run = accuracy.Run('fashion-mnist', 'plain', 0, EPOCHS, False, tmp_path / 'accuracy.jsonl', Path('work_dirs/runs'))
+    assert run.work_dir == tmp_path / 'work_dirs' / 'runs' / run.name
+    # A training has the root as its working directory, where this is the same folder.
+    assert run.command[run.command.index('--work-dir') + 1] == f'work_dirs/runs/{run.name}'

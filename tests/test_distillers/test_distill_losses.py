@@ -5,15 +5,16 @@ from typing import Any
 
 import pytest
 import torch
-from mmengine.config import ConfigDict
+from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS
 from rival_checks import assert_behaves, assert_survives_nothing, needs_mmdet, needs_mmseg, rival_batch, rival_config
 from torch import Tensor
 from torch.nn import functional as F
 
 from dskd_mm.distillers.base import check_names
+from dskd_mm.losses import KDLoss
 from dskd_mm.sites import Observed
-from dskd_mm.testing import build_distiller, gradients
+from dskd_mm.testing import build_distiller, gradients, random_batch
 
 KD, DKD, DIST = dict(type='dskd_mm.KDLoss'), dict(type='dskd_mm.DKDLoss'), dict(type='dskd_mm.DISTLoss')
 FITNET, AT, PKD = dict(type='dskd_mm.FitNetLoss'), dict(type='dskd_mm.ATLoss'), dict(type='dskd_mm.PKDLoss')
@@ -283,6 +284,30 @@ def test_refused_when_built(tmp_path: Any, kind: str, switches: dict, error: Any
     with pytest.raises(error) as caught:
         MODELS.build(config)
     assert [word for word in words if word not in str(caught.value)] == [], str(caught.value)
+
+
+def test_losses_of_this_package_need_no_prefix(tmp_path: Any) -> None:
+    config = rival_config('DSKDDistiller', 'gap', tmp_path, distill_losses=dict(kd=dict(type='KDLoss', temperature=2.0)))
+    assert isinstance(MODELS.build(config).distill_losses['kd'], KDLoss)
+
+
+@pytest.mark.parametrize(
+    ('method', 'switches', 'norms'),
+    [
+        ('DSKDDistiller', {}, ['align', 'denoiser']),
+        ('DiffKDDistiller', {}, [f'pairs.{name}{part}' for name in ('feature', 'logits') for part in ('', '.output')]),
+        ('ConfigurableDistiller', dict(distill_losses=dict(a=FITNET)), ['distill_losses.a.align']),
+    ],
+)
+def test_one_vector_alone_is_too_few_for_batch_norms(tmp_path: Any, method: str, switches: dict, norms: list[str]) -> None:
+    """And the mend that the message names is one."""
+    cfg = Config(dict(model=rival_config(method, 'vit', tmp_path, **copy.deepcopy(switches))))
+    images, samples = random_batch(1)
+    with pytest.raises(ValueError, match=f'batch norm of {method} expects several vectors.*norm=GN'):
+        build_distiller(copy.deepcopy(cfg.model))(images, samples, mode='loss')
+    cfg.merge_from_dict({f'model.{module}.norm': 'GN' for module in norms})
+    losses = build_distiller(cfg.model)(images, samples, mode='loss')
+    assert all(torch.as_tensor(value).isfinite().all() for value in losses.values())
 
 
 @pytest.mark.parametrize(

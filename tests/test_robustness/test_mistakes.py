@@ -137,6 +137,42 @@ AT_BUILD: dict[str, Row] = {
         TypeError,
         ["layers.middle.student has no argument 'indx'", "Did you mean 'index'?"],
     ),
+    'unknown_argument_of_a_pair': (
+        set_kwargs(type='dskd_mm.DiffKDDistiller', pairs=dict(feature=dict(kernal_size=3))),
+        TypeError,
+        ["pairs.feature has no argument 'kernal_size'", "Did you mean 'kernel_size'?"],
+    ),
+    'unknown_added_loss': (
+        add_loss(type='dskd_mm.KLLoss'),
+        TypeError,
+        ['distill_losses.added expects', 'ATLoss', 'KDLoss', "type='dskd_mm.KDLoss'", 'KLLoss'],
+    ),
+    'losses_without_names': (
+        set_kwargs(distill_losses=[dict(type='dskd_mm.KDLoss')]),
+        ValueError,
+        ['distill_losses expects losses by names of your own', 'dict(kd=', 'got [{'],
+    ),
+    'loss_of_a_name_that_modules_have': (
+        set_kwargs(distill_losses=dict(half=dict(type='dskd_mm.KDLoss'))),
+        ValueError,
+        ['names of your own', "got 'half'", 'rename'],
+    ),
+    'loss_of_a_name_with_a_dot': (
+        set_kwargs(distill_losses={'logits.kd': dict(type='dskd_mm.KDLoss')}),
+        ValueError,
+        ['without dots', "'logits.kd'"],
+    ),
+    'layer_by_its_path_alone': (
+        set_kwargs(layers=dict(middle='backbone.layer3')),
+        ValueError,
+        ['layers.middle expects dict(student=', "got 'backbone.layer3'"],
+    ),
+    'layer_without_channels': (
+        set_kwargs(layers=dict(middle={owner: dict(path='backbone.layer3') for owner in ('student', 'teacher')})),
+        ValueError,
+        ['layers.middle.student expects dict(path=..., channels=...)', "got {'path': 'backbone.layer3'}"],
+    ),
+    'weight_that_is_no_number': (set_kwargs(loss_weights=dict(lsh=None)), ValueError, ['loss_weights', "'lsh': None"]),
     'layer_of_one_model': (
         set_kwargs(layers=dict(middle=dict(student=dict(path='backbone', channels=16)))),
         ValueError,

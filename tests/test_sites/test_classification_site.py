@@ -54,6 +54,24 @@ def test_classifier_and_feature_are_found(kind):
     assert (port.part, port.num_classes, port.anchors, port.is_pyramid) == ('head', 5, 1, False)
 
 
+@pytest.mark.parametrize(
+    ('loss', 'independent'),
+    [
+        (dict(type='CrossEntropyLoss'), False),
+        (dict(type='CrossEntropyLoss', use_sigmoid=True), True),
+        (dict(type='LabelSmoothLoss', label_smooth_val=0.1), False),
+        (dict(type='LabelSmoothLoss', label_smooth_val=0.1, mode='multi_label'), True),
+        (dict(type='LabelSmoothLoss', label_smooth_val=0.1, use_sigmoid=True), True),  # as mmpretrain's rsb-a1
+    ],
+)
+def test_the_loss_tells_whether_classes_are_independent(loss, independent):
+    config = classifier_config('gap')
+    config.head.loss = loss
+    assert ClassificationSite().student_port(MODELS.build(config)).sigmoid is independent
+    teacher = teacher_of(dict(type='LinearClsHead', num_classes=5, in_channels=16, loss=loss))
+    assert ClassificationSite().teacher_port(None, teacher).sigmoid is independent
+
+
 @pytest.mark.parametrize('kind', PORTS)
 def test_the_logits_are_the_classifier_on_the_tapped_feature(kind):
     model = MODELS.build(classifier_config(kind)).eval()

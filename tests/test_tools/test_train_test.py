@@ -291,6 +291,26 @@ def test_the_switches_of_training(trainable: Path, tmp_path: Path) -> None:
     assert [hook.type for hook in config.custom_hooks] == ['dskd_mm.StudentExportHook', 'dskd_mm.CheckFiniteHook']
 
 
+def test_learning_rates_that_decay_over_layers_are_those_of_the_plain_student(tmp_path: Path) -> None:
+    constructor = dict(constructor='LearningRateDecayOptimWrapperConstructor', paramwise_cfg=dict(layer_decay_rate=0.5))
+    work_dir = tmp_path / 'work'
+    cfg = distiller_run_config(str(tmp_path), random_teacher(str(tmp_path), kind='vit'), dict(kind='vit'))
+    cfg.optim_wrapper.update(constructor)
+    cfg.optim_wrapper.optimizer.weight_decay = 1e-4  # without it the constructor fails, for a plain model as well
+    cfg.dump(str(tmp_path / 'config.py'))
+    for epochs in (1, 2):  # the second resumes the first
+        options = ['--resume', '--cfg-options', f'train_cfg.max_epochs={epochs}', f'experiment_name=part{epochs}']
+        run_tool('train.py', tmp_path / 'config.py', '--work-dir', work_dir, *options)
+    groups = load_checkpoint_file(str(work_dir / 'epoch_2.pth'))['optimizer']['param_groups']
+    found = {group.get('param_name'): group['lr'] for group in groups}
+    assert found['backbone.patch_embed.projection.weight'] == pytest.approx(0.05 * 0.5**3)
+    assert found['backbone.layers.1.ffn.layers.1.weight'] == pytest.approx(0.05 * 0.5)
+    assert found[None] == found['head.layers.head.weight'] == pytest.approx(0.05)
+    assert Config.fromfile(work_dir / 'config.py').optim_wrapper.constructor == 'dskd_mm.StudentOptimWrapperConstructor'
+    exported = Config.fromstring(load_checkpoint_file(str(work_dir / 'student_last.pth'))['meta']['cfg'], '.py')
+    assert exported.optim_wrapper.to_dict() == cfg.optim_wrapper.to_dict(), 'the student knows nothing of it'
+
+
 def test_training_resumes_from_the_latest_checkpoint(run: dict[str, Path], trainable: Path, tmp_path: Path) -> None:
     work_dir = tmp_path / 'work'
     options = ['--cfg-options', 'train_cfg.max_epochs=1', 'experiment_name=part1']

@@ -1,0 +1,121 @@
+"""Learning rates that decay from layer to layer: the student's are those of the plain model."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mmengine.config import ConfigDict
+from mmengine.model import MMDistributedDataParallel
+from mmengine.optim import OptimWrapper, build_optim_wrapper
+from mmengine.registry import DefaultScope
+from torch import nn
+
+from dskd_mm.optim import StudentOptimWrapperConstructor
+from dskd_mm.testing.dense import build_distiller, dense_distiller_config, detection_batch, random_boxes
+from dskd_mm.testing.toy import classifier_config, random_teacher
+from dskd_mm.utils.config import hide_student, show_student
+
+LR = 1e-3
+CONVNEXT = dict(
+    type='mmpretrain.ConvNeXt',
+    arch=dict(depths=[1, 1, 2, 1], channels=[4, 8, 16, 32]),
+    out_indices=[0, 1, 2, 3],
+    gap_before_final_norm=False,
+)
+DECAYS = {
+    'mmpretrain': ('LearningRateDecayOptimWrapperConstructor', dict(layer_decay_rate=0.5)),
+    'mmdet': ('LearningRateDecayOptimizerConstructor', dict(decay_rate=0.5, decay_type='layer_wise', num_layers=6)),
+    'mmseg': ('LearningRateDecayOptimizerConstructor', dict(decay_rate=0.5, decay_type='stage_wise', num_layers=6)),
+}
+
+
+def make(host: str, folder: Path) -> nn.Module:
+    """A distiller whose student's backbone has layers that the host's constructor knows."""
+    if host == 'mmpretrain':
+        teacher = random_teacher(str(folder))
+        return build_distiller(ConfigDict(type='dskd_mm.DSKDDistiller', student=classifier_config('vit'), teacher=teacher))
+    pytest.importorskip(host, reason=f'{host} is not installed')
+    config = dense_distiller_config('retinanet' if host == 'mmdet' else 'upernet', str(folder))
+    config.student.backbone = CONVNEXT
+    return build_distiller(config)
+
+
+def settings(host: str) -> ConfigDict:
+    """The optimizer of such a student's own config."""
+    constructor, rules = DECAYS[host]
+    optimizer = dict(type='AdamW', lr=LR, weight_decay=0.05)
+    return ConfigDict(type='OptimWrapper', optimizer=optimizer, constructor=constructor, paramwise_cfg=rules)
+
+
+def build(model: nn.Module, optim_wrapper: dict, host: str) -> OptimWrapper:
+    with DefaultScope.overwrite_default_scope(host):
+        return build_optim_wrapper(model, ConfigDict(optim_wrapper))
+
+
+def rates(wrapper: OptimWrapper) -> dict[int, tuple[float, float]]:
+    """Learning rate and weight decay of each parameter."""
+    groups: list[dict[str, Any]] = wrapper.optimizer.param_groups
+    return {id(p): (group['lr'], group['weight_decay']) for group in groups for p in group['params']}
+
+
+@pytest.mark.parametrize('host', list(DECAYS))
+def test_the_student_learns_as_the_plain_model(host: str, tmp_path: Path) -> None:
+    distiller = make(host, tmp_path)
+    plain = rates(build(distiller.student, settings(host), host))
+    assert len(set(plain.values())) > 3, 'there is something to lose'
+    found = rates(build(distiller, show_student(settings(host)), host))
+    assert {key: found.pop(key) for key in plain} == plain
+    own = {id(p) for name, p in distiller.named_parameters() if p.requires_grad and not name.startswith('student.')}
+    assert own and found == dict.fromkeys(own, (LR, 0.05))
+
+
+def test_mmpretrain_needs_no_other_constructor(tmp_path: Path) -> None:
+    distiller = make('mmpretrain', tmp_path)
+    plain = rates(build(distiller.student, settings('mmpretrain'), 'mmpretrain'))
+    found = rates(build(distiller, settings('mmpretrain'), 'mmpretrain'))
+    assert {key: found.pop(key) for key in plain} == plain
+    assert {lr for lr, _ in found.values()} == {LR}
+
+
+def test_a_constructor_that_lost_its_layers_is_refused(tmp_path: Path) -> None:
+    distiller = make('mmdet', tmp_path)
+    batch = detection_batch(distiller, [random_boxes(2), random_boxes(1)])
+    wrapper = build(distiller, settings('mmdet'), 'mmdet')
+    with pytest.raises(ValueError, match=r"saw 'student\.backbone.*StudentOptimWrapperConstructor"):
+        distiller.train_step(batch, wrapper)
+
+
+def test_wrapped_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    distiller = make('mmpretrain', tmp_path)
+    monkeypatch.setattr(MMDistributedDataParallel, '__init__', lambda self, module: nn.Module.__init__(self))
+    parallel: Any = MMDistributedDataParallel(distiller)
+    parallel.module = distiller
+    shown = show_student(settings('mmpretrain'))
+    assert rates(build(parallel, shown, 'mmpretrain')) == rates(build(distiller, shown, 'mmpretrain'))
+
+
+@pytest.mark.parametrize(
+    'given',
+    [
+        dict(optimizer=dict(type='SGD', lr=0.1)),
+        dict(optimizer=dict(type='SGD', lr=0.1), paramwise_cfg=dict(norm_decay_mult=0.0)),
+        dict(optimizer=dict(type='SGD', lr=0.1), constructor='DefaultOptimWrapperConstructor'),
+    ],
+)
+def test_the_default_constructor_stays(given: dict) -> None:
+    assert show_student(given) == given
+
+
+def test_the_plain_settings_come_back() -> None:
+    given = settings('mmdet')
+    before = given.to_dict()
+    shown = show_student(given)
+    assert shown.constructor == 'dskd_mm.StudentOptimWrapperConstructor'
+    assert given.to_dict() == before
+    assert show_student(shown) == shown, 'once is enough'
+    assert hide_student(shown).to_dict() == before
+
+
+def test_another_constructor_is_expected() -> None:
+    with pytest.raises(ValueError, match=r'expects the student.s own constructor.*but got \{\}'):
+        StudentOptimWrapperConstructor(dict(optimizer=dict(type='SGD', lr=0.1)))
