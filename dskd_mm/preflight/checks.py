@@ -266,6 +266,22 @@ class Preflight:
         if name.startswith(LOADERS[0]):
             for i in spread(length, 8):
                 self._look_at(name, built[i], count)
+        if name == f'{LOADERS[0]}.dataset':  # not a part of it
+            self._check_warmup(length)
+
+    def _check_warmup(self, images: int) -> None:
+        """Tell of a training that is hardly longer than the time over which the losses of the distillation grow."""
+        if not isinstance(self.model, Distiller):
+            return
+        training, warmup = self.cfg.get('train_cfg') or {}, self.model.warmup
+        batch = self.cfg[LOADERS[0]].get('batch_size') or 1
+        iterations = training.get('max_iters') or math.ceil(images / batch) * training.get('max_epochs', 0)
+        if iterations and warmup > iterations / 2:
+            self.note(
+                'warmup',
+                f'the losses of the distillation grow over {warmup} iterations, but this training has {iterations} on one '
+                f'device: set model.warmup={iterations // 10}, or train longer',
+            )
 
     def _look_at(self, name: str, item: Any, count: int | None) -> None:
         """One sample as training will see it."""

@@ -108,6 +108,26 @@ def test_the_whole_check_of_dense_tasks(kind: str, tmp_path: Path) -> None:
     assert re.match(r'(\d+) of \1 tensors', found['teacher'])
 
 
+@pytest.mark.parametrize(
+    ('warmup', 'training', 'told'),
+    [
+        (4, {}, None),  # of 2 epochs of 32 images, 8 at a time
+        (5, {}, 'has 8 on one device: set model.warmup=0'),
+        (200, dict(max_epochs=100), None),
+        (200, dict(max_epochs=25), 'grow over 200 iterations, but this training has 100 on one device: set model.warmup=10'),
+        (200, dict(by_epoch=False, max_epochs=None, max_iters=300), 'has 300 on one device'),
+    ],
+)
+def test_a_warmup_of_most_of_the_training_is_told(tmp_path: Path, warmup: int, training: dict, told: str | None) -> None:
+    cfg = distiller_run_config(str(tmp_path), warmup=warmup)
+    cfg.train_cfg.update(training)
+    preflight = Preflight(cfg)
+    preflight.run(['models', 'data'])
+    assert preflight.faults == []
+    found = texts(preflight).get('warmup')
+    assert found is None if told is None else told in found
+
+
 def test_a_plain_model_is_checked_as_well(tmp_path: Path) -> None:
     preflight = Preflight(plain_run_config(str(tmp_path)))
     preflight.run(PARTS)
