@@ -64,7 +64,7 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
         cfg.custom_hooks = [*hooks, *(dict(type=f'dskd_mm.{name}') for name in missing)]
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
-    if is_distiller_config(cfg) and cfg.get('optim_wrapper'):
+    if is_distiller_config(cfg) and (cfg.get('optim_wrapper') or {}).get('constructor'):
         cfg.optim_wrapper = show_student(cfg.optim_wrapper)
     return cfg
 

@@ -121,6 +121,8 @@ def show_student(optim_wrapper: dict) -> ConfigDict:
     """
     shown = ConfigDict(optim_wrapper)
     kind = shown.get('constructor', 'DefaultOptimWrapperConstructor')
+    if not isinstance(kind, str):  # of a lazy config: a dumped config can name it
+        kind = f'{kind.__module__}.{kind.__qualname__}'
     if type_name(dict(type=kind)) not in ('DefaultOptimWrapperConstructor', type_name(dict(type=SHOWS_STUDENT))):
         shown.paramwise_cfg = {**(shown.get('paramwise_cfg') or {}), 'constructor': kind}
         shown.constructor = SHOWS_STUDENT

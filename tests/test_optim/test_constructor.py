@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mmengine.config import ConfigDict
+from mmengine.config import Config, ConfigDict
 from mmengine.model import MMDistributedDataParallel
-from mmengine.optim import OptimWrapper, build_optim_wrapper
-from mmengine.registry import DefaultScope
+from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper, build_optim_wrapper
+from mmengine.registry import OPTIM_WRAPPERS, DefaultScope
 from torch import nn
 
 from dskd_mm.optim import StudentOptimWrapperConstructor
@@ -114,6 +114,17 @@ def test_the_plain_settings_come_back() -> None:
     assert given.to_dict() == before
     assert show_student(shown) == shown, 'once is enough'
     assert hide_student(shown).to_dict() == before
+
+
+def test_classes_of_pure_python_configs_become_names_that_can_be_read_again(tmp_path: Path) -> None:
+    kind = type(build(nn.Linear(1, 1), dict(optimizer=dict(type='SGD', lr=LR)), 'mmengine'))  # any class of a package
+    shown = show_student(dict(optimizer=dict(type='SGD', lr=LR), constructor=kind, paramwise_cfg=None))
+    cfg = Config(dict(optim_wrapper=shown))
+    cfg.dump(str(tmp_path / 'config.py'))
+    assert Config.fromfile(tmp_path / 'config.py').optim_wrapper == shown
+    assert OPTIM_WRAPPERS.get(shown.paramwise_cfg.constructor) is kind
+    default = dict(optimizer=dict(type='SGD', lr=LR), constructor=DefaultOptimWrapperConstructor)
+    assert show_student(default) == default
 
 
 def test_another_constructor_is_expected() -> None:
