@@ -58,11 +58,12 @@ def teachers(dataset: str, results: Path | None = None) -> dict[str, float]:
 def gap_closed(pairs: list[tuple[dict, dict]], teacher: dict[str, float]) -> str:
     """Share of the gap between plain students and the teachers of others, by their records; '' if there is none.
 
-    A record that does not name its teacher, or one that was not recorded, counts as taught by the first.
+    A record that does not name its teacher counts as taught by the first. The gap to one that was not recorded is not known.
     """
     first = next(iter(teacher.values()), math.nan)
+    known = {'': first, **teacher}
     gain = sum(mine['value'] - plain['value'] for mine, plain in pairs)
-    gap = sum(teacher.get(mine.get('teacher', ''), first) - plain['value'] for mine, plain in pairs)
+    gap = sum(known.get(mine.get('teacher', ''), math.nan) - plain['value'] for mine, plain in pairs)
     return f'{gain / gap:.0%}' if gap > 0 else ''
 
 

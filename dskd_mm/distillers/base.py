@@ -12,6 +12,7 @@ from mmengine.config import ConfigDict
 from mmengine.dist import get_rank
 from mmengine.logging import print_log
 from mmengine.model import BaseModel
+from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -219,7 +220,8 @@ class Distiller(BaseModel):
                 raise ValueError(
                     f'A batch norm of {type(self).__name__} expects several vectors, but got the only one of a single image or '
                     'proposal. Train on at least 2 images at a time (drop_last=True in the train dataloader), or take '
-                    "norm='GN' for the modules of the distiller: model.align.norm=GN model.denoiser.norm=GN of DSKD, "
+                    "norm='GN' for the modules of the distiller: model.align.norm=GN model.denoiser.norm=GN of DSKD (and "
+                    'model.autoencoder.norm=GN where there is one), '
                     'model.pairs.<name>.norm=GN model.pairs.<name>.output.norm=GN of DiffKD, model.adapter.norm=GN of SoKD, '
                     'model.distill_losses.<name>.align.norm=GN of losses on features.'
                 ) from error
@@ -405,7 +407,7 @@ def check_loss_names(losses: Any) -> None:
     if not isinstance(losses, Mapping):
         raise ValueError(f"distill_losses expects losses by names of your own, dict(kd=dict(type=...)), but got {losses!r}.")
     for name in losses:
-        if not name or '.' in name or hasattr(nn.ModuleDict, name):
+        if not name or '.' in name or hasattr(nn.ModuleDict(), name):
             raise ValueError(
                 f'distill_losses expects losses by names of your own, without dots and such as no module of torch has, but got '
                 f'{name!r}: rename it.'
@@ -439,10 +441,12 @@ def check_parameter_groups(optim_wrapper: Any) -> None:
     """Verify that learning rates which decay from layer to layer were given to the student by its own names.
 
     Raises:
-        ValueError: If a constructor of mmdet or mmseg, which look for names that begin with 'backbone.', saw the distiller.
+        ValueError: If a constructor of mmdet or mmseg, which look for names that begin with 'backbone.', saw the distiller. It
+            is not noticed where a wrapper for several processes steps instead of the distiller.
     """
-    for group in optim_wrapper.param_groups:
-        if any(name.startswith(STUDENT_PREFIX) for name in group.get('param_names') or ()):
+    for group in optim_wrapper.param_groups if isinstance(optim_wrapper, OptimWrapper) else ():
+        is_decayed = {'lr_scale', 'group_name'} <= set(group)  # as these constructors mark their groups
+        if is_decayed and any(name.startswith(STUDENT_PREFIX) for name in group.get('param_names') or ()):
             raise ValueError(
                 "The constructor of the optimizer is expected to see the student's own parameters, 'backbone...', but it saw "
                 f"{group['param_names'][0]!r}, and every layer has the learning rate of the last. Train by dskd_mm's own "

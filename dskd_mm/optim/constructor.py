@@ -15,11 +15,11 @@ from dskd_mm.utils.checkpoint import STUDENT_PREFIX
 class StudentOptimWrapperConstructor:
     """Shows another constructor the plain student, whose parameters it knows by name.
 
-    Learning rates that decay from layer to layer (``LearningRateDecayOptimWrapperConstructor`` of mmpretrain,
-    ``LearningRateDecayOptimizerConstructor`` of mmdet and mmseg) go by names that begin with ``backbone.``. In a distiller they
-    begin with ``student.backbone.``, and these constructors would take every parameter for one of the last layer, without a
-    word. The distiller's own parameters have the learning rate and weight decay of the optimizer. ``tools/train.py`` puts this
-    class around any constructor that a distiller's config names.
+    Learning rates that decay from layer to layer by ``LearningRateDecayOptimizerConstructor`` of mmdet and mmseg go by names
+    that begin with ``backbone.``. In a distiller they begin with ``student.backbone.``, and every parameter would be taken for
+    one of the last layer, without a word. ``tools/train.py`` puts this class around them. (mmpretrain's asks the model instead,
+    see :meth:`~dskd_mm.distillers.base.Distiller.get_layer_depth`.) The distiller's own parameters have the learning rate and
+    weight decay of the optimizer, whatever ``paramwise_cfg`` says.
 
     Args:
         optim_wrapper_cfg (dict): As for every constructor of mmengine.

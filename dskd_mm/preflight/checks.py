@@ -173,6 +173,7 @@ class Preflight:
         seen: dict[str, str] = {}
         read: list[ConfigDict] = []  # validation and test parts are often one
         count = num_classes(self.cfg)
+        self._check_warmup((self.cfg.get('train_cfg') or {}).get('max_iters'))
         for loader in LOADERS if self.thorough else LOADERS[:2]:
             for name, dataset in datasets(self.cfg.get(loader), loader):
                 known, repeated = len(self.findings), dataset in read
@@ -267,20 +268,16 @@ class Preflight:
             for i in spread(length, 8):
                 self._look_at(name, built[i], count)
         if name == f'{LOADERS[0]}.dataset':  # not a part of it
-            self._check_warmup(length)
+            batch, epochs = self.cfg[LOADERS[0]].get('batch_size') or 1, (self.cfg.get('train_cfg') or {}).get('max_epochs')
+            self._check_warmup(math.ceil(length / batch) * (epochs or 0))
 
-    def _check_warmup(self, images: int) -> None:
+    def _check_warmup(self, iterations: int | None) -> None:
         """Tell of a training that is hardly longer than the time over which the losses of the distillation grow."""
-        if not isinstance(self.model, Distiller):
-            return
-        training, warmup = self.cfg.get('train_cfg') or {}, self.model.warmup
-        batch = self.cfg[LOADERS[0]].get('batch_size') or 1
-        iterations = training.get('max_iters') or math.ceil(images / batch) * training.get('max_epochs', 0)
-        if iterations and warmup > iterations / 2:
+        if isinstance(self.model, Distiller) and iterations and self.model.warmup > iterations / 2:
             self.note(
                 'warmup',
-                f'the losses of the distillation grow over {warmup} iterations, but this training has {iterations} on one '
-                f'device: set model.warmup={iterations // 10}, or train longer',
+                f'the losses of the distillation grow over {self.model.warmup} iterations, but this training has {iterations} '
+                f'on one device: set model.warmup={iterations // 10}, or train longer',
             )
 
     def _look_at(self, name: str, item: Any, count: int | None) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dskd_mm.distillers.base import Distiller
 from dskd_mm.sites import Port
-from dskd_mm.utils.config import type_name
+from dskd_mm.utils.config import show_student, type_name
 
 
 def skeleton(build: Callable[[], nn.Module]) -> nn.Module:
@@ -85,6 +85,8 @@ def take_step(
         int: Bytes that the forward pass kept for the backward pass.
     """
     wrapper = copy.deepcopy(cfg.optim_wrapper)
+    if isinstance(model, Distiller):  # as tools/train.py does
+        wrapper = show_student(wrapper)
     for key in ('type', 'loss_scale', 'dtype', 'use_fsdp', 'accumulative_counts'):  # of no meaning for one step on a CPU
         wrapper.pop(key, None)
     optim_wrapper = build_optim_wrapper(model, ConfigDict(type='OptimWrapper', **wrapper))

@@ -108,23 +108,25 @@ def is_distiller_config(cfg: Config) -> bool:
 
 
 SHOWS_STUDENT = 'dskd_mm.StudentOptimWrapperConstructor'
+BY_NAME = ('LearningRateDecayOptimizerConstructor', 'LayerDecayOptimizerConstructor')
+"""Constructors of mmdet and mmseg that know a plain model's parameters by their names."""
 
 
 def show_student(optim_wrapper: dict) -> ConfigDict:
-    """A distiller's ``optim_wrapper`` with :class:`~dskd_mm.optim.StudentOptimWrapperConstructor` around its constructor.
+    """A distiller's ``optim_wrapper`` with :class:`~dskd_mm.optim.StudentOptimWrapperConstructor` where it is needed.
 
     Args:
         optim_wrapper (dict): The setting of a config. It is not changed.
 
     Returns:
-        ConfigDict: A copy; the same where no constructor is named.
+        ConfigDict: A copy; the same unless its constructor is one of :data:`BY_NAME`.
     """
     shown = ConfigDict(optim_wrapper)
-    kind = shown.get('constructor', 'DefaultOptimWrapperConstructor')
-    if not isinstance(kind, str):  # of a lazy config: a dumped config can name it
-        kind = f'{kind.__module__}.{kind.__qualname__}'
-    if type_name(dict(type=kind)) not in ('DefaultOptimWrapperConstructor', type_name(dict(type=SHOWS_STUDENT))):
-        shown.paramwise_cfg = {**(shown.get('paramwise_cfg') or {}), 'constructor': kind}
+    if _constructor_name(shown) in BY_NAME:
+        kind = shown.constructor
+        if not isinstance(kind, str):  # of a lazy config: a dumped config can name it
+            kind = f'{kind.__module__}.{kind.__qualname__}'
+        shown.paramwise_cfg = {**shown.paramwise_cfg, 'constructor': kind}
         shown.constructor = SHOWS_STUDENT
     return shown
 
@@ -132,11 +134,15 @@ def show_student(optim_wrapper: dict) -> ConfigDict:
 def hide_student(optim_wrapper: dict) -> ConfigDict:
     """What :func:`show_student` was given: the ``optim_wrapper`` of the plain student."""
     hidden = ConfigDict(optim_wrapper)
-    if hidden.get('constructor') == SHOWS_STUDENT:
+    if _constructor_name(hidden) == SHOWS_STUDENT.split('.')[-1]:
         rules = dict(hidden.paramwise_cfg)
         hidden.constructor = rules.pop('constructor')
         hidden.paramwise_cfg = rules
     return hidden
+
+
+def _constructor_name(optim_wrapper: ConfigDict) -> str:
+    return type_name(dict(type=optim_wrapper.get('constructor') or ''))
 
 
 def student_config(cfg: Config) -> Config:

@@ -83,7 +83,8 @@ def test_the_gap_is_that_to_the_teacher_of_each_run(tmp_path, monkeypatch):
         ('plain', 0, 80.0),
         ('plain', 1, 84.0),
         ('kd', 0, 87.0, 'abc'),
-        ('kd', 1, 87.0, 'a teacher of which nothing is known'),
+        ('kd', 1, 87.0),
+        ('sokd', 0, 87.0, 'a teacher that was not recorded'),
         ('dskd', 0, 85.0),
         ('dist', 0, 87.0, 'abc'),
     ]
@@ -94,7 +95,8 @@ def test_the_gap_is_that_to_the_teacher_of_each_run(tmp_path, monkeypatch):
     assert list(cells)[:2] == ['teacher', 'teacher, trained again']
     shares = {'kd': (7 + 3) / (14 + 6), 'dskd': 5 / 10, 'dist': 7 / 14}
     assert {name: cells[label_of(name)] for name in shares} == {name: f'{share:.0%}' for name, share in shares.items()}
-    write_records(path, [('fashion-mnist', *row) for row in (('teacher', 0, 80.0), *rows[2:3], *rows[6:7])])
+    assert cells[label_of('sokd')] == ''
+    write_records(path, [('fashion-mnist', *row) for row in (('teacher', 0, 80.0), *rows[2:3], *rows[7:8])])
     assert '| +5.00 |  |' in report.table('fashion-mnist', 'test', 5, path), 'there is no gap to close'
 
 

@@ -91,14 +91,20 @@ def test_the_table_and_the_picture_of_what_is_recorded(tmp_path, monkeypatch, tr
     assert not trained and '| KD | 50.00 ± 0.00 |' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('fails', ['student', 'teacher'])
+@pytest.mark.parametrize('fails', ['student', 'teacher', 'judge'])
 def test_what_fails_is_told_and_the_rest_is_recorded(tmp_path, monkeypatch, trained, capsys, fails):
     setting = accuracy.SETTINGS['fashion-mnist']
-    broken = setting.config('dskd') if fails == 'student' else setting.teacher
+    broken = setting.teacher if fails == 'teacher' else setting.config('dskd')
     train = subprocess.run
 
     def run(command: list[str], **kwargs) -> subprocess.CompletedProcess:
-        return subprocess.CompletedProcess(command, 7) if broken in command else train(command, **kwargs)
+        if broken in command and fails != 'judge':
+            return subprocess.CompletedProcess(command, 7)
+        done = train(command, **kwargs)
+        if broken in command:
+            for log in Path(command[command.index('--work-dir') + 1]).glob('*/vis_data/scalars.json'):
+                log.write_text(json.dumps({'another/metric': 1.0, 'step': EPOCHS}))
+        return done
 
     monkeypatch.setattr(subprocess, 'run', run)
     with pytest.raises(SystemExit) as exit_:
@@ -107,7 +113,10 @@ def test_what_fails_is_told_and_the_rest_is_recorded(tmp_path, monkeypatch, trai
     printed = capsys.readouterr().out
     rows = {r['variant'] for r in accuracy.records(tmp_path / 'accuracy.jsonl')}
     if fails == 'student':
-        assert rows == {'teacher', 'plain', 'kd'} and 'dskd-s0, exit status 7' in printed
+        assert rows == {'teacher', 'plain', 'kd'} and 'dskd-s0: RuntimeError: exit status 7' in printed
+    elif fails == 'judge':
+        assert rows == {'teacher', 'plain', 'kd'} and 'FAILED fashion-mnist/test-3e/dskd-s0: ' in printed
+        assert '| KD | 50.00 |' in printed
     else:
         assert rows == {'plain'} and 'kd-s0: its teacher is missing' in printed and 'dskd-s0: its teacher' in printed
 

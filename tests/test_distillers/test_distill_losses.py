@@ -295,6 +295,7 @@ def test_losses_of_this_package_need_no_prefix(tmp_path: Any) -> None:
     ('method', 'switches', 'norms'),
     [
         ('DSKDDistiller', {}, ['align', 'denoiser']),
+        ('DSKDDistiller', dict(autoencoder=dict(latent_channels=8)), ['align', 'denoiser', 'autoencoder']),
         ('DiffKDDistiller', {}, [f'pairs.{name}{part}' for name in ('feature', 'logits') for part in ('', '.output')]),
         ('ConfigurableDistiller', dict(distill_losses=dict(a=FITNET)), ['distill_losses.a.align']),
     ],

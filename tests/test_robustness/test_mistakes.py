@@ -157,6 +157,11 @@ AT_BUILD: dict[str, Row] = {
         ValueError,
         ['names of your own', "got 'half'", 'rename'],
     ),
+    'loss_of_a_name_that_each_module_has': (
+        set_kwargs(distill_losses=dict(training=dict(type='dskd_mm.KDLoss'))),
+        ValueError,
+        ['names of your own', "got 'training'"],
+    ),
     'loss_of_a_name_with_a_dot': (
         set_kwargs(distill_losses={'logits.kd': dict(type='dskd_mm.KDLoss')}),
         ValueError,

@@ -25,7 +25,7 @@ from dskd_mm.distillers import DSKDDistiller
 from dskd_mm.testing import classifier_config, distiller_run_config, free_port, plain_run_config, random_teacher
 from dskd_mm.utils.checkpoint import load_checkpoint_file, load_plain_model
 from dskd_mm.utils.command_line import build_runner
-from dskd_mm.utils.config import load_config, model_config
+from dskd_mm.utils.config import load_config, model_config, student_config
 
 ROOT = Path(__file__).parents[2]
 TOOLS = ROOT / 'tools'
@@ -292,23 +292,36 @@ def test_the_switches_of_training(trainable: Path, tmp_path: Path) -> None:
 
 
 def test_learning_rates_that_decay_over_layers_are_those_of_the_plain_student(tmp_path: Path) -> None:
-    constructor = dict(constructor='LearningRateDecayOptimWrapperConstructor', paramwise_cfg=dict(layer_decay_rate=0.5))
     work_dir = tmp_path / 'work'
     cfg = distiller_run_config(str(tmp_path), random_teacher(str(tmp_path), kind='vit'), dict(kind='vit'))
-    cfg.optim_wrapper.update(constructor)
-    cfg.optim_wrapper.optimizer.weight_decay = 1e-4  # without it the constructor fails, for a plain model as well
+    cfg.optim_wrapper = dict(
+        optimizer=dict(type='SGD', lr=0.05, weight_decay=1e-4),
+        constructor='LearningRateDecayOptimWrapperConstructor',
+        paramwise_cfg=dict(layer_decay_rate=0.5),
+    )
     cfg.dump(str(tmp_path / 'config.py'))
     for epochs in (1, 2):  # the second resumes the first
         options = ['--resume', '--cfg-options', f'train_cfg.max_epochs={epochs}', f'experiment_name=part{epochs}']
         run_tool('train.py', tmp_path / 'config.py', '--work-dir', work_dir, *options)
     groups = load_checkpoint_file(str(work_dir / 'epoch_2.pth'))['optimizer']['param_groups']
-    found = {group.get('param_name'): group['lr'] for group in groups}
-    assert found['backbone.patch_embed.projection.weight'] == pytest.approx(0.05 * 0.5**3)
-    assert found['backbone.layers.1.ffn.layers.1.weight'] == pytest.approx(0.05 * 0.5)
-    assert found[None] == found['head.layers.head.weight'] == pytest.approx(0.05)
-    assert Config.fromfile(work_dir / 'config.py').optim_wrapper.constructor == 'dskd_mm.StudentOptimWrapperConstructor'
-    exported = Config.fromstring(load_checkpoint_file(str(work_dir / 'student_last.pth'))['meta']['cfg'], '.py')
-    assert exported.optim_wrapper.to_dict() == cfg.optim_wrapper.to_dict(), 'the student knows nothing of it'
+    found = {group['param_name']: group['lr'] for group in groups}
+    assert found['student.backbone.patch_embed.projection.weight'] == pytest.approx(0.05 * 0.5**3)
+    assert found['student.backbone.layers.1.ffn.layers.1.weight'] == pytest.approx(0.05 * 0.5)
+    assert found['student.head.layers.head.weight'] == pytest.approx(0.05)
+    own = [lr for name, lr in found.items() if not name.startswith('student.')]
+    assert own and own == pytest.approx([0.05] * len(own))
+
+
+def test_constructors_that_go_by_names_see_the_student(trainable: Path, run: dict[str, Path], tmp_path: Path) -> None:
+    own = dict(constructor='LearningRateDecayOptimizerConstructor', paramwise_cfg=dict(decay_rate=0.7, num_layers=6))
+    for path, kind in ((trainable, 'dskd_mm.StudentOptimWrapperConstructor'), (run['plain'], own['constructor'])):
+        cfg = Config.fromfile(path)
+        cfg.optim_wrapper.update(own)
+        cfg.dump(str(tmp_path / 'decayed.py'))
+        found = merged(tmp_path / 'decayed.py')
+        assert found.optim_wrapper.constructor == kind
+        exported = student_config(found).optim_wrapper
+        assert (exported.constructor, exported.paramwise_cfg) == tuple(own.values()), 'the student knows nothing of it'
 
 
 def test_training_resumes_from_the_latest_checkpoint(run: dict[str, Path], trainable: Path, tmp_path: Path) -> None:
