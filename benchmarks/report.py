@@ -10,6 +10,7 @@ import os
 import re
 import statistics
 import sys
+import textwrap
 from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
@@ -24,6 +25,7 @@ from settings import METHODS, ROOT, SETTINGS, VARIANTS, label_of
 from dskd_mm.visualization.style import BLUE, GREY, ORANGE, new_figure, tidy
 
 PICTURE_ROWS = 5
+LABEL_WIDTH = 46
 CONTROL = 'anchor-and-logit'
 PAGES = ['README.md', 'docs/en/benchmark.md', 'docs/en/ablations.md', 'docs/en/cost.md']
 DENOISED = ROOT / 'benchmarks' / 'results' / 'denoised.jsonl'
@@ -138,11 +140,12 @@ def picture(dataset: str, split: str, epochs: int, results: Path | None = None) 
         axes.axvline(value, color=GREY, linestyle='--', linewidth=1.2)
     if teacher:
         axes.text(min(teacher), len(names) - 0.45, 'teacher', color=GREY, ha='right', fontsize=8)
-    axes.set_yticks(range(len(names)), [label_of(name).replace('**', '') for name in reversed(names)], fontsize=8)
+    labels = [textwrap.fill(label_of(name).replace('**', ''), LABEL_WIDTH) for name in reversed(names)]
+    axes.set_yticks(range(len(names)), labels, fontsize=8, linespacing=0.9)
     setting = SETTINGS[dataset]
     part = setting.holdout_part if split == 'holdout' else setting.test_part
-    axes.set(xlabel=f'{setting.unit} on {part} (%)', ylim=(-0.6, len(names) - 0.1))
-    figure.suptitle(f'{dataset}, {epochs} epochs: mean ± deviation over seeds', fontsize=10)
+    axes.set(xlabel=f'{setting.unit} (%)', ylim=(-0.6, len(names) - 0.1))
+    figure.suptitle(f'{dataset}, {epochs} epochs, {part}:\nmean ± deviation over seeds', fontsize=10)
     tidy(axes)
     return figure
 
