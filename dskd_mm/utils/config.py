@@ -134,8 +134,8 @@ def show_student(optim_wrapper: dict) -> ConfigDict:
 def hide_student(optim_wrapper: dict) -> ConfigDict:
     """What :func:`show_student` was given: the ``optim_wrapper`` of the plain student."""
     hidden = ConfigDict(optim_wrapper)
-    if _constructor_name(hidden) == SHOWS_STUDENT.split('.')[-1]:
-        rules = dict(hidden.paramwise_cfg)
+    rules = dict(hidden.get('paramwise_cfg') or {})
+    if _constructor_name(hidden) == SHOWS_STUDENT.split('.')[-1] and 'constructor' in rules:
         hidden.constructor = rules.pop('constructor')
         hidden.paramwise_cfg = rules
     return hidden
