@@ -109,7 +109,7 @@ class Run:
 
     @property
     def is_taught(self) -> bool:
-        """Whether it has a teacher."""
+        """Whether there is a teacher in it: in all but the plain student, the teacher itself included."""
         return self.variant != 'plain'
 
     @property
@@ -242,7 +242,7 @@ class Run:
             versions=versions(),
             device=get_device(),
         )
-        if self.variant != 'plain':
+        if self.is_taught:
             common['teacher'] = self.teacher
         rows = []
         for part, metrics in found.items():
@@ -259,7 +259,6 @@ class TeacherRun(Run):
     """The training of a teacher, by its own schedule and at the place where the students' configs look for it."""
 
     split = 'test'
-    is_taught = False
 
     @property
     def place(self) -> Path:
@@ -350,7 +349,7 @@ def main() -> None:
             shown.append(planned[0])
     done = [teacher.finish() for teacher in teachers]
     # Nobody learns from a teacher that is not there.
-    waiting = [run for run in runs if run.is_taught and not run.teacher]
+    waiting = [run for run in runs if run.is_taught and not (ROOT / run.setting.teacher_checkpoint).is_file()]
     for run in waiting:
         print(f'FAILED {run.name}: its teacher is missing', flush=True)
     with ThreadPoolExecutor(args.jobs) as pool:

@@ -148,7 +148,7 @@ SETTINGS = {
     'cifar100-subset-15k': Setting(
         **IMAGES,
         **small_pair('resnet8-w16', 'resnet14-w32', 'cifar100-subset'),
-        epochs=24,
+        epochs=20,
         train_images=15000,
         options={
             'train_dataloader.dataset.blocks': '[0,1,2]',

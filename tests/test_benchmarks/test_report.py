@@ -76,7 +76,7 @@ def test_table_pairs_seeds(tmp_path, monkeypatch):
     assert list(by_label)[2:] == [label_of(name) for name in ('dskd', 'no-lsh', 'no-anchor')]
 
 
-def test_the_gap_is_that_to_the_teacher_of_each_run(tmp_path, monkeypatch):
+def test_the_gap_is_that_to_the_teacher_of_each_run(tmp_path):
     rows = [
         ('teacher', 0, 90.0),
         ('teacher', 0, 94.0, 'abc'),

@@ -29,6 +29,7 @@ def test_setting_fits_its_configs(name):
     last = f'work_dirs/{setting.own_teacher or Path(setting.teacher).stem}/epoch_{teacher.train_cfg.max_epochs}.pth'
     distilled.merge_from_dict(accuracy.Run(name, 'dskd', 0, 1, False, Path(), Path()).options)
     assert distilled.model.teacher.checkpoint == str(setting.teacher_checkpoint) == last
+    assert setting.epochs <= student.train_cfg.max_epochs
     # A budget reaches all that counts epochs, and the last epoch is the one at which the learning rate is 0.
     student.merge_from_dict(dict.fromkeys(setting.schedule, 7))
     assert student.train_cfg.max_epochs == 7
