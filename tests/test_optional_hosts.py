@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dskd_mm.testing import run_process
+from support import run_process
 
 TESTS = Path(__file__).parent
 SITES = {

@@ -13,7 +13,7 @@ from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
-from dskd_mm.testing.checks import reaches
+from dskd_mm.testing import reaches
 from dskd_mm.utils.config import load_config, model_config, nodes, student_config
 from dskd_mm.utils.synthetic import synthetic_batch
 

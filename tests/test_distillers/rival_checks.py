@@ -9,23 +9,17 @@ import pytest
 import torch
 from mmengine.config import ConfigDict
 
-from dskd_mm.testing import (
+from dskd_mm.testing import TOY_KINDS, assert_nothing_is_unused, classifier_config, random_batch, random_teacher, reaches, train
+from support import (
     DENSE_CLASSES,
     DENSE_SIZE,
     DETECTORS,
-    assert_nothing_is_unused,
     build_distiller,
-    classifier_config,
     dense_distiller_config,
     detection_batch,
-    random_batch,
     random_boxes,
-    random_teacher,
-    reaches,
     segmentation_batch,
 )
-from dskd_mm.testing.checks import train
-from dskd_mm.testing.toy import TOY_KINDS
 
 needs_mmdet = pytest.mark.skipif(not find_spec('mmdet'), reason='mmdet is not installed')
 needs_mmseg = pytest.mark.skipif(not find_spec('mmseg'), reason='mmseg is not installed')

@@ -10,7 +10,7 @@ from torch import nn
 from dskd_mm.distillers.diffkd import FeatureDiffusion
 from dskd_mm.guidance import Target
 from dskd_mm.sites import Observed
-from dskd_mm.testing import assert_refused, build_distiller, dense_distiller_config
+from support import assert_refused, build_distiller, dense_distiller_config
 
 METHOD = 'DiffKDDistiller'
 LATENT = dict(feature=dict(autoencoder=dict(latent_channels=6)), logits=dict())

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from dskd_mm.distillers.base import check_names
 from dskd_mm.losses import KDLoss
 from dskd_mm.sites import Observed
-from dskd_mm.testing import build_distiller, gradients, random_batch
+from dskd_mm.testing import gradients, random_batch
+from support import build_distiller
 
 KD, DKD, DIST = dict(type='dskd_mm.KDLoss'), dict(type='dskd_mm.DKDLoss'), dict(type='dskd_mm.DISTLoss')
 FITNET, AT, PKD = dict(type='dskd_mm.FitNetLoss'), dict(type='dskd_mm.ATLoss'), dict(type='dskd_mm.PKDLoss')

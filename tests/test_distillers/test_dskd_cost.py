@@ -15,18 +15,20 @@ import dskd_mm
 from dskd_mm.features import Pyramid
 from dskd_mm.guidance import ClassifierJudge, target_cross_entropy
 from dskd_mm.testing import (
-    DENSE_CLASSES,
-    DENSE_SIZE,
     assert_distils,
     assert_nothing_is_unused,
-    build_distiller,
     classifier_config,
-    dense_distiller_config,
-    detection_batch,
     distillation_losses,
     random_batch,
-    random_boxes,
     random_teacher,
+)
+from support import (
+    DENSE_CLASSES,
+    DENSE_SIZE,
+    build_distiller,
+    dense_distiller_config,
+    detection_batch,
+    random_boxes,
     segmentation_batch,
     watch,
 )

@@ -16,8 +16,7 @@ from dskd_mm.distillers.dskd import hit_rate
 from dskd_mm.guidance import Target
 from dskd_mm.losses import DISTLoss, DKDLoss, KDLoss
 from dskd_mm.sites import ClassificationSite, Observed
-from dskd_mm.testing import classifier_config, random_batch, random_teacher
-from dskd_mm.testing.toy import TOY_KINDS
+from dskd_mm.testing import TOY_KINDS, classifier_config, random_batch, random_teacher
 
 CLASSES = 5
 

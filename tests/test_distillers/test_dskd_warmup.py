@@ -7,7 +7,7 @@ import torch
 from rival_checks import needs_mmdet, needs_mmseg, rival_batch, rival_config
 from torch import Tensor
 
-from dskd_mm.testing import build_distiller
+from support import build_distiller
 
 CASES = [
     pytest.param('gap', {'anchor', 'lsh', 'virtual', 'logit'}, id='gap'),

@@ -12,7 +12,7 @@ from dskd_mm.distillers.lshfm import is_correct
 from dskd_mm.features import Pyramid
 from dskd_mm.guidance import Target
 from dskd_mm.sites import Observed
-from dskd_mm.testing import assert_refused, build_distiller
+from support import assert_refused, build_distiller
 
 METHOD = 'LSHFMDistiller'
 LABELS = [0, 1, 2, 3]

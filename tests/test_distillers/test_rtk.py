@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from dskd_mm.distillers.rtk import TeacherKeyAttention
 from dskd_mm.sites import NeckSite
-from dskd_mm.testing import build_distiller, random_batch, watch
+from dskd_mm.testing import random_batch
+from support import build_distiller, watch
 
 STAGES = (1, 2, 3)
 STUDENT, TEACHER = (3, 5), (4, 8, 6)

@@ -12,8 +12,9 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from dskd_mm.distillers import DSKDDistiller
-from dskd_mm.testing import classifier_config, distiller_run_config, random_batch, random_teacher, toy_runner
+from dskd_mm.testing import classifier_config, random_batch, random_teacher
 from dskd_mm.utils.checkpoint import load_checkpoint_file, load_plain_model
+from support import distiller_run_config, toy_runner
 
 
 @pytest.fixture(scope='module')

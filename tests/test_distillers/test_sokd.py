@@ -14,8 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dskd_mm.distillers.sokd import AreaDetector, FeatureAdapter
 from dskd_mm.sites import NeckSite
-from dskd_mm.testing import assert_nothing_is_unused, build_distiller, classifier_config, random_teacher, watch
-from dskd_mm.testing.checks import train
+from dskd_mm.testing import assert_nothing_is_unused, classifier_config, random_teacher, train
+from support import build_distiller, watch
 
 LOSSES = {'loss_sokd_feature', 'loss_sokd_detection', 'loss_sokd_area'}
 DETECTORS = ['retinanet', 'faster_rcnn', 'detr']

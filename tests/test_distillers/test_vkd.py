@@ -14,8 +14,8 @@ from dskd_mm.distillers.vkd import OrthogonalProjection, smooth_l1, whiten
 from dskd_mm.guidance import Target
 from dskd_mm.losses.base import standardize
 from dskd_mm.sites import Observed
-from dskd_mm.testing import assert_refused, build_distiller, distiller_run_config, toy_runner
 from dskd_mm.utils.checkpoint import load_checkpoint_file
+from support import assert_refused, build_distiller, distiller_run_config, toy_runner
 
 METHOD = 'VkDDistiller'
 DENSE = dict(type='dskd_mm.DenseDetectionSite')

@@ -14,9 +14,9 @@ from mmengine.runner import Runner
 from mmengine.runner._flexible_runner import FlexibleRunner
 
 from dskd_mm.hooks import ResumeHook
-from dskd_mm.testing import plain_run_config, toy_runner
 from dskd_mm.utils.checkpoint import load_checkpoint_file
 from dskd_mm.utils.saving import ATOMIC, AtomicBackend
+from support import plain_run_config, toy_runner
 
 
 class Stopped(Exception):

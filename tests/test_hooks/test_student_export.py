@@ -8,8 +8,9 @@ from mmengine.config import Config
 from mmengine.registry import MODELS as MMENGINE_MODELS
 
 from dskd_mm.hooks import StudentExportHook
-from dskd_mm.testing import classifier_config, distiller_run_config, plain_run_config, toy_runner
+from dskd_mm.testing import classifier_config
 from dskd_mm.utils.checkpoint import load_checkpoint_file, model_state
+from support import distiller_run_config, plain_run_config, toy_runner
 
 HOOKS = [dict(type='dskd_mm.StudentExportHook')]
 

@@ -12,9 +12,9 @@ from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, DefaultScope
 from torch import nn
 
 from dskd_mm.optim import StudentOptimWrapperConstructor
-from dskd_mm.testing.dense import build_distiller, dense_distiller_config, detection_batch, random_boxes
-from dskd_mm.testing.toy import classifier_config, random_teacher
+from dskd_mm.testing import classifier_config, random_teacher
 from dskd_mm.utils.config import hide_student, show_student
+from support.dense import build_distiller, dense_distiller_config, detection_batch, random_boxes
 
 LR = 1e-3
 CONVNEXT = dict(

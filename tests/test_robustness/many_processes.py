@@ -30,23 +30,21 @@ from torch.distributed.nn.functional import all_reduce
 from dskd_mm.distributed import std_over_ranks
 from dskd_mm.hooks import CheckFiniteHook
 from dskd_mm.optim import BF16OptimWrapper
-from dskd_mm.testing import (
+from dskd_mm.testing import classifier_config, random_batch, random_teacher
+from dskd_mm.utils.checkpoint import load_checkpoint_file
+from dskd_mm.utils.command_line import build_runner
+from support import (
     DENSE_CLASSES,
     DENSE_SIZE,
     DETECTORS,
     build_distiller,
-    classifier_config,
     dense_distiller_config,
     detection_batch,
     distiller_run_config,
-    random_batch,
     random_boxes,
-    random_teacher,
     segmentation_batch,
     watch,
 )
-from dskd_mm.utils.checkpoint import load_checkpoint_file
-from dskd_mm.utils.command_line import build_runner
 
 IGNORED = 255
 FOLDER = Path()

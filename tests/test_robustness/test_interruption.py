@@ -11,17 +11,17 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from dskd_mm.testing import (
+from dskd_mm.testing import random_teacher
+from dskd_mm.utils.checkpoint import load_checkpoint_file
+from support import (
     detector_run_config,
     distiller_run_config,
     plain_run_config,
-    random_teacher,
     segmentor_run_config,
     write_distiller_files,
     write_scenes,
 )
-from dskd_mm.testing.interruption import Training, kill_at_random
-from dskd_mm.utils.checkpoint import load_checkpoint_file
+from support.interruption import Training, kill_at_random
 
 TRAIN = Path(__file__).parents[2] / 'tools' / 'train.py'
 KILLS = 3
@@ -105,12 +105,6 @@ CASES: dict[str, Callable[[Path], Config]] = {
     'dskd_of_fcn': lambda folder: segmentor(folder, 'fcn', 'DSKD'),
     'lshfm_of_pspnet': lambda folder: segmentor(folder, 'pspnet', 'LSHFM'),
 }
-
-
-@pytest.fixture(autouse=True)
-def _no_formatting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Formatting configs takes longer than these runs."""
-    monkeypatch.setattr('yapf.yapflib.yapf_api.FormatCode', lambda text, **options: (text, True))
 
 
 def assert_same(left: Any, right: Any, where: str = '') -> None:
@@ -209,12 +203,10 @@ def test_a_run_without_a_seed_goes_on_with_the_one_it_drew(tmp_path: Path) -> No
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with config.py, which keeps all checkpoints, and its uninterrupted run in 'whole'."""
     folder = tmp_path_factory.mktemp('damage')
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr('yapf.yapflib.yapf_api.FormatCode', lambda text, **options: (text, True))
-        cfg = classifier(folder, 'DSKD')
-        cfg.default_hooks.checkpoint.max_keep_ckpts = -1
-        cfg.log_level = 'INFO'
-        cfg.dump(str(folder / 'config.py'))
+    cfg = classifier(folder, 'DSKD')
+    cfg.default_hooks.checkpoint.max_keep_ckpts = -1
+    cfg.log_level = 'INFO'
+    cfg.dump(str(folder / 'config.py'))
     assert_ends(train(folder / 'config.py', folder / 'whole'))
     return folder
 

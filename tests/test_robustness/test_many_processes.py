@@ -17,8 +17,8 @@ import pytest
 from filelock import FileLock
 from many_processes import JOINED, SETTINGS, checks
 
-from dskd_mm.testing import distiller_run_config, free_port
 from dskd_mm.utils.checkpoint import load_checkpoint_file
+from support import distiller_run_config, environment, free_port
 
 ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).with_name('many_processes.py')
@@ -47,10 +47,6 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
         return [json.loads(path.read_text()) for path in found]
 
     return read
-
-
-def environment(**variables: str) -> dict[str, str]:
-    return {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHON': sys.executable, **variables}
 
 
 @needs_hosts

@@ -22,17 +22,14 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS as MMENGINE_MODELS
 
 from dskd_mm.preflight import CHEAP, Preflight, checks
-from dskd_mm.testing import (
+from dskd_mm.testing import TOY_CLASSES, classifier_config, random_batch, random_teacher
+from support import (
     DENSE_SIZE,
-    TOY_CLASSES,
     build_distiller,
-    classifier_config,
     dense_distiller_config,
     detection_batch,
     distiller_run_config,
-    random_batch,
     random_boxes,
-    random_teacher,
     run_script,
     segmentation_batch,
 )

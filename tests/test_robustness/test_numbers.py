@@ -20,20 +20,17 @@ from torch import Tensor
 
 from dskd_mm.hooks import CheckFiniteHook
 from dskd_mm.hooks.check_finite import Step
-from dskd_mm.testing import (
+from dskd_mm.testing import classifier_config, parameters_without_gradient, random_batch, random_teacher
+from support import (
     DENSE_SIZE,
     build_distiller,
-    classifier_config,
     dense_distiller_config,
     detection_batch,
     distiller_run_config,
-    random_batch,
     random_boxes,
-    random_teacher,
     segmentation_batch,
     toy_runner,
 )
-from dskd_mm.testing.checks import parameters_without_gradient
 
 NAN, INF = float('nan'), float('inf')
 GradScaler = getattr(torch.amp, 'GradScaler', None)

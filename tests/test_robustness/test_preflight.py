@@ -17,20 +17,19 @@ from dskd_mm.preflight import CHEAP, MINIMUM, PARTS, Preflight, refuse_faults
 from dskd_mm.preflight.data import dataset_paths, pipeline_size, spread
 from dskd_mm.preflight.models import skeleton, take_step, weight_bytes
 from dskd_mm.registry import MODELS
-from dskd_mm.testing import (
+from dskd_mm.testing import classifier_config, random_teacher
+from dskd_mm.utils.config import load_config
+from dskd_mm.utils.synthetic import synthetic_batch
+from support import (
     SCENE_CLASSES,
-    classifier_config,
     detector_run_config,
     distiller_run_config,
     plain_run_config,
-    random_teacher,
     run_script,
     segmentor_run_config,
     write_distiller_files,
     write_scenes,
 )
-from dskd_mm.utils.config import load_config
-from dskd_mm.utils.synthetic import synthetic_batch
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / 'configs'
@@ -55,12 +54,6 @@ def test_no_config_of_the_project_is_refused(path: Path) -> None:
     assert [finding for finding in preflight.faults if not FILES_ARE_ABSENT.match(finding.text)] == []
     found = texts(preflight)
     assert 'model' in found or {'student', 'teacher', "student's taps", 'method'} <= set(found)
-
-
-@pytest.fixture(autouse=True)
-def _no_formatting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Laying out the text of a config takes longer than the check."""
-    monkeypatch.setattr('yapf.yapflib.yapf_api.FormatCode', lambda text, **options: (text, True))
 
 
 @pytest.fixture

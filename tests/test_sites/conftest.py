@@ -7,7 +7,7 @@ from mmengine.config import ConfigDict
 @pytest.fixture(scope='module')
 def configs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, ConfigDict]:
     """A distiller's config for each of the module's KINDS, with its SITES if it has any; a checkpoint is written once."""
-    from dskd_mm.testing import dense_distiller_config
+    from support import dense_distiller_config
 
     folder = tmp_path_factory.mktemp('teachers')
     sites = getattr(request.module, 'SITES', {})

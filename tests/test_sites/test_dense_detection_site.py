@@ -18,18 +18,8 @@ from torch import Tensor, nn
 
 from dskd_mm.guidance import Target
 from dskd_mm.sites import DenseDetectionSite, build_site
-from dskd_mm.testing import (
-    DENSE_CLASSES,
-    Call,
-    assert_distils,
-    assert_refused,
-    build_distiller,
-    detection_batch,
-    detector_config,
-    distillation_losses,
-    random_boxes,
-    watch,
-)
+from dskd_mm.testing import assert_distils, distillation_losses
+from support import DENSE_CLASSES, Call, assert_refused, build_distiller, detection_batch, detector_config, random_boxes, watch
 
 KINDS = ['retinanet', 'retinanet_softmax', 'fcos', 'atss', 'gfl', 'rtmdet']
 # Classification layers, predictions at each location, number of classes with that of the background.

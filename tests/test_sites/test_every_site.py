@@ -8,17 +8,14 @@ import torch
 from mmengine.config import ConfigDict
 
 from dskd_mm.sites import DenseDetectionSite, TwoStageDetectionSite
-from dskd_mm.testing import (
+from dskd_mm.testing import assert_distils, assert_nothing_is_unused, assert_trains, distillation_losses
+from support import (
     DENSE_CLASSES,
     DENSE_SIZE,
     DETECTORS,
     SEGMENTORS,
-    assert_distils,
-    assert_nothing_is_unused,
-    assert_trains,
     build_distiller,
     detection_batch,
-    distillation_losses,
     random_boxes,
     segmentation_batch,
     watch,

@@ -15,8 +15,8 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from dskd_mm.sites import NeckSite, build_site
-from dskd_mm.testing import (
-    assert_distils,
+from dskd_mm.testing import assert_distils
+from support import (
     assert_refused,
     build_distiller,
     dense_distiller_config,

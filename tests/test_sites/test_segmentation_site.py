@@ -17,16 +17,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dskd_mm.sites import SegmentationSite, build_site
-from dskd_mm.testing import (
+from dskd_mm.testing import assert_distils, distillation_losses, gradients
+from support import (
     DENSE_CLASSES,
     DENSE_SIZE,
     SEGMENTORS,
-    assert_distils,
     assert_refused,
     build_distiller,
     dense_distiller_config,
-    distillation_losses,
-    gradients,
     segmentation_batch,
     segmentor_config,
     watch,

@@ -16,16 +16,14 @@ from torch import Tensor, nn
 from torchvision.ops import box_iou
 
 from dskd_mm.sites import TwoStageDetectionSite, build_site
-from dskd_mm.testing import (
+from dskd_mm.testing import assert_distils, distillation_losses, gradients
+from support import (
     DENSE_CLASSES,
-    assert_distils,
     assert_refused,
     build_distiller,
     dense_distiller_config,
     detection_batch,
     detector_config,
-    distillation_losses,
-    gradients,
     random_boxes,
     watch,
 )

@@ -18,7 +18,9 @@ from mmdet.datasets import CocoDataset
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
-from dskd_mm.testing import (
+from dskd_mm.utils.checkpoint import load_checkpoint_file
+from dskd_mm.utils.config import load_config, model_config, resolve_config_path
+from support import (
     DENSE_SIZE,
     EXISTING,
     detector_run_config,
@@ -30,8 +32,6 @@ from dskd_mm.testing import (
     write_distiller_files,
     write_scenes,
 )
-from dskd_mm.utils.checkpoint import load_checkpoint_file
-from dskd_mm.utils.config import load_config, model_config, resolve_config_path
 
 ROOT = Path(__file__).parents[2]
 TOOLS = ROOT / 'tools'

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from mmseg.apis import inference_model, init_model
 
-from dskd_mm.testing import (
+from dskd_mm.utils.checkpoint import load_checkpoint_file
+from support import (
     DENSE_SIZE,
     EXISTING,
     named,
@@ -25,7 +26,6 @@ from dskd_mm.testing import (
     write_distiller_files,
     write_scenes,
 )
-from dskd_mm.utils.checkpoint import load_checkpoint_file
 
 ROOT = Path(__file__).parents[2]
 TOOLS = ROOT / 'tools'

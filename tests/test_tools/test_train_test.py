@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +22,14 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from torch import Tensor, nn
 
 from dskd_mm.distillers import DSKDDistiller
-from dskd_mm.testing import classifier_config, distiller_run_config, free_port, plain_run_config, random_teacher
+from dskd_mm.testing import classifier_config, random_teacher
 from dskd_mm.utils.checkpoint import load_checkpoint_file, load_plain_model
 from dskd_mm.utils.command_line import build_runner
 from dskd_mm.utils.config import load_config, model_config, student_config
+from support import distiller_run_config, environment, free_port, plain_run_config
 
 ROOT = Path(__file__).parents[2]
 TOOLS = ROOT / 'tools'
-
-
-@pytest.fixture(scope='module', autouse=True)
-def _no_formatting() -> Iterator[None]:
-    """The runner prints its config often, and formatting takes longer than these runs."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr('yapf.yapflib.yapf_api.FormatCode', lambda text, **options: (text, True))
-        yield
-
-
-def environment(**variables: str) -> dict[str, str]:
-    return {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHON': sys.executable, **variables}
 
 
 def call(*command: Any, **variables: str) -> str:
@@ -430,7 +419,7 @@ def test_the_hosts_own_script_distils_an_existing_config(tmp_path: Path) -> None
     (tmp_path / 'config.py').write_text(
         f"""
 _base_ = '{existing}'
-custom_imports = dict(imports=['dskd_mm', 'dskd_mm.testing'])
+custom_imports = dict(imports=['dskd_mm', 'support.runs'])
 model = dict(
     _delete_=True,
     type='dskd_mm.DSKDDistiller',
@@ -461,7 +450,7 @@ from mmpretrain.models import ClsDataPreprocessor, GlobalAveragePooling, ImageCl
 from torch.optim import SGD
 
 from dskd_mm.backbones import CIFARResNet
-from dskd_mm.testing import RandomPatterns
+from support.runs import RandomPatterns
 
 model = dict(
     type=ImageClassifier,

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from dskd_mm.testing.tools import run_script
+from support.tools import run_script
 
 _CONTEXT = mp.get_context('forkserver')
 # Imported once instead of in each process, where it would take longer than the training.
-_CONTEXT.set_forkserver_preload(['dskd_mm.testing.interruption', 'dskd_mm', 'mmpretrain.apis', 'mmdet.apis', 'mmseg.apis'])
+_CONTEXT.set_forkserver_preload(['support.interruption', 'dskd_mm', 'mmpretrain.apis', 'mmdet.apis', 'mmseg.apis'])
 
 
 class Training:

@@ -10,7 +10,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.runner import Runner
 
 from dskd_mm.registry import DATASETS
-from dskd_mm.testing.toy import TOY_CLASSES, classifier_config, random_teacher
+from dskd_mm.testing import TOY_CLASSES, classifier_config, random_teacher
 
 _RUN_NUMBERS = itertools.count()
 
@@ -19,7 +19,7 @@ _RUN_NUMBERS = itertools.count()
 class RandomPatterns(BaseDataset):
     """Images made of one random pattern a class and noise: easy, but not trivial to learn.
 
-    Configs that name it need ``custom_imports = dict(imports=['dskd_mm.testing'])``: it is not among the package's data sets.
+    Configs that name it need ``custom_imports = dict(imports=['support.runs'])``: it is not among the package's data sets.
 
     Args:
         num_images (int): Number of images. Defaults to 32.
@@ -90,7 +90,7 @@ def plain_run_config(work_dir: str, **kwargs: Any) -> Config:
     return Config(
         dict(
             default_scope='mmpretrain',
-            custom_imports=dict(imports=['dskd_mm', 'dskd_mm.testing'], allow_failed_imports=False),
+            custom_imports=dict(imports=['dskd_mm', 'support.runs'], allow_failed_imports=False),
             work_dir=work_dir,
             model=classifier_config(**kwargs),
             train_dataloader=dataloader(32, 0, True),

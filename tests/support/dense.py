@@ -14,7 +14,7 @@ from mmengine.config import ConfigDict
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from torch import Tensor, nn
 
-from dskd_mm.testing.toy import save_random_model
+from dskd_mm.testing import save_random_model
 from dskd_mm.utils.config import load_config, model_config, nodes
 
 DENSE_CLASSES = 3

@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 from mmengine.config import Config
 
-from dskd_mm.testing.dense import DENSE_CLASSES, DENSE_SIZE, DETECTORS, detector_config, segmentor_config
-from dskd_mm.testing.toy import save_random_model
+from dskd_mm.testing import save_random_model
 from dskd_mm.utils.config import load_config, model_config
+from support.dense import DENSE_CLASSES, DENSE_SIZE, DETECTORS, detector_config, segmentor_config
 
 SCENE_CLASSES = ('disc', 'box', 'bar')
 """Classes of the objects in scenes; as label maps, the first one is the background instead."""
@@ -89,9 +89,9 @@ def detector_run_config(kind: str, data_root: Path, **kwargs: Any) -> Config:
     """The whole config that mmdet ships for a detector, shrunk to a run of two epochs on :func:`write_scenes`.
 
     Args:
-        kind (str): One of :data:`~dskd_mm.testing.dense.DETECTORS`.
+        kind (str): One of :data:`~support.dense.DETECTORS`.
         data_root (Path): The scenes.
-        **kwargs: Other arguments of :func:`~dskd_mm.testing.dense.detector_config`.
+        **kwargs: Other arguments of :func:`~support.dense.detector_config`.
 
     Returns:
         Config: The config of the plain detector; ``dump`` writes it for the command-line tools.
@@ -119,9 +119,9 @@ def segmentor_run_config(kind: str, data_root: Path, **kwargs: Any) -> Config:
     """The whole config that mmseg ships for FCN on Cityscapes with a toy segmenter, shrunk to two iterations on scenes.
 
     Args:
-        kind (str): One of :data:`~dskd_mm.testing.dense.SEGMENTORS`.
+        kind (str): One of :data:`~support.dense.SEGMENTORS`.
         data_root (Path): What :func:`write_scenes` wrote.
-        **kwargs: Other arguments of :func:`~dskd_mm.testing.dense.segmentor_config`.
+        **kwargs: Other arguments of :func:`~support.dense.segmentor_config`.
 
     Returns:
         Config: The config of the plain segmenter; ``dump`` writes it for the command-line tools.

@@ -11,6 +11,18 @@ from pathlib import Path
 from typing import Any
 
 
+def environment(**variables: str) -> dict[str, str]:
+    """Return the environment of a process that a test starts: one thread, our interpreter; a PYTHONPATH is put before ours.
+
+    Args:
+        **variables (str): Added to the environment.
+    """
+    found = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHON': sys.executable, **variables}
+    if 'PYTHONPATH' in variables and 'PYTHONPATH' in os.environ:
+        found['PYTHONPATH'] = os.pathsep.join((variables['PYTHONPATH'], os.environ['PYTHONPATH']))
+    return found
+
+
 def run_process(*command: Any, **variables: str) -> str:
     """Run a command from the home directory, so that nothing is found by chance, and return what it printed.
 
@@ -25,7 +37,7 @@ def run_process(*command: Any, **variables: str) -> str:
         [str(part) for part in command],
         capture_output=True,
         text=True,
-        env={**os.environ, 'OMP_NUM_THREADS': '1', **variables},
+        env=environment(**variables),
         cwd=Path.home(),
         timeout=280,
     )

@@ -1,0 +1,18 @@
+"""What all tests share: the folder ``support``, also in processes that tests start, and no formatting of configs."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get('PYTHONPATH')]))
+pytest.register_assert_rewrite('support', 'dskd_mm.testing')
+
+
+@pytest.fixture(scope='session', autouse=True)
+def _no_formatting() -> Iterator[None]:
+    """Skip what takes longer than toy runs: the runner lays out the text of its config each time it prints it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('yapf.yapflib.yapf_api.FormatCode', lambda text, **options: (text, True))
+        yield

@@ -1,0 +1,62 @@
+"""Watch calls, and check that spoilt configs are refused."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass
+class Call:
+    """One call of a watched method.
+
+    Attributes:
+        args (tuple): Its positional arguments.
+        kwargs (dict): Its named arguments.
+        result (Any): What it returned.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    result: Any
+
+
+def watch(owner: Any, name: str) -> list[Call]:
+    """Record the calls of a method of one object, from now on and as long as the object lives.
+
+    Args:
+        owner (Any): The object.
+        name (str): The method.
+
+    Returns:
+        list[Call]: The calls; it grows.
+    """
+    method, calls = getattr(owner, name), []
+
+    def recorded(*args: Any, **kwargs: Any) -> Any:
+        result = method(*args, **kwargs)
+        calls.append(Call(args, kwargs, result))
+        return result
+
+    setattr(owner, name, recorded)
+    return calls
+
+
+def assert_refused(config: Any, spoil: Callable[[Any], Any], words: Sequence[str]) -> None:
+    """A spoilt config is refused with a ValueError when it is built, in words that help.
+
+    Args:
+        config (ConfigDict): Config of a distiller; it stays as it is.
+        spoil (Callable): Changes a copy of it.
+        words (Sequence[str]): What the message has to contain.
+    """
+    from mmengine.registry import MODELS
+
+    config = copy.deepcopy(config)
+    spoil(config)
+    try:
+        MODELS.build(config)
+    except ValueError as error:
+        assert [word for word in words if word not in str(error)] == [], str(error)
+    else:
+        raise AssertionError(f'Expected to be refused with {list(words)}, but it was built.')
