@@ -83,6 +83,10 @@ class FrozenTeacher:
             config = config[key]
         return config
 
+    def build_model(self) -> nn.Module:
+        """Return the whole teacher with random weights, to read shapes off it."""
+        return build_in_scope(self.config, None)
+
     def build_part(self, path: str) -> nn.Module:
         """Build one part of the teacher with random weights, to read shapes off it; see :meth:`part_config`.
 
@@ -120,7 +124,7 @@ class FrozenTeacher:
         state = model_state(load_checkpoint_file(self.checkpoint), self.checkpoint)
         prefix = ''
         if full:
-            module = build_in_scope(self.config, None)
+            module = self.build_model()
         else:
             prefix = part + '.'
             module = self.build_part(part)

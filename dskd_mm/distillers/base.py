@@ -17,7 +17,7 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dskd_mm.features import match_space
+from dskd_mm.features import fill_channels, match_space
 from dskd_mm.guidance import Target
 from dskd_mm.losses import AlignedFeatureLoss, BoxLoss, FeatureLoss, LogitLoss
 from dskd_mm.registry import MODELS
@@ -59,8 +59,8 @@ class Distiller(BaseModel):
         teacher (dict): Arguments of :class:`~dskd_mm.teacher.FrozenTeacher`: config and checkpoint.
         site (dict, optional): Arguments of the task's site, see :mod:`dskd_mm.sites`. Chosen by the student's type by default.
         layers (dict[str, dict], optional): Further modules that losses may read, by a name of your own:
-            ``dict(student=dict(path=..., channels=...), teacher=dict(path=..., channels=...))`` each, the arguments of
-            :class:`~dskd_mm.sites.Layer`. Defaults to None.
+            ``dict(student=dict(path=...), teacher=dict(path=...))`` each, the arguments of :class:`~dskd_mm.sites.Layer`.
+            Channels that are not given are found by a pass on the meta device. Defaults to None.
         distill_losses (dict[str, dict], optional): Losses to add, configs of :class:`~dskd_mm.losses.LogitLoss`,
             :class:`~dskd_mm.losses.FeatureLoss` and :class:`~dskd_mm.losses.BoxLoss` by a name of your own; they are logged as
             ``loss_<name>``. Defaults to None.
@@ -109,7 +109,7 @@ class Distiller(BaseModel):
         self.student = model
         self.teacher = build_teacher(teacher)
         self.site = build_site(site, model, self.default_sites)
-        own, theirs = split_layers(layers or {})
+        own, theirs = split_layers(layers or {}, model, self.teacher)
         self.student_port = replace(self.site.student_port(model), layers=own)
         # The head alone tells the shapes: nothing of the teacher is loaded before the first training step.
         self.teacher_port = replace(self.site.teacher_port(None, self.teacher), layers=theirs)
@@ -455,27 +455,30 @@ def check_parameter_groups(optim_wrapper: Any) -> None:
             )
 
 
-def split_layers(layers: dict[str, dict]) -> tuple[dict[str, Layer], dict[str, Layer]]:
-    """The student's and the teacher's side of the argument ``layers``.
+def split_layers(
+    layers: dict[str, dict], student: nn.Module, teacher: FrozenTeacher
+) -> tuple[dict[str, Layer], dict[str, Layer]]:
+    """Return the student's and the teacher's side of the argument ``layers``, with channels where they are not given.
 
     Raises:
-        ValueError: If an entry is no pair of 'student' and 'teacher', each with path and channels, or has a name that has a
-            meaning already.
+        ValueError: If an entry is no pair of 'student' and 'teacher', each with a path, or has a name that has a meaning
+            already, or channels cannot be found.
     """
     for name, pair in layers.items():
         if name in ('feature', 'logits'):
             raise ValueError(f"The name {name!r} of layers has a meaning already: the site's own. Choose another one.")
         if not isinstance(pair, Mapping) or set(pair) != {'student', 'teacher'}:
             raise ValueError(
-                f'layers.{name} expects dict(student=dict(path=..., channels=...), teacher=dict(path=..., channels=...)), but '
+                f'layers.{name} expects dict(student=dict(path=...), teacher=dict(path=...)), but '
                 f'got {f"the keys {sorted(pair)}" if isinstance(pair, Mapping) else repr(pair)}.'
             )
         for owner, side in pair.items():
-            if not isinstance(side, Mapping) or not {'path', 'channels'} <= set(side):
-                raise ValueError(f'layers.{name}.{owner} expects dict(path=..., channels=...), but got {side!r}.')
+            if not isinstance(side, Mapping) or 'path' not in side:
+                raise ValueError(f'layers.{name}.{owner} expects dict(path=...), but got {side!r}.')
             check_arguments(Layer, side, f'layers.{name}.{owner}')
-    own = {name: Layer(**pair['student']) for name, pair in layers.items()}
-    return own, {name: Layer(**pair['teacher']) for name, pair in layers.items()}
+    own = fill_channels({name: pair['student'] for name, pair in layers.items()}, lambda: student, 'student')
+    theirs = fill_channels({name: pair['teacher'] for name, pair in layers.items()}, teacher.build_model, 'teacher')
+    return {name: Layer(**layer) for name, layer in own.items()}, {name: Layer(**layer) for name, layer in theirs.items()}
 
 
 def look_up(readable: Mapping[str, Readable], name: str, reader: str) -> Readable:

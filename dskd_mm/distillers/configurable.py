@@ -39,10 +39,7 @@ class ConfigurableDistiller(Distiller):
     .. code-block:: python
 
         layers=dict(
-            stage3=dict(
-                student=dict(path='backbone.layer3', channels=256),
-                teacher=dict(path='backbone.layer3', channels=1024),
-            ),
+            stage3=dict(student=dict(path='backbone.layer3'), teacher=dict(path='backbone.layer3')),
         ),
         distill_losses=dict(
             at=dict(type='dskd_mm.ATLoss', on='stage3'),

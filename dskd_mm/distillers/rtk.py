@@ -33,13 +33,13 @@ class RTKDistiller(Distiller):
 
     .. code-block:: python
 
-        layers=dict(  # a ResNet of width 16 and a teacher of width 64; 'backbone.layer1' is the output of the first stage
-            stage1=dict(student=dict(path='backbone.layer1', channels=16), teacher=dict(path='backbone.layer1', channels=64)),
-            stage2=dict(student=dict(path='backbone.layer2', channels=32), teacher=dict(path='backbone.layer2', channels=128)),
-            stage3=dict(student=dict(path='backbone.layer3', channels=64), teacher=dict(path='backbone.layer3', channels=256)),
+        layers=dict(  # of two ResNets; 'backbone.layer1' is the output of the first stage
+            stage1=dict(student=dict(path='backbone.layer1'), teacher=dict(path='backbone.layer1')),
+            stage2=dict(student=dict(path='backbone.layer2'), teacher=dict(path='backbone.layer2')),
+            stage3=dict(student=dict(path='backbone.layer3'), teacher=dict(path='backbone.layer3')),
         )
 
-    A single level of a neck is named by its index: ``dict(path='neck', index=0, channels=256)``. Layers have to yield maps
+    A single level of a neck is named by its index: ``dict(path='neck', index=0)``. Layers have to yield maps
     (B, C, H, W): of one location, or of a vector, nothing can be learnt, for its normalised value is always 1.
 
     Args:
@@ -93,8 +93,8 @@ class RTKDistiller(Distiller):
             found = f'{len(channels[1])} {"named in layers" if own.layers else "level(s) of the site"}'
             raise ValueError(
                 f'RTKDistiller keeps the top_k={top_k} teacher layers that fit best and expects at least 2 and no more than '
-                f"there are, but got {found}. Name several: layers=dict(stage1=dict(student=dict(path='backbone.layer1', "
-                'channels=...), teacher=dict(path=..., channels=...)), stage2=...).'
+                f"there are, but got {found}. Name several: layers=dict(stage1=dict(student=dict(path='backbone.layer1'), "
+                "teacher=dict(path='backbone.layer1')), stage2=...)."
             )
         norm = norm or ('BN' if self.site.task == 'classification' else 'GN')
         self.attention = TeacherKeyAttention(*channels, embed_dims=embed_dims, top_k=top_k, norm=norm)

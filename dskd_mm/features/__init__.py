@@ -2,6 +2,7 @@
 
 from dskd_mm.features.align import ChannelAlign, match_space
 from dskd_mm.features.augment import FeatureAugmentation
+from dskd_mm.features.channels import fill_channels, find_channels
 from dskd_mm.features.norm import build_norm
 from dskd_mm.features.pyramid import Pyramid, per_location
 from dskd_mm.features.tap import CallTap, FeatureTap, Tap, find_module
@@ -16,6 +17,8 @@ __all__ = [
     'Tap',
     'Window',
     'build_norm',
+    'fill_channels',
+    'find_channels',
     'find_module',
     'match_space',
     'per_location',

@@ -124,6 +124,25 @@ def classifier(tmp_path: Any, **switches: Any) -> tuple[Any, dict]:
     return distiller, rival_batch(distiller, 'gap')
 
 
+@pytest.mark.parametrize(
+    ('kind', 'layers'), [('gap', STAGES), pytest.param('retinanet', LEVELS, marks=needs_mmdet)], ids=['gap', 'retinanet']
+)
+def test_channels_of_layers_need_not_be_given(tmp_path: Any, kind: str, layers: dict) -> None:
+    paths = copy.deepcopy(layers)
+    for side in (side for pair in paths.values() for side in pair.values()):
+        side.pop('channels')
+    losses = {name: dict(**FITNET, on=name) for name in layers}
+    given, found = (
+        build_distiller(rival_config('ConfigurableDistiller', kind, tmp_path, distill_losses=losses, layers=config))
+        for config in (layers, paths)
+    )
+    assert found.student_port.layers == given.student_port.layers
+    assert found.teacher_port.layers == given.teacher_port.layers
+    shapes = [{name: value.shape for name, value in model.state_dict().items()} for model in (given, found)]
+    assert shapes[0] == shapes[1]
+    assert found.teacher.model is None
+
+
 def test_what_is_logged_is_the_distance_of_the_two_models(tmp_path: Any) -> None:
     losses = dict(kd=dict(**KD, temperature=2.0, loss_weight=0.5), middle=dict(**AT, on='middle'))
     distiller, batch = classifier(tmp_path, distill_losses=losses, layers=STAGES)

@@ -1,0 +1,92 @@
+"""Finding out how many channels the maps of a module have."""
+
+import copy
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import nn
+
+from dskd_mm.features.tap import FeatureTap
+
+IMAGE_SIZE = 224
+"""Height and width of the image that is passed: large enough for five halvings, and what transformers are made for."""
+
+
+def fill_channels(layers: Mapping[str, dict], build: Callable[[], nn.Module], owner: str) -> dict[str, dict]:
+    """Return layers with their channels, found by a pass on the meta device where they are not given.
+
+    Args:
+        layers (Mapping[str, dict]): Layers by name: ``path``, maybe ``io`` and ``index`` as in
+            :class:`~dskd_mm.features.FeatureTap`, and ``channels`` where they are known.
+        build (Callable): Returns the model; called only if channels are missing.
+        owner (str): How to call the model in errors.
+
+    Returns:
+        dict[str, dict]: The same layers, each with ``channels``.
+
+    Raises:
+        ValueError: If a path is unknown, or channels cannot be found.
+    """
+    taps = {
+        name: {key: value for key, value in layer.items() if key != 'channels'}
+        for name, layer in layers.items()
+        if layer.get('channels') is None
+    }
+    found = find_channels(build(), taps, owner) if taps else {}
+    return {name: {**layer, 'channels': found.get(name, layer.get('channels'))} for name, layer in layers.items()}
+
+
+@torch.no_grad()
+def find_channels(model: nn.Module, layers: Mapping[str, dict], owner: str = 'model') -> dict[str, int]:
+    """Return how many channels layers have, from one pass of ``extract_feat`` on the meta device.
+
+    Only shapes are computed there. The model itself is left as it is, and none of its weights is copied.
+
+    Args:
+        model (nn.Module): A host's model. Without ``extract_feat`` all of it is called.
+        layers (Mapping[str, dict]): Arguments of :class:`~dskd_mm.features.FeatureTap` by name.
+        owner (str): How to call the model in errors. Defaults to 'model'.
+
+    Returns:
+        dict[str, int]: Channels by name.
+
+    Raises:
+        ValueError: If a path is unknown, the pass fails or does not reach a layer, or a layer gives no maps (B, C, H, W) or
+            vectors (B, C) of one width.
+    """
+    shell = on_meta_device(model)
+    taps = {name: FeatureTap(shell, **layer, owner=owner) for name, layer in layers.items()}
+    in_channels = next((layer.in_channels for layer in shell.modules() if isinstance(layer, nn.Conv2d)), 3)
+    with ExitStack() as stack:
+        for tap in taps.values():
+            stack.enter_context(tap)
+        try:
+            with torch.device('meta'):
+                getattr(shell, 'extract_feat', shell)(torch.zeros(2, in_channels, IMAGE_SIZE, IMAGE_SIZE))
+            shapes = {name: {tuple(value.shape) for value in tap.values} for name, tap in taps.items()}
+        except Exception as error:  # of whatever kind: it is the host's code that runs
+            raise ValueError(
+                f'The channels of {[tap.path for tap in taps.values()]} in the {owner} ({type(model).__name__}) were not found '
+                f'by passing an image through it: {type(error).__name__}: {error} Give them in the config: '
+                f'layers=dict(<name>=dict({owner}=dict(path=..., channels=...), ...)).'
+            ) from error
+    return {name: _width(taps[name], shapes[name]) for name in taps}
+
+
+def on_meta_device(model: nn.Module) -> Any:
+    """Return a copy of a model in evaluation mode whose tensors have shapes, but no values."""
+    # What deepcopy takes for copied already, so that no weight is, however large the model.
+    known = {id(tensor): tensor.detach().to('meta') for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, known).eval()
+
+
+def _width(tap: FeatureTap, shapes: set[tuple[int, ...]]) -> int:
+    widths = {shape[1] for shape in shapes if len(shape) in (2, 4)}
+    if len(widths) != 1 or any(len(shape) not in (2, 4) for shape in shapes):
+        raise ValueError(
+            f'The {tap!r} is expected to give maps (B, C, H, W) or vectors (B, C) of one width, but got the shapes '
+            f'{sorted(shapes)}. Tap another module, or one element of it by index=...'
+        )
+    return widths.pop()
