@@ -27,11 +27,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
+import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from records import RESULTS, commit, records, versions
 from report import picture, selected, table
 from settings import METHODS, ROOT, SETTINGS, SUITES, VARIANTS, Setting, applicable, method_of
+
+from dskd_mm.optim import amp_dtype
 
 LOCK = Lock()
 ENVIRONMENT = {**os.environ, 'OMP_NUM_THREADS': '1'}
@@ -241,6 +244,7 @@ class Run:
             commit=revision,
             versions=versions(),
             device=get_device(),
+            precision=str(amp_dtype() if setting.amp else torch.float32).removeprefix('torch.'),
         )
         if self.is_taught:
             common['teacher'] = self.teacher

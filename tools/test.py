@@ -7,12 +7,14 @@ import argparse
 import copy
 
 import mmengine
+import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
 from mmengine.evaluator import DumpResults
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from torch import nn
 
+from dskd_mm.optim import SLOW_BF16, amp_dtype
 from dskd_mm.utils.checkpoint import load_plain_model
 from dskd_mm.utils.command_line import add_common_arguments, apply_common_arguments, build_runner
 from dskd_mm.utils.config import student_config, type_name
@@ -40,7 +42,7 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help='test-time augmentation by tta_model and tta_pipeline of the config; classifiers without them: mirroring',
     )
-    parser.add_argument('--amp', action='store_true', help='test with automatic mixed precision')
+    parser.add_argument('--amp', action='store_true', help='mixed precision, as in training')
     add_common_arguments(parser)
     args = parser.parse_args()
     if args.out is None and args.out_item is not None:
@@ -66,7 +68,9 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
     # The checkpoint is loaded by main(), strictly and as the student's.
     cfg.load_from, cfg.resume = None, False
     if args.amp:
-        cfg.test_cfg.fp16 = True
+        cfg.test_cfg.fp16 = amp_dtype() is not torch.float32
+        if not cfg.test_cfg.fp16:
+            print(SLOW_BF16)
     if args.show or args.show_dir is not None:
         enable_drawing(cfg, args)
     if args.tta:

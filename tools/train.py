@@ -2,13 +2,16 @@
 
 import argparse
 
+import torch
 from mmengine.config import Config
-from mmengine.device import get_device
 
 from dskd_mm.hooks import ResumeHook
+from dskd_mm.optim import SLOW_BF16, amp_dtype
 from dskd_mm.preflight import refuse_faults
 from dskd_mm.utils.command_line import add_common_arguments, apply_common_arguments, build_runner
 from dskd_mm.utils.config import is_distiller_config, show_student, type_name
+
+AMP_WRAPPERS = {torch.float16: 'AmpOptimWrapper', torch.bfloat16: 'dskd_mm.BF16OptimWrapper', torch.float32: 'OptimWrapper'}
 
 
 def parse_args() -> argparse.Namespace:
@@ -20,7 +23,7 @@ def parse_args() -> argparse.Namespace:
         const='auto',
         help='resume from a checkpoint; without a path, from the latest one in the work dir',
     )
-    parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision (bfloat16 on the CPU)')
+    parser.add_argument('--amp', action='store_true', help='mixed precision: float16, or on CPUs bfloat16 if they have it')
     parser.add_argument(
         '--no-preflight', action='store_true', help='do not check paths, checkpoints, classes and taps before training begins'
     )
@@ -40,13 +43,15 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     if args.amp:
-        if get_device() == 'cpu':
-            cfg.optim_wrapper.type = 'dskd_mm.BF16OptimWrapper'
+        dtype = amp_dtype()
+        cfg.optim_wrapper.type = AMP_WRAPPERS[dtype]
+        if dtype is torch.float16:
+            cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+        else:
             for key in ('loss_scale', 'dtype', 'use_fsdp'):  # of AmpOptimWrapper
                 cfg.optim_wrapper.pop(key, None)
-        else:
-            cfg.optim_wrapper.type = 'AmpOptimWrapper'
-            cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+        if dtype is torch.float32:
+            print(SLOW_BF16)
     if args.resume is not None:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / 'benchmarks'))
@@ -70,6 +71,13 @@ def test_the_teacher_is_trained_first_where_it_is_missing_and_once(tmp_path, mon
     assert trained == [teacher, kd, kd]
     more = benchmark(tmp_path, monkeypatch, 'kd', '2')
     assert trained[3:] == [teacher, kd] and len(more) == len(rows) + 1
+
+
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float32'])
+def test_a_record_names_the_precision_that_ran(tmp_path, monkeypatch, trained, dtype):
+    monkeypatch.setattr(accuracy, 'amp_dtype', lambda: getattr(torch, dtype))
+    (row,) = benchmark(tmp_path, monkeypatch, 'plain')
+    assert '--amp' in row['command'] and row['precision'] == dtype
 
 
 def test_two_calls_that_meet_train_and_record_once(tmp_path, monkeypatch, trained):

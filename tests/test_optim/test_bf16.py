@@ -1,9 +1,29 @@
-"""bfloat16 on the CPU."""
+"""Which precision pays where, and bfloat16 on the CPU."""
 
+import pytest
 import torch
 from mmengine.optim import OptimWrapper
 
-from dskd_mm.optim import BF16OptimWrapper
+from dskd_mm.optim import BF16OptimWrapper, amp_dtype
+
+
+@pytest.mark.parametrize(
+    ('device', 'flags', 'expected'),
+    [
+        ('cpu', 'flags\t\t: fpu avx512_bf16 avx2\n', torch.bfloat16),
+        ('cpu', 'flags\t\t: fpu amx_bf16\n', torch.bfloat16),
+        ('cpu', 'Features\t: fp asimd bf16\n', torch.bfloat16),
+        ('cpu', 'flags\t\t: fpu avx2 avx512f avx512_vnni\n', torch.float32),
+        ('cpu', None, torch.float32),
+        ('cuda', None, torch.float16),
+    ],
+)
+def test_mixed_precision_is_what_the_device_is_fast_in(tmp_path, monkeypatch, device, flags, expected):
+    monkeypatch.setattr('dskd_mm.optim.bf16.get_device', lambda: device)
+    monkeypatch.setattr('dskd_mm.optim.bf16.CPU_INFO', tmp_path / 'cpuinfo')
+    if flags is not None:
+        (tmp_path / 'cpuinfo').write_text(flags)
+    assert amp_dtype() is expected
 
 
 def test_forward_is_in_bfloat16_and_weights_stay_float32():

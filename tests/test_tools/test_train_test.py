@@ -22,6 +22,7 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from torch import Tensor, nn
 
 from dskd_mm.distillers import DSKDDistiller
+from dskd_mm.optim import SLOW_BF16
 from dskd_mm.testing import classifier_config, random_teacher
 from dskd_mm.utils.checkpoint import load_checkpoint_file, load_plain_model
 from dskd_mm.utils.command_line import build_runner
@@ -175,10 +176,25 @@ def test_the_configs_own_test_time_augmentation_is_used(run: dict[str, Path]) ->
     assert cfg.model.module.data_preprocessor == own and cfg.data_preprocessor is None
 
 
-def test_pictures_and_mixed_precision(tested: dict[str, Path], tmp_path: Path) -> None:
+def test_pictures_and_mixed_precision(
+    tested: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    let_this_cpu_have('', tmp_path, monkeypatch)
     arguments = ['--show-dir', tmp_path / 'pictures', '--interval', 10, '--amp', '--work-dir', tmp_path]
     run_tool('test.py', tested['config'], tested['student'], *arguments)
     assert len(list((tmp_path / 'pictures').rglob('*.png'))) == 3
+    assert SLOW_BF16 in capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize(('flags', 'expected'), [('amx_bf16', True), ('avx512f', False)])
+def test_mixed_precision_of_testing(
+    tested: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, expected: bool
+) -> None:
+    let_this_cpu_have(flags, tmp_path, monkeypatch)
+    monkeypatch.setattr(sys, 'argv', ['test.py', str(tested['config']), str(tested['student']), '--amp'])
+    test = tool_functions('test.py')
+    args = test['parse_args']()
+    assert test['merge_args'](Config.fromfile(args.config), args).test_cfg.fp16 is expected
 
 
 def drop_hook(cfg: Config) -> None:
@@ -269,14 +285,23 @@ def scalars(work_dir: Path) -> list[dict]:
     return [json.loads(line) for line in log.read_text().splitlines()]
 
 
-def test_the_switches_of_training(trainable: Path, tmp_path: Path) -> None:
+def let_this_cpu_have(flags: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / 'cpuinfo').write_text(f'flags : fpu {flags} avx2\n')
+    monkeypatch.setattr('dskd_mm.optim.bf16.CPU_INFO', folder / 'cpuinfo')
+    monkeypatch.setattr('dskd_mm.optim.bf16.get_device', lambda: 'cpu')
+
+
+def test_the_switches_of_training(
+    trainable: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    let_this_cpu_have('', tmp_path, monkeypatch)
     arguments = ['--no-validate', '--auto-scale-lr', '--amp', '--work-dir', tmp_path / 'work']
     run_tool('train.py', trainable, *arguments, '--cfg-options', 'train_cfg.max_epochs=1', 'experiment_name=switches')
     lines = scalars(tmp_path / 'work')
     assert len(lines) == 4 and not any('accuracy/top1' in line for line in lines)
     assert lines[0]['lr'] == pytest.approx(0.05 * 8 / 16)
     config = Config.fromfile(tmp_path / 'work' / 'config.py')
-    assert config.optim_wrapper.type == 'dskd_mm.BF16OptimWrapper'
+    assert config.optim_wrapper.type == 'OptimWrapper' and SLOW_BF16 in capsys.readouterr().out.splitlines()
     assert [hook.type for hook in config.custom_hooks] == ['dskd_mm.StudentExportHook', 'dskd_mm.CheckFiniteHook']
 
 
@@ -361,12 +386,19 @@ def test_work_dirs_are_named_after_configs(trainable: Path, tmp_path: Path) -> N
     assert merged(trainable, '--cfg-options', 'work_dir=y').work_dir == 'y'
 
 
-def test_mixed_precision_replaces_that_of_the_config(trainable: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(('flags', 'expected'), [('avx512_bf16', 'dskd_mm.BF16OptimWrapper'), ('', 'OptimWrapper')])
+def test_mixed_precision_replaces_that_of_the_config(
+    trainable: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, expected: str
+) -> None:
+    let_this_cpu_have(flags, tmp_path, monkeypatch)
     cfg = Config.fromfile(trainable)
     cfg.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic', dtype='float16')
     cfg.dump(str(tmp_path / 'amp.py'))
     wrapper = merged(tmp_path / 'amp.py', '--amp').optim_wrapper
-    assert wrapper.type == 'dskd_mm.BF16OptimWrapper' and set(wrapper) == {'type', 'optimizer'}
+    assert wrapper.type == expected and set(wrapper) == {'type', 'optimizer'}
+    monkeypatch.setattr('dskd_mm.optim.bf16.get_device', lambda: 'cuda')
+    wrapper = merged(tmp_path / 'amp.py', '--amp').optim_wrapper
+    assert (wrapper.type, wrapper.dtype) == ('AmpOptimWrapper', 'float16')
 
 
 def test_scaling_the_learning_rate_needs_a_batch_size(trainable: Path, tmp_path: Path) -> None:
@@ -482,6 +514,7 @@ with read_base():
     from .plain import *
 
 from dskd_mm.distillers import DSKDDistiller
+from dskd_mm.optim import SLOW_BF16
 
 model = dict(type=DSKDDistiller, student=model, teacher=dict(config='{0}/plain.py', checkpoint='{0}/teacher.pth'))
 """
