@@ -16,7 +16,13 @@ from torch import nn
 
 from dskd_mm.optim import SLOW_BF16, amp_dtype
 from dskd_mm.utils.checkpoint import load_plain_model
-from dskd_mm.utils.command_line import add_common_arguments, apply_common_arguments, build_runner
+from dskd_mm.utils.command_line import (
+    add_common_arguments,
+    add_config_arguments,
+    apply_common_arguments,
+    build_runner,
+    read_config,
+)
 from dskd_mm.utils.config import student_config, type_name
 
 # How the hosts' hooks that draw predictions are switched on, and where they take the folder from.
@@ -29,7 +35,7 @@ DRAWING_HOOKS = {
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='path of the config')
+    add_config_arguments(parser)
     parser.add_argument('checkpoint', help='checkpoint of the distiller or of the plain student')
     parser.add_argument('--out', help='file for predictions (.pkl) or metrics (.json, .yaml, .pkl)')
     parser.add_argument('--out-item', choices=['pred', 'metrics'], help='what to write to --out; default: pred')
@@ -131,7 +137,7 @@ def plain_model(model: nn.Module) -> nn.Module:
 
 def main() -> None:
     args = parse_args()
-    runner = build_runner(merge_args(Config.fromfile(args.config), args))
+    runner = build_runner(merge_args(read_config(args), args))
     load_plain_model(plain_model(runner.model), args.checkpoint)
     if args.out and args.out_item != 'metrics':
         runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))

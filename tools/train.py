@@ -8,7 +8,13 @@ from mmengine.config import Config
 from dskd_mm.hooks import ResumeHook
 from dskd_mm.optim import SLOW_BF16, amp_dtype
 from dskd_mm.preflight import refuse_faults
-from dskd_mm.utils.command_line import add_common_arguments, apply_common_arguments, build_runner
+from dskd_mm.utils.command_line import (
+    add_common_arguments,
+    add_config_arguments,
+    apply_common_arguments,
+    build_runner,
+    read_config,
+)
 from dskd_mm.utils.config import is_distiller_config, show_student, type_name
 
 AMP_WRAPPERS = {torch.float16: 'AmpOptimWrapper', torch.bfloat16: 'dskd_mm.BF16OptimWrapper', torch.float32: 'OptimWrapper'}
@@ -16,7 +22,7 @@ AMP_WRAPPERS = {torch.float16: 'AmpOptimWrapper', torch.bfloat16: 'dskd_mm.BF16O
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='path of the config')
+    add_config_arguments(parser)
     parser.add_argument(
         '--resume',
         nargs='?',
@@ -76,7 +82,7 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
 
 def main() -> None:
     args = parse_args()
-    cfg = merge_args(Config.fromfile(args.config), args)
+    cfg = merge_args(read_config(args), args)
     if not args.no_preflight:
         refuse_faults(cfg)
     runner = build_runner(cfg)

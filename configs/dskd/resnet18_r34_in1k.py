@@ -10,8 +10,7 @@ model = dict(
     student=_base_.model,
     teacher=dict(
         config='mmpretrain::resnet/resnet34_8xb32_in1k.py',
-        checkpoint='https://mmassets.onedl.ai/mmclassification/v0/resnet/'
-        'resnet34_8xb32_in1k_20210831-f257d4e6.pth',
+        checkpoint='https://mmassets.onedl.ai/mmclassification/v0/resnet/resnet34_8xb32_in1k_20210831-f257d4e6.pth',
     ),
     # DKD's for ImageNet: its authors soften nothing and weigh the other classes less there.
     imitation=dict(type='dskd_mm.DKDLoss', beta=0.5, temperature=1),

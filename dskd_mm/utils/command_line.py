@@ -4,6 +4,7 @@ import argparse
 import os
 import os.path as osp
 import subprocess
+from pathlib import Path
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
@@ -13,11 +14,27 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from dskd_mm.utils.checkpoint import load_safely_everywhere
+from dskd_mm.utils.config import resolve_config_path
+from dskd_mm.utils.methods import apply_method
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that :func:`read_config` reads."""
+    parser.add_argument('config', help='path of the config, or package::path of one that a package ships')
+    parser.add_argument(
+        '--method', help='distil by another method than DSKD: a name in configs/methods, or the path of a file of your own'
+    )
+
+
+def read_config(args: argparse.Namespace) -> Config:
+    """Return the config that the command line names, with the method that it names; ``--cfg-options`` are left to the tool."""
+    cfg = Config.fromfile(resolve_config_path(args.config))
+    return cfg if args.method is None else apply_method(cfg, args.method)
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that training and testing have in common."""
-    parser.add_argument('--work-dir', help='folder for logs and results; default: work_dirs/<name of the config>')
+    parser.add_argument('--work-dir', help='folder for logs and results; default: work_dirs/<name of the config>[_<method>]')
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -36,7 +53,8 @@ def apply_common_arguments(cfg: Config, args: argparse.Namespace) -> None:
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
-        cfg.work_dir = osp.join('work_dirs', osp.splitext(osp.basename(args.config))[0])
+        names = [Path(name).stem for name in (args.config, args.method) if name is not None]
+        cfg.work_dir = osp.join('work_dirs', '_'.join(names))
 
 
 def build_runner(cfg: Config) -> Runner:

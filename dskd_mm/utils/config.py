@@ -30,7 +30,10 @@ def resolve_config_path(path: str) -> str:
         spec = importlib.util.find_spec(package)
         if spec is None or spec.origin is None:
             raise ModuleNotFoundError(f'The config {path!r} needs the package {package!r}, which is not installed.')
-        found = osp.join(osp.dirname(spec.origin), '.mim', 'configs', relative)
+        root = osp.dirname(spec.origin)
+        # Beside the package in a checkout that is not installed.
+        folders = (osp.join(root, '.mim', 'configs'), osp.join(osp.dirname(root), 'configs'))
+        found = osp.join(next(filter(osp.isdir, folders), folders[0]), relative)
     else:
         found = path
     if not osp.isfile(found):

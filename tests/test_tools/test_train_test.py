@@ -353,7 +353,7 @@ def merged(path: Path, *arguments: str) -> Config:
     before, sys.argv = sys.argv, ['train.py', str(path), *arguments]
     try:
         args = train['parse_args']()
-        return train['merge_args'](Config.fromfile(args.config), args)
+        return train['merge_args'](train['read_config'](args), args)
     finally:
         sys.argv = before
 
@@ -384,6 +384,31 @@ def test_work_dirs_are_named_after_configs(trainable: Path, tmp_path: Path) -> N
     assert merged(trainable).work_dir == str(tmp_path)
     assert merged(trainable, '--work-dir', 'x').work_dir == 'x'
     assert merged(trainable, '--cfg-options', 'work_dir=y').work_dir == 'y'
+
+
+def test_another_method_is_put_over_a_config(trainable: Path, tmp_path: Path) -> None:
+    """The work dir is named after both, and the whole config that is left there trains in the host's own script."""
+    assert merged(trainable, '--method', 'kd').model.type == 'dskd_mm.ConfigurableDistiller'
+    cfg = Config.fromfile(trainable)
+    cfg.work_dir = None
+    cfg.dump(str(tmp_path / 'nameless.py'))
+    assert merged(tmp_path / 'nameless.py', '--method', 'vkd').work_dir == os.path.join('work_dirs', 'nameless_vkd')
+
+    script = Path(mmpretrain.__file__).parent / '.mim' / 'tools' / 'train.py'
+    options = ['--cfg-options', 'train_cfg.max_epochs=1', 'experiment_name=method']
+    run_tool('train.py', trainable, '--method', 'vkd', '--work-dir', tmp_path / 'ours', *options)
+    whole = tmp_path / 'ours' / 'config.py'
+    assert Config.fromfile(whole).model.type == 'dskd_mm.VkDDistiller'
+    call(sys.executable, script, whole, '--work-dir', tmp_path / 'theirs', '--no-persistent-workers', '--no-pin-memory')
+    for name in ('ours', 'theirs'):
+        assert any(key.startswith('loss_vkd') for line in scalars(tmp_path / name) for key in line)
+
+
+def test_a_printed_config_is_whole(trainable: Path, capsys: pytest.CaptureFixture) -> None:
+    run_tool('misc/print_config.py', trainable, '--method', 'kd', '--cfg-options', 'model.warmup=7')
+    printed = Config.fromstring(capsys.readouterr().out, '.py')
+    assert printed.model.type == 'dskd_mm.ConfigurableDistiller' and printed.model.warmup == 7
+    assert printed.train_dataloader == Config.fromfile(trainable).train_dataloader
 
 
 @pytest.mark.parametrize(('flags', 'expected'), [('avx512_bf16', 'dskd_mm.BF16OptimWrapper'), ('', 'OptimWrapper')])

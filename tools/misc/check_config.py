@@ -7,16 +7,16 @@ import argparse
 import sys
 
 import rich
-from mmengine.config import Config, DictAction
+from mmengine.config import DictAction
 from mmengine.logging import MMLogger
 
 from dskd_mm.preflight import PARTS, Finding, Preflight, explain, report_table
-from dskd_mm.utils.config import resolve_config_path
+from dskd_mm.utils.command_line import add_config_arguments, read_config
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='path of the config, or package::path of one that a host ships')
+    add_config_arguments(parser)
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings of the config: key=value pairs')
     parser.add_argument('--skip', nargs='+', choices=PARTS, default=[], help='parts to leave out: data where they are not')
     parser.add_argument(
@@ -28,7 +28,7 @@ def parse_args() -> argparse.Namespace:
 def check(args: argparse.Namespace) -> list[Finding]:
     """What is found of the config that the command line names."""
     try:
-        cfg = Config.fromfile(resolve_config_path(args.config))
+        cfg = read_config(args)
         cfg.merge_from_dict(args.cfg_options or {})
     except RecursionError:
         return [Finding('config', args.config, 'Expected a config, but it inherits itself (_base_).', is_fault=True)]
