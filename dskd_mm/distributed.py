@@ -1,7 +1,13 @@
 """What processes tell each other, for the core and everything above it."""
 
 import torch
-from torch import Tensor
+from mmengine.model import is_model_wrapper
+from torch import Tensor, nn
+
+
+def bare_model(model: nn.Module) -> nn.Module:
+    """Return a run's model without what wraps it in distributed training."""
+    return model.module if is_model_wrapper(model) else model  # type: ignore[return-value]
 
 
 def is_parallel() -> bool:

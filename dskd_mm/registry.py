@@ -28,7 +28,7 @@ MODELS = Registry(
 )
 """Distillers and their parts: denoisers, schedules, losses, alignments, sites and CIFAR backbones."""
 
-HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope=SCOPE, locations=['dskd_mm.hooks'])
+HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope=SCOPE, locations=['dskd_mm.hooks', 'dskd_mm.resume'])
 """Training hooks."""
 
 DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope=SCOPE, locations=['dskd_mm.datasets'])

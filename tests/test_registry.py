@@ -120,7 +120,8 @@ BELOW = {
     'losses': {'registry', 'distributed', 'features', 'guidance'},
     'diffusion': {'registry', 'features'},
     'backbones': {'registry'},
-    'utils': {'registry'},
+    'resume': {'registry', 'distributed'},
+    'utils': {'registry', 'resume'},
     'teacher': {'registry', 'features', 'guidance', 'utils'},
     'sites': {'registry', 'distributed', 'features', 'guidance', 'utils', 'teacher'},
     'distillers': {
@@ -151,7 +152,7 @@ def test_the_core_imports_torch_and_the_registry_only(layer):
         assert not foreign, f'{path.name} imports {foreign}'
 
 
-@pytest.mark.parametrize('layer', ['distillers', 'hooks', 'optim', 'utils', 'sites', 'teacher.py'])
+@pytest.mark.parametrize('layer', ['distillers', 'hooks', 'optim', 'resume', 'utils', 'sites', 'teacher.py'])
 def test_no_host_is_imported_when_a_file_is(layer):
     """A host is imported inside functions only, so that each task works with the other hosts absent."""
     root = PACKAGE / layer

@@ -5,9 +5,9 @@ import argparse
 import torch
 from mmengine.config import Config
 
-from dskd_mm.hooks import ResumeHook
 from dskd_mm.optim import SLOW_BF16, amp_dtype
 from dskd_mm.preflight import refuse_faults
+from dskd_mm.resume import ResumeHook
 from dskd_mm.utils.command_line import (
     add_common_arguments,
     add_config_arguments,

@@ -1,7 +1,6 @@
 """Training hooks."""
 
 from dskd_mm.hooks.check_finite import CheckFiniteHook
-from dskd_mm.hooks.resume import ResumeHook
 from dskd_mm.hooks.student_export import StudentExportHook
 
-__all__ = ['CheckFiniteHook', 'ResumeHook', 'StudentExportHook']
+__all__ = ['CheckFiniteHook', 'StudentExportHook']

@@ -12,8 +12,7 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from dskd_mm.distillers import Distiller
-from dskd_mm.distributed import any_rank
-from dskd_mm.hooks.model import bare_model
+from dskd_mm.distributed import any_rank, bare_model
 from dskd_mm.registry import HOOKS
 from dskd_mm.utils.legacy import register_step_pre_hook
 
@@ -103,7 +102,7 @@ class CheckFiniteHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Ask the distiller for its magnitudes, and the optimizer to tell before each step."""
-        model = bare_model(runner)
+        model = bare_model(runner.model)
         if not isinstance(model, Distiller):
             return
         self._distiller, model.magnitudes = model, {}

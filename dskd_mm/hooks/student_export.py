@@ -8,7 +8,7 @@ from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import Runner
 
 from dskd_mm.distillers import Distiller
-from dskd_mm.hooks.model import bare_model
+from dskd_mm.distributed import bare_model
 from dskd_mm.registry import HOOKS
 from dskd_mm.utils.checkpoint import export_student
 from dskd_mm.utils.config import student_config
@@ -63,7 +63,7 @@ class StudentExportHook(Hook):
 
     def export_new(self, runner: Runner) -> None:
         """Export every checkpoint of CheckpointHook that is new or was written again since the last call."""
-        model = bare_model(runner)
+        model = bare_model(runner.model)
         if not (self._has_saved and is_main_process() and isinstance(model, Distiller)):
             return
         self._has_saved = False

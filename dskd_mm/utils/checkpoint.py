@@ -1,6 +1,5 @@
 """Reading checkpoints safely and taking the plain student out of a distiller's."""
 
-import io
 import os.path as osp
 import pickle
 import re
@@ -18,8 +17,8 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
+from dskd_mm.resume.saving import save_atomically
 from dskd_mm.utils.legacy import LOADING, get_torch_safe_globals, safe_globals
-from dskd_mm.utils.saving import write_atomically
 
 STUDENT_PREFIX = 'student.'
 
@@ -141,13 +140,6 @@ def model_state(checkpoint: Mapping[str, Any], source: str = 'in memory') -> dic
         raise ValueError(f'Expected the weights of a model in the checkpoint {source!r}, but got only {sorted(checkpoint)}.')
     student = {key.removeprefix(STUDENT_PREFIX): value for key, value in state.items() if key.startswith(STUDENT_PREFIX)}
     return student or state
-
-
-def save_atomically(checkpoint: dict[str, Any], path: str) -> None:
-    """Write a checkpoint beside its place and move it there, so that an interruption leaves the older one intact."""
-    with io.BytesIO() as buffer:
-        torch.save(checkpoint, buffer)
-        write_atomically(buffer.getvalue(), path)
 
 
 def export_student(source: str, target: str, config: str | None = None) -> dict[str, Any]:

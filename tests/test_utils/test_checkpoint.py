@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from dskd_mm.resume.saving import save_atomically
 from dskd_mm.utils import checkpoint as module
 from dskd_mm.utils.checkpoint import (
     export_student,
@@ -15,7 +16,6 @@ from dskd_mm.utils.checkpoint import (
     load_plain_model,
     load_report,
     model_state,
-    save_atomically,
 )
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from mmengine.fileio import get_file_backend
 
-from dskd_mm.utils.saving import ATOMIC, is_intact, latest_checkpoint, write_atomically
+from dskd_mm.resume.saving import ATOMIC, is_intact, latest_checkpoint, write_atomically
 
 
 def write(path: Path, age: int = 0) -> str:
@@ -18,7 +18,7 @@ def write(path: Path, age: int = 0) -> str:
 
 def test_a_backend_removes_nothing_before_the_next_file_is_written(tmp_path: Path) -> None:
     # CheckpointHook removes with one instance, mmengine writes with another one of the same arguments.
-    arguments = dict(backend=ATOMIC, doomed=[])
+    arguments = dict(backend=ATOMIC, removed_later=[])
     remover, writer = (get_file_backend(str(tmp_path), backend_args=arguments) for _ in range(2))
     old, new = tmp_path / 'old.pth', tmp_path / 'deep' / 'new.pth'
     writer.put(b'old', str(old))
@@ -35,7 +35,7 @@ def test_a_backend_removes_nothing_before_the_next_file_is_written(tmp_path: Pat
     # What is written under the name of what was to be removed stays.
     remover.remove(str(new))
     writer.put(b'newer', str(new))
-    assert new.read_bytes() == b'newer' and not arguments['doomed']
+    assert new.read_bytes() == b'newer' and not arguments['removed_later']
 
 
 def test_what_cannot_be_written_is_named_with_what_was_expected(tmp_path: Path) -> None:

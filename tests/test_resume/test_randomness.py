@@ -12,8 +12,8 @@ from mmengine.dataset import InfiniteSampler
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset
 
-from dskd_mm.utils import randomness
-from dskd_mm.utils.randomness import NumberedBatch, NumberedBatches, seed_batches, seed_generators
+from dskd_mm.resume import randomness
+from dskd_mm.resume.randomness import NumberedBatch, NumberedBatches, seed_batches, seed_generators
 
 
 class Noise(Dataset):

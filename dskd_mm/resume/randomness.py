@@ -1,4 +1,4 @@
-"""Random numbers that follow from the place in a training alone, so that a resumed one draws what it would have drawn."""
+"""Let random numbers follow from the place in a training alone: a resumed run draws what it would have drawn."""
 
 import random
 from collections.abc import Iterator

@@ -13,9 +13,9 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from mmengine.runner._flexible_runner import FlexibleRunner
 
-from dskd_mm.hooks import ResumeHook
+from dskd_mm.resume import ResumeHook
+from dskd_mm.resume.saving import ATOMIC, AtomicBackend
 from dskd_mm.utils.checkpoint import load_checkpoint_file
-from dskd_mm.utils.saving import ATOMIC, AtomicBackend
 from support import plain_run_config, toy_runner
 
 
@@ -37,6 +37,10 @@ class StopHook(Hook):
     def __init__(self, stage: str = '', count: int = 0) -> None:
         self.stage, self.count = stage, count
         self.validated: list[int] = []
+        self.began = 0
+
+    def before_train(self, runner: Runner) -> None:
+        self.began = runner.iter
 
     def before_val_epoch(self, runner: Runner) -> None:
         self.validated.append(runner.iter)
@@ -134,8 +138,8 @@ def test_a_run_by_iterations_goes_on_with_the_data_it_would_have_seen(
     config.default_hooks.checkpoint = dict(type='CheckpointHook', by_epoch=False, interval=5)
     whole, _ = run(config, tmp_path / 'whole')
     run(config, tmp_path / 'work', stop=('after_train_iter', 6))
-    resumed, _ = run(config, tmp_path / 'work', resume=True)
-    assert resumed._load_from == str(tmp_path / 'work' / 'iter_5.pth') and resumed.iter == 7
+    resumed, hook = run(config, tmp_path / 'work', resume=True)
+    assert (hook.began, resumed.iter) == (5, 7)
     assert_same_models(whole, resumed)
 
 
@@ -161,7 +165,7 @@ def test_several_processes_are_told_that_their_gradients_are_not_saved(
     config.optim_wrapper.accumulative_counts = 3
     runner = toy_runner(config, train_cfg__max_epochs=2)
     warnings: list[str] = []
-    monkeypatch.setattr('dskd_mm.hooks.resume.get_world_size', lambda: 2)
+    monkeypatch.setattr('dskd_mm.resume.hook.get_world_size', lambda: 2)
     monkeypatch.setattr(runner.logger, 'warning', lambda message, *others: warnings.append(message))
     runner.train()
     assert any('those of other processes are not in it' in message for message in warnings)
@@ -182,16 +186,18 @@ def test_checkpoints_in_another_folder_are_found(config: Config, tmp_path: Path)
     config.default_hooks.checkpoint = checkpoint
     run(config, tmp_path / 'work', stop=('after_train_iter', 9))
     (tmp_path / 'work' / 'last_checkpoint').unlink()
-    resumed, _ = run(config, tmp_path / 'work', resume=True)
-    assert resumed.iter == 12 and resumed._load_from == str(tmp_path / 'out' / 'work' / 'state-2.pth')
+    resumed, hook = run(config, tmp_path / 'work', resume=True)
+    assert (hook.began, resumed.iter) == (8, 12)
 
 
 def test_a_named_checkpoint_and_a_fresh_start_are_left_to_the_runner(config: Config, tmp_path: Path) -> None:
-    fresh, _ = run(config, tmp_path / 'work', resume=True)  # there is nothing yet
-    assert fresh.iter == 12
+    (tmp_path / 'work').mkdir()
+    (tmp_path / 'work' / 'last_checkpoint').touch()  # as it is left if writing it is interrupted
+    fresh, hook = run(config, tmp_path / 'work', resume=True)
+    assert (hook.began, fresh.iter) == (0, 12)
     path = str(tmp_path / 'work' / 'epoch_1.pth')
     resumed, hook = run(config, tmp_path / 'other', resume=True, load_from=path)
-    assert hook.validated == [8, 12] and resumed._load_from == path
+    assert hook.began == 4 and hook.validated == [8, 12]
     assert_same_models(fresh, resumed)
 
 

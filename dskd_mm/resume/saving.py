@@ -1,5 +1,6 @@
 """Checkpoints that are whole or absent: how they are written, and which one to go on from."""
 
+import io
 import os
 import os.path as osp
 import re
@@ -7,7 +8,9 @@ import shutil
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+import torch
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.logging import print_log
 
@@ -54,6 +57,13 @@ def write_atomically(content: bytes, path: str) -> None:
         os.close(directory)
 
 
+def save_atomically(checkpoint: dict[str, Any], path: str) -> None:
+    """Save a checkpoint by :func:`write_atomically`, so that an interruption leaves the older one intact."""
+    with io.BytesIO() as buffer:
+        torch.save(checkpoint, buffer)
+        write_atomically(buffer.getvalue(), path)
+
+
 @register_backend(ATOMIC)
 class AtomicBackend(LocalBackend):
     """mmengine's backend for local files, writing by :func:`write_atomically` and removing nothing before.
@@ -62,23 +72,23 @@ class AtomicBackend(LocalBackend):
     interruption in between leaves none. Here files are removed once the next one is written.
 
     Args:
-        doomed (list[str]): What to remove then; share it between backends of which one removes and another one writes.
+        removed_later (list[str]): What to remove then; share it between backends of which one removes and another one writes.
     """
 
-    def __init__(self, doomed: list[str]) -> None:
-        self.doomed = doomed
+    def __init__(self, removed_later: list[str]) -> None:
+        self.removed_later = removed_later
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
         """Write bytes to a file, then remove what was to be removed."""
         write_atomically(obj, str(filepath))
-        while self.doomed:
-            path = self.doomed.pop()
+        while self.removed_later:
+            path = self.removed_later.pop()
             if path != str(filepath) and osp.isfile(path):
                 os.remove(path)
 
     def remove(self, filepath: str | Path) -> None:
         """Remove a file after the next :meth:`put`."""
-        self.doomed.append(str(filepath))
+        self.removed_later.append(str(filepath))
 
 
 def is_intact(path: str) -> bool:
