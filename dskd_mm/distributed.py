@@ -42,12 +42,3 @@ def std_over_ranks(value: Tensor) -> Tensor:
     torch.distributed.all_reduce(moments)
     total, first, second = moments
     return ((second - first**2 / total).clamp(min=0) / (total - 1)).sqrt().to(value.dtype)
-
-
-def any_rank(flag: Tensor) -> Tensor:
-    """Whether a flag, a bool scalar, is set in any process."""
-    if is_parallel():
-        shared = flag.float()
-        torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX)
-        return shared > 0
-    return flag

@@ -542,23 +542,15 @@ class Spoil(Hook):
             data_batch['inputs'] = data_batch['inputs'].float() * float('nan')
 
 
-def check_skip() -> None:
-    """NaN in one process: all leave the step out, and have the statistics of before."""
-    runner, seen = run('skip', custom_hooks=[CheckFiniteHook(action='skip'), Spoil(2, WORLD - 1)])
-    moved = [not torch.equal(left, right) for left, right in itertools.pairwise(seen)]
-    assert moved == [True, False, True], moved
-    assert runner.message_hub.get_scalar('train/skipped_steps').data[0].tolist() == [0, 0, 1, 1]
-
-
 def check_stop() -> None:
-    """NaN in one process: it tells what and where, and has saved its batch; the others know by the gradients."""
+    """NaN in one process: it tells what and where, and has saved its batch; the others know by the weights."""
     try:
         run('stop', custom_hooks=[CheckFiniteHook(), Spoil(2, WORLD - 1)])
     except FloatingPointError as error:
         told = str(error)
     else:
         raise AssertionError('it went on')
-    cause = "images (NaN), input of 'neck' in the student (NaN)" if RANK == WORLD - 1 else 'gradients (NaN)'
+    cause = "images (NaN), input of 'neck' in the student (NaN)" if RANK == WORLD - 1 else 'weights after the step (NaN)'
     assert f'At iteration 3 of rank {RANK}' in told and cause in told, told
     path = told.partition('saved to ')[2].partition(': ')[0]
     batch = torch.load(path, weights_only=False)['batch']
@@ -621,7 +613,6 @@ def checks(everything: bool) -> dict[str, Callable[[], None]]:
         'std': check_std,
         **{f'unused-{name}': functools.partial(check_nothing_is_unused, name) for name in unused},
         **{f'gradient-{name}': functools.partial(check_gradient, name) for name in joined},
-        'skip': check_skip,
         'windows': check_windows,
         **({'traffic': check_traffic, 'sync_bn': check_sync_bn, **runs} if everything else {}),
     }
