@@ -16,9 +16,9 @@ from mmengine.dist import barrier, get_rank, is_distributed
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
+from torch.serialization import safe_globals
 
 from dskd_mm.resume.saving import save_atomically
-from dskd_mm.utils.legacy import LOADING, get_torch_safe_globals, safe_globals
 
 STUDENT_PREFIX = 'student.'
 
@@ -38,7 +38,6 @@ def load_checkpoint_file(path: str, map_location: Any = 'cpu') -> dict[str, Any]
         ValueError: If the file is truncated, or holds objects other than tensors and plain values.
     """
     path = osp.expanduser(path)
-    loading = {**LOADING, 'map_location': map_location}
     is_address = path.startswith(('http://', 'https://'))
     if not is_address and not osp.isfile(path):
         raise FileNotFoundError(
@@ -46,7 +45,7 @@ def load_checkpoint_file(path: str, map_location: Any = 'cpu') -> dict[str, Any]
         )
     try:
         with _harmless_types():
-            checkpoint = _download(path, map_location) if is_address else torch.load(path, **loading)
+            checkpoint = _download(path, map_location) if is_address else torch.load(path, map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         # torch's own text advises to load it anyway.
         found = re.search(r"GLOBAL (\S+)|Unsupported class (\S+)|but got <class '(\S+)'>", str(error))
@@ -73,11 +72,11 @@ def load_checkpoint_file(path: str, map_location: Any = 'cpu') -> dict[str, Any]
 
 
 def _harmless_types() -> AbstractContextManager:
-    # mmengine's list knows three of numpy's types, but metrics and best scores come in others as well, such as float32.
+    # What numpy's arrays and numbers are made by in pickles, and all their types: metrics and best scores come in any.
+    numbers = [np.ndarray, np.dtype, np.empty(0).__reduce__()[0], np.float64().__reduce__()[0]]
     dtypes = {type(np.dtype(code)) for code in np.typecodes['All'] if code != 'O'}
-    # It also allows getattr, by which a file gets at any attribute of anything. Only its logs need that, for their own methods.
-    known = [harmless for harmless in get_torch_safe_globals() if harmless is not getattr]
-    return safe_globals([*known, _method_of_logs, *dtypes])
+    # mmengine's own list allows getattr, too, by which a file gets at any attribute of anything. Only its logs need that.
+    return safe_globals([slice, HistoryBuffer, _method_of_logs, *numbers, *dtypes])
 
 
 def _method_of_logs(owner: Any, name: str) -> Any:

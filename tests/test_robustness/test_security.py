@@ -14,8 +14,6 @@ import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 
-from dskd_mm.utils import checkpoint as module
-from dskd_mm.utils import legacy
 from dskd_mm.utils.checkpoint import load_checkpoint_file, load_safely_everywhere
 from support import distiller_run_config, run_script
 
@@ -213,8 +211,7 @@ def faults_of(tree: ast.AST) -> Iterator[tuple[str, int]]:
             yield f'{name}(shell=...)', node.lineno
         if name in ('torch.load', 'torch.hub.load_state_dict_from_url', 'load_url', 'torch.hub.load'):
             safe = options.get('weights_only')
-            spread = options.get(None)  # **loading
-            if not (isinstance(safe, ast.Constant) and safe.value is True) and dotted(spread or ast.Name('')) != 'loading':
+            if not (isinstance(safe, ast.Constant) and safe.value is True):
                 yield f'{name} without weights_only=True', node.lineno
         if name in ('np.load', 'numpy.load') and 'allow_pickle' in options:
             yield f'{name}(allow_pickle=...)', node.lineno
@@ -242,17 +239,6 @@ def test_no_source_runs_what_it_reads(path: Path) -> None:
 )
 def test_the_search_finds_what_it_is_for(source: str) -> None:
     assert list(faults_of(ast.parse(source)))
-
-
-def test_the_options_that_are_spread_into_loading_are_safe() -> None:
-    """The search accepts `**loading`: in the one module that has it, and that says weights_only, or has an
-    unpickler of its own for the torch that cannot be told what else is harmless."""
-    spreading = [str(p.relative_to(ROOT)) for p in SOURCES if '**loading' in p.read_text(encoding='utf-8')]
-    assert spreading == ['dskd_mm/utils/checkpoint.py']
-    if hasattr(torch.serialization, 'safe_globals'):
-        assert dict(weights_only=True) == module.LOADING
-    else:
-        assert dict(pickle_module=legacy.HarmlessPickle) == module.LOADING
 
 
 def test_shell_scripts_evaluate_nothing() -> None:
