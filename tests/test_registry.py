@@ -122,6 +122,7 @@ BELOW = {
     'backbones': {'registry'},
     'resume': {'registry', 'distributed'},
     'utils': {'registry', 'resume'},
+    'mmcv_ops': set(),
     'teacher': {'registry', 'features', 'guidance', 'utils'},
     'sites': {'registry', 'distributed', 'features', 'guidance', 'utils', 'teacher'},
     'distillers': {
