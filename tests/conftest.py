@@ -1,5 +1,6 @@
 """What all tests share: the folder ``support``, also in processes that tests start, and no formatting of configs."""
 
+import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,4 +16,14 @@ def _no_formatting() -> Iterator[None]:
     """Skip what takes longer than toy runs: the runner lays out the text of its config each time it prints it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr('yapf.yapflib.yapf_api.FormatCode', lambda text, **options: (text, True))
+        yield
+
+
+@pytest.fixture(scope='session', autouse=True)
+def _metafiles_read_once() -> Iterator[None]:
+    """Parse a host's metafiles once: mmengine reads all hundred of them for every base like ``mmdet::...``."""
+    from mmengine.config import utils
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utils, 'load', functools.cache(utils.load))
         yield
