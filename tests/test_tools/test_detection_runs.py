@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,6 @@ from support import (
     detector_run_config,
     named,
     predictions,
-    run_process,
     run_script,
     scalars,
     write_distiller_files,
@@ -80,7 +78,7 @@ def coco(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
             options += [f'{part}_dataloader.dataset.pipeline.1.scale=(96,64)']
     config, work_dir = ROOT / 'configs/dskd/retinanet_r101_r50.py', folder / 'work'
     command = [config, '--work-dir', work_dir, '--cfg-options', *options]
-    run_process(sys.executable, TOOLS / 'train.py', *command, 'train_cfg.max_epochs=1')
+    run_script(TOOLS / 'train.py', *command, 'train_cfg.max_epochs=1', *named('coco'))
     first = scalars(work_dir)
     saved = load_checkpoint_file(str(work_dir / 'epoch_1.pth'))
     run_script(TOOLS / 'train.py', *command, 'train_cfg.max_epochs=2', *named('resumed'), '--resume')
@@ -137,7 +135,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A distillation by the script that mmdet ships; the teacher is gone afterwards."""
     folder = tmp_path_factory.mktemp('mmdet')
     config = existing_config('retinanet', folder)
-    run_process(sys.executable, MMDET_TOOLS / 'train.py', config, '--work-dir', folder / 'work')
+    run_script(MMDET_TOOLS / 'train.py', config, '--work-dir', folder / 'work', '--cfg-options', *named('mmdet'))
     (folder / 'teacher.pth').unlink()
     return dict(folder=folder, config=config, plain=folder / EXISTING, checkpoint=folder / 'work/epoch_2.pth')
 

@@ -1,6 +1,5 @@
 """Whole runs of segmenters: mmseg's scripts on a config of its users, and the repository's on the same."""
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,6 @@ from support import (
     EXISTING,
     named,
     predictions,
-    run_process,
     run_script,
     scalars,
     segmentor_run_config,
@@ -41,7 +39,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     # Another head and another stride than the student's.
     teacher = segmentor_run_config('pspnet', data, width=6)
     config = write_distiller_files(folder, segmentor_run_config('fcn', data, stride=16), teacher, wide='conv_seg')
-    run_process(sys.executable, MMSEG_TOOLS / 'train.py', config, '--work-dir', folder / 'work')
+    run_script(MMSEG_TOOLS / 'train.py', config, '--work-dir', folder / 'work', '--cfg-options', *named('mmseg_train'))
     (folder / 'teacher.pth').unlink()
     balance(folder)
     return dict(folder=folder, config=config, plain=folder / EXISTING, checkpoint=folder / 'work/iter_2.pth')
