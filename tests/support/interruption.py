@@ -43,7 +43,7 @@ class Training:
         """How many times the runner has called its hooks, a clock of the run that no load of the machine disturbs."""
         return self._calls.value
 
-    def finish(self, timeout: float = 120) -> int:
+    def finish(self, timeout: float = 1000) -> int:
         """Wait for the end and return the exit code: 0, or -9 of a process that was killed."""
         self.process.join(timeout)
         if self.process.exitcode is None:

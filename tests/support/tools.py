@@ -39,7 +39,6 @@ def run_process(*command: Any, **variables: str) -> str:
         text=True,
         env=environment(**variables),
         cwd=Path.home(),
-        timeout=280,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done.stdout

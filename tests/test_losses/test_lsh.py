@@ -262,7 +262,7 @@ def test_unknown_bias_is_refused():
 @pytest.mark.parametrize('masked', [False, True])
 def test_ranks_share_one_center_even_if_one_has_no_vectors(monkeypatch, masked):
     """Two threads play two ranks; one that skipped the exchange would leave the other waiting."""
-    barrier, lock = threading.Barrier(2, timeout=20), threading.Lock()
+    barrier, lock = threading.Barrier(2, timeout=600), threading.Lock()
     arrived: list[Tensor] = []
 
     def all_reduce(tensor: Tensor) -> None:

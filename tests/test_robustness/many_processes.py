@@ -1,14 +1,16 @@
 """What every one of several processes checks, in one start of all of them: see test_many_processes.py.
 
-Started by torchrun; writes for each process a JSON file of {name of the check: None or what went wrong}.
+Imports everything once and forks; writes for each process a JSON file of {name of the check: None or what went wrong}.
 """
 
 import argparse
 import copy
 import datetime
 import functools
+import importlib
 import itertools
 import json
+import os
 import tempfile
 import time
 import traceback
@@ -26,6 +28,7 @@ from mmengine.runner._flexible_runner import FlexibleRunner
 from mmengine.structures import PixelData
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
+from torch.multiprocessing import start_processes
 
 from dskd_mm.distributed import std_over_ranks
 from dskd_mm.hooks import CheckFiniteHook
@@ -41,6 +44,7 @@ from support import (
     dense_distiller_config,
     detection_batch,
     distiller_run_config,
+    free_port,
     random_boxes,
     segmentation_batch,
     watch,
@@ -618,16 +622,14 @@ def checks(everything: bool) -> dict[str, Callable[[], None]]:
     }
 
 
-def main() -> None:
+def work(rank: int, world: int, port: str, args: argparse.Namespace) -> None:
+    """What one process does."""
     global FOLDER, RANK, WORLD
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('folder', type=Path)
-    parser.add_argument('--only', default='', help='part of the names of the checks to run')
-    parser.add_argument('--all', action='store_true', help='run all checks with more than two processes, too')
-    args = parser.parse_args()
+    RANK, WORLD = rank, world
+    # As torchrun sets them.
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(WORLD), MASTER_ADDR='127.0.0.1', MASTER_PORT=port)
     # A process that fails leaves the others waiting: not for long.
-    torch.distributed.init_process_group('gloo', timeout=datetime.timedelta(seconds=120))
-    RANK, WORLD = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    torch.distributed.init_process_group('gloo', timeout=datetime.timedelta(seconds=600))
     FOLDER = Path(tempfile.mkdtemp(dir=args.folder))
     results: dict[str, Any] = {}
     for name, check in checks(everything=WORLD == 2 or args.all).items():
@@ -642,7 +644,20 @@ def main() -> None:
         except Exception:
             results[name] = traceback.format_exc(limit=-6)
         results[name] = dict(error=results[name], seconds=round(time.monotonic() - began, 2))
-        (args.folder / f'rank_{RANK}.json').write_text(json.dumps(results))
+        (args.folder / f'rank_{RANK}_of_{WORLD}.json').write_text(json.dumps(results))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('folder', type=Path)
+    parser.add_argument('--processes', type=int, nargs='+', default=[2], help='numbers of processes, one after the other')
+    parser.add_argument('--only', default='', help='part of the names of the checks to run')
+    parser.add_argument('--all', action='store_true', help='run all checks with more than two processes, too')
+    args = parser.parse_args()
+    for host in ('mmdet', 'mmpretrain', 'mmseg'):
+        importlib.import_module(f'{host}.models')  # here, where it is paid for once
+    for world in args.processes:
+        start_processes(work, (world, free_port(), args), nprocs=world, start_method='fork')
 
 
 if __name__ == '__main__':

@@ -1006,7 +1006,7 @@ def test_an_environment_that_lacks_something_is_reported(
 def test_without_mmengine_the_package_says_what_to_install() -> None:
     """It cannot be told by a check of the package: nothing of it can be imported."""
     code = "import importlib.util as util; util.find_spec = lambda name: None; import dskd_mm"
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert done.returncode == 1
     assert_says(done.stderr, ['ImportError', 'dskd_mm needs mmengine and mmcv', "pip install 'dskd_mm[cls]'"])
 
