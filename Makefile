@@ -4,7 +4,7 @@ LEGACY_PYTHON ?= python3.10
 VENV_PYTHON := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint env test-legacy env-legacy clean
+.PHONY: help demo test test-all lint env test-legacy env-legacy clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */make \1\t/' | expand -t 18
@@ -22,6 +22,9 @@ lint: env  ## ruff and mypy
 
 env:  ## build .venv or bring it up to date (PYTHON=... chooses the interpreter)
 	@$(PYTHON) tools/misc/install.py
+
+test-all: lint  ## `make test`, then the long soaks that it leaves out
+	@OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n 2 -m 'soak or not soak'
 
 test-legacy: env-legacy  ## run the same test suite with OpenMMLab's own last releases
 	@OMP_NUM_THREADS=1 .venv-legacy/bin/python -m pytest -n 2

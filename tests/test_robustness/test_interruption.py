@@ -24,7 +24,6 @@ from support import (
 from support.interruption import Training, kill_at_random
 
 TRAIN = Path(__file__).parents[2] / 'tools' / 'train.py'
-KILLS = 3
 EMA = dict(type='EMAHook', momentum=0.1)
 AUGMENTED = [dict(type='RandomCrop', crop_size=16, padding=2), dict(type='RandomFlip', prob=0.5), dict(type='PackInputs')]
 
@@ -168,16 +167,17 @@ while True:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('kills', [1, pytest.param(3, marks=pytest.mark.soak)])
 @pytest.mark.parametrize('case', CASES)
-def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path: Path, case: str) -> None:
+def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path: Path, case: str, kills: int) -> None:
     config, whole, killed = tmp_path / 'config.py', tmp_path / 'whole', tmp_path / 'killed'
     CASES[case](tmp_path).dump(str(config))
     training = train(config, whole)
     assert_ends(training)
     seed = random.randrange(2**31)
-    points = kill_at_random(TRAIN, [config], killed, training.calls, KILLS, random.Random(seed))
+    points = kill_at_random(TRAIN, [config], killed, training.calls, kills, random.Random(seed))
     print(f'Killed at {points} of {training.calls} calls of hooks, which follow from {seed}.')  # shown if it fails
-    assert len(points) == KILLS
+    assert len(points) == kills
     assert_same(outcome(killed), outcome(whole))
 
 
