@@ -93,7 +93,8 @@ class CheckFiniteHook(Hook):
         step, self._pending = self._pending, None
         self._stop_at(runner, step)
         if self._distiller is not None:
-            self._distiller.magnitudes = self._distiller = None
+            self._distiller.magnitudes = None
+            self._distiller = None
 
     def _take(self, iteration: int, batch: Any) -> Step:
         """Return the figures since the last time, which begin anew."""

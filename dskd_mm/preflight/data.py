@@ -1,24 +1,177 @@
-"""What a config says of its data sets, and what is wrong with their items."""
+"""Are the data there, and do their classes fit the model?"""
 
+import copy
 import inspect
+import io
 import itertools
 import math
 import os.path as osp
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
 from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DATASETS
+from torch import Tensor
 
-from dskd_mm.utils.config import is_distiller_config, nodes
+from dskd_mm.distillers.base import Distiller
+from dskd_mm.preflight.report import Report
+from dskd_mm.utils.config import is_distiller_config, nodes, num_classes
 
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+MAX_ITEMS = 20000
+"""Of how many items of a data set the files are looked at; of larger ones as many, evenly spread."""
+
+
+def check_data(report: Report) -> None:
+    """Check that paths exist and classes are those of the model; thoroughly: files and annotations, too."""
+    cfg = report.cfg
+    missing: dict[str, list[str]] = {}
+    read: list[ConfigDict] = []  # validation and test parts are often one
+    model = cfg.get('model') or {}
+    count = num_classes(model['student'] if is_distiller_config(cfg) else model)
+    check_warmup(report, (cfg.get('train_cfg') or {}).get('max_iters'))
+    for loader in LOADERS if report.thorough else LOADERS[:2]:
+        for name, dataset in datasets(cfg.get(loader), loader):
+            before = len(report.faults)
+            is_there = check_paths(report, name, dataset, missing)
+            check_classes(report, name, dataset_classes(dataset), count)
+            if report.thorough and is_there and dataset not in read and len(report.faults) == before:
+                # pycocotools prints what it does.
+                with report.faults_in(name), redirect_stdout(io.StringIO()):
+                    check_items(report, name, dataset, count)
+            read.append(dataset)
+    for part in ('val', 'test') if report.thorough else ('val',):
+        evaluators = cfg.get(f'{part}_evaluator') or []
+        for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
+            path = evaluator.get('ann_file')
+            if isinstance(path, str) and path and not is_remote(path) and not osp.exists(path):
+                miss(missing, f'{part}_evaluator.ann_file', path)
+    report_missing(report, missing)
+
+
+def check_paths(report: Report, name: str, dataset: ConfigDict, missing: dict[str, list[str]]) -> bool:
+    """Return whether all that a data set reads is on this machine, and add what is not to ``missing``."""
+    is_there = True
+    backend = dataset.get('backend_args') or dataset.get('file_client_args') or {}
+    for setting, path in dataset_paths(dataset):
+        if is_remote(path) or backend.get('backend', 'local') != 'local':
+            report.note(f'{name}.{setting}', f'{path} is not on this machine: not looked at')
+            is_there = False
+        elif not osp.exists(path):
+            is_there = False
+            if downloads(dataset):
+                report.note(f'{name}.{setting}', f'{path} is not there yet: the data set downloads itself')
+            else:
+                miss(missing, f'{name}.{setting}', path)
+            if setting == 'data_root':
+                break  # all else lies in it
+    return is_there
+
+
+def miss(missing: dict[str, list[str]], setting: str, path: str) -> None:
+    """Add a path that is not there by its setting, to those that are lost with the same folder if there are any."""
+    for known, settings in missing.items():
+        if path == known or path.startswith(known.rstrip('/') + '/'):
+            settings.append(setting)
+            return
+    missing[path] = [setting]
+
+
+def report_missing(report: Report, missing: Mapping[str, Sequence[str]]) -> None:
+    """Tell each path that is not there once, with all settings to override."""
+    where = ''
+    if 'DSKD_DATA_ROOT' in (report.cfg.text or ''):
+        where = 'set the environment variable DSKD_DATA_ROOT to the folder that holds the data sets, or '
+    for path, settings in missing.items():
+        keys = [re.sub(r'\.data_prefix(\..*)?$', '.data_root', setting) for setting in settings]
+        options = ' '.join(f'{key}=...' for key in dict.fromkeys(keys))
+        report.fault(
+            settings[0],
+            f'Expected data at {osp.abspath(path)!r} ({path!r}), but there is none: get the data set, correct the path, {where}'
+            f'override it by --cfg-options {options}',
+        )
+
+
+def check_classes(report: Report, name: str, classes: int | None, count: int | None) -> None:
+    """Check that the model knows all classes of a data set."""
+    if classes is None or count is None:
+        return
+    if classes > count:
+        report.fault(
+            f'{name} classes',
+            f'Expected at most the {count} classes that the model knows (num_classes of its head), but the data set has '
+            f'{classes}: correct num_classes, or choose classes by metainfo=dict(classes=...).',
+        )
+    elif classes < count:
+        report.note(f'{name} classes', f'{classes}, of {count} that the model knows')
+    elif name.startswith(LOADERS[0]):
+        report.note('classes', f'{count}, in the data set and in the model')
+
+
+def check_items(report: Report, name: str, dataset: ConfigDict, count: int | None) -> None:
+    """Build a data set, and look at its items and at some samples."""
+    ann_file = dict(dataset_paths(dataset)).get('ann_file')
+    is_empty = ann_file is not None and osp.isfile(ann_file) and not osp.getsize(ann_file)
+    built = None if is_empty else DATASETS.build(copy.deepcopy(dataset))
+    length = 0 if built is None else len(built)
+    if built is None or not length:
+        where = ann_file or dataset.get('data_root') or dataset.get('type')
+        report.fault(name, f'Expected images, but the data set {where!r} has none.')
+        return
+    told = (getattr(built, 'metainfo', None) or {}).get('classes')
+    if dataset_classes(dataset) is None and told is not None:
+        check_classes(report, name, len(told), count)
+    index = spread(length, MAX_ITEMS)
+    infos = [built.get_data_info(i) for i in index] if hasattr(built, 'get_data_info') else []
+    for problem in item_problems(infos, count):
+        report.fault(name, problem)
+    text = f'{length} images'
+    if len(index) < length:
+        text += f', the files of {len(index)} looked at'
+    empty = sum('instances' in info and not info['instances'] for info in infos)
+    if empty == len(infos) and empty:
+        report.fault(name, f'Expected objects, but none of {empty} images has any: do the names of classes match?')
+    elif empty:
+        text += f', {100 * empty / len(infos):.0f}% without an object'
+    report.note(name, text)
+    if name.startswith(LOADERS[0]):
+        for i in spread(length, 8):
+            check_sample(report, name, built[i])
+    if name == f'{LOADERS[0]}.dataset':  # not a part of it
+        batch, epochs = report.cfg[LOADERS[0]].get('batch_size') or 1, (report.cfg.get('train_cfg') or {}).get('max_epochs')
+        check_warmup(report, math.ceil(length / batch) * (epochs or 0))
+
+
+def check_sample(report: Report, name: str, item: Any) -> None:
+    """Look at one sample as training will see it."""
+    if not isinstance(item, Mapping) or not isinstance(item.get('inputs'), Tensor):
+        return
+    shape = item['inputs'].shape
+    if not item['inputs'].numel():
+        report.fault(name, f'Expected images, but the pipeline makes one of the shape {tuple(shape)}.')
+    size = (int(shape[-2]), int(shape[-1]))
+    report.image_size = max(report.image_size or size, size, key=math.prod)
+    sample = item.get('data_samples')
+    if isinstance(report.model, Distiller) and sample is not None:
+        with report.faults_in(f'{name} annotations'):
+            report.model.site.check([sample], report.model.student_port.num_classes)
+
+
+def check_warmup(report: Report, iterations: int | None) -> None:
+    """Tell of a training that is hardly longer than the time over which the losses of the distillation grow."""
+    if isinstance(report.model, Distiller) and iterations and report.model.warmup > iterations / 2:
+        report.note(
+            'warmup',
+            f'the losses of the distillation grow over {report.model.warmup} iterations, but this training has {iterations} '
+            f'on one device: set model.warmup={iterations // 10}, or train longer',
+        )
 
 
 def datasets(loader: Any, name: str) -> Iterator[tuple[str, ConfigDict]]:
-    """The data sets that a loader, or a wrapper of data sets, reads, each with its key in the config."""
+    """Yield the data sets that a loader, or a wrapper of data sets, reads, each with its key in the config."""
     for key in ('dataset', 'datasets'):
         inner = (loader or {}).get(key)
         for i, dataset in enumerate(inner if isinstance(inner, (list, tuple)) else [inner]):
@@ -30,7 +183,7 @@ def datasets(loader: Any, name: str) -> Iterator[tuple[str, ConfigDict]]:
 
 
 def dataset_paths(dataset: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The paths in a data set's config by the setting, joined as mmengine's BaseDataset joins them."""
+    """Yield the paths in a data set's config by the setting, joined as mmengine's BaseDataset joins them."""
     root = dataset.get('data_root') or ''
     if not isinstance(root, str):
         return
@@ -45,17 +198,17 @@ def dataset_paths(dataset: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def is_remote(path: str) -> bool:
-    """Whether a path is no file of this machine, but an address."""
+    """Return whether a path is no file of this machine, but an address."""
     return '://' in path or bool(re.match(r'\w+:s3:', path))
 
 
 def is_downloaded(address: str) -> bool:
-    """Whether a checkpoint lies where torch keeps what it downloads."""
+    """Return whether a checkpoint lies where torch keeps what it downloads."""
     return osp.isfile(osp.join(torch.hub.get_dir(), 'checkpoints', osp.basename(address.partition('?')[0])))
 
 
 def dataset_class(dataset: Mapping[str, Any]) -> Any:
-    """The class of a data set, None if it is not known."""
+    """Return the class of a data set, None if it is not known."""
     kind = dataset.get('type')
     if not isinstance(kind, str):
         return kind
@@ -64,7 +217,7 @@ def dataset_class(dataset: Mapping[str, Any]) -> Any:
 
 
 def downloads(dataset: Mapping[str, Any]) -> bool:
-    """Whether a data set fetches what is not there."""
+    """Return whether a data set fetches what is not there."""
     if 'download' in dataset:
         return bool(dataset['download'])
     cls = dataset_class(dataset)
@@ -73,30 +226,15 @@ def downloads(dataset: Mapping[str, Any]) -> bool:
 
 
 def dataset_classes(dataset: Mapping[str, Any]) -> int | None:
-    """How many classes a data set has by its config or its class, None if that is not told."""
+    """Return how many classes a data set has by its config or its class, None if that is not told."""
     given = (dataset.get('metainfo') or {}).get('classes')
     if given is None:
         given = (getattr(dataset_class(dataset), 'METAINFO', None) or {}).get('classes')
     return len(given) if isinstance(given, (list, tuple)) else None
 
 
-def num_classes(cfg: Config) -> int | None:
-    """How many classes the (student) model of a config knows, None if that is not told."""
-    model = cfg.get('model') or {}
-    if is_distiller_config(cfg):
-        model = model['student']
-    for path in ('head', 'bbox_head', 'decode_head', 'roi_head.bbox_head'):
-        node: Any = model
-        for name in path.split('.'):
-            node = (node.get(name) if isinstance(node, dict) else None) or {}
-        node = node[-1] if isinstance(node, (list, tuple)) and node else node
-        if isinstance(node, dict) and isinstance(node.get('num_classes'), int):
-            return node['num_classes']
-    return None
-
-
 def item_problems(infos: Sequence[Mapping[str, Any]], count: int | None) -> Iterator[str]:
-    """What is wrong with the items of a data set: files that are missing or empty, labels that the model does not know."""
+    """Yield what is wrong with the items of a data set: files missing or empty, labels that the model does not know."""
     missing, empty, labels = [], [], set()
     for info in infos:
         for path in (info.get('img_path'), info.get('seg_map_path')):
@@ -121,12 +259,12 @@ def item_problems(infos: Sequence[Mapping[str, Any]], count: int | None) -> Iter
 
 
 def spread(length: int, count: int) -> list[int]:
-    """Indices of at most ``count`` of ``length`` items, evenly spread."""
+    """Return the indices of at most ``count`` of ``length`` items, evenly spread."""
     return sorted({i * length // min(count, length) for i in range(min(count, length))})
 
 
 def pipeline_size(cfg: Config) -> tuple[int, int] | None:
-    """Height and width that the training pipeline makes, by its last step that names one; None if none does."""
+    """Return height and width that the training pipeline makes, by its last step that names one; None if none does."""
     found = None
     for _, dataset in itertools.islice(datasets(cfg.get(LOADERS[0]), LOADERS[0]), 1):
         for node in nodes(dataset.get('pipeline') or []):

@@ -1,19 +1,123 @@
-"""Models without memory for their weights, what is said of them, and one step of training."""
+"""Do student and teacher fit each other, and their checkpoints them?"""
 
-import copy
-import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import os.path as osp
+import re
+from collections.abc import Callable
+from dataclasses import replace
 
 import torch
-from mmengine.config import Config, ConfigDict
 from mmengine.model import BaseModule
-from mmengine.optim import build_optim_wrapper
-from torch import Tensor, nn
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from torch import nn
 
 from dskd_mm.distillers.base import Distiller
-from dskd_mm.sites import Port
-from dskd_mm.utils.config import show_student, type_name
+from dskd_mm.preflight.data import is_downloaded, is_remote
+from dskd_mm.preflight.report import Report
+from dskd_mm.sites import Observation, Port
+from dskd_mm.teacher import build_in_scope
+from dskd_mm.utils.checkpoint import LoadReport, load_checkpoint_file, load_report, model_state
+from dskd_mm.utils.config import model_config
+
+
+def check_models(report: Report) -> None:
+    """Check that student and teacher can be built, and fit each other: classes, taps, channels, strides."""
+    cfg = report.cfg
+    missing = [key for key in ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper') if cfg.get(key) is None]
+    if missing:
+        report.fault('config', f'Expected the settings {missing} of a training, but {cfg.filename} has none.')
+    if 'model' in missing:
+        return
+    with report.faults_in('model'):
+        report.model = skeleton(lambda: MMENGINE_MODELS.build(model_config(cfg)))
+    if not isinstance(report.model, Distiller):
+        if report.model is not None:
+            report.note('model', f'{type(report.model).__name__}, not distilled, {count_parameters(report.model)}')
+        return
+    distiller, own, theirs = report.model, report.model.student_port, report.model.teacher_port
+    report.note('student', f'{type(distiller.student).__name__}, {count_parameters(distiller.student)}')
+    with report.faults_in('teacher'):
+        report.teacher = skeleton(lambda: build_in_scope(distiller.teacher.config, None))
+        theirs = distiller.site.teacher_port(report.teacher, distiller.teacher)
+        report.note('teacher', f'{type(report.teacher).__name__}, {count_parameters(report.teacher)}')
+    with report.faults_in("student's taps"):
+        Observation(distiller.student, own, 'student')
+        report.note("student's taps", describe(own))
+    if report.teacher is not None and needs_whole_teacher(distiller):
+        with report.faults_in("teacher's taps"):
+            theirs = replace(theirs, layers=distiller.teacher_port.layers)
+            Observation(report.teacher, theirs, 'teacher')
+            report.note("teacher's taps", describe(theirs))
+    report.note('method', f'{type(distiller).__name__} at {type(distiller.site).__name__}')
+
+
+def check_checkpoints(report: Report) -> None:
+    """Check that checkpoints exist and belong to the models that they are for."""
+    if report.model is None:
+        return
+    if isinstance(report.model, Distiller):
+        check_teacher_checkpoint(report, report.model)
+    path = report.cfg.get('load_from')
+    if path and report.cfg.get('resume'):
+        if not is_remote(path) and not osp.exists(path):
+            report.fault('resume', f'Expected a checkpoint at {osp.abspath(path)!r}, but there is none: correct the path.')
+    elif path:
+        match(report, 'load_from', path, report.model.student if isinstance(report.model, Distiller) else report.model)
+    for name, module in report.model.named_modules():
+        init = getattr(module, 'init_cfg', None)
+        for config in init if isinstance(init, list) else [init or {}]:
+            if config.get('type') == 'Pretrained' and config.get('checkpoint'):
+                match(report, f'{name}.init_cfg', config['checkpoint'], module, config.get('prefix') or '')
+
+
+def check_teacher_checkpoint(report: Report, distiller: Distiller) -> None:
+    """Check that the checkpoint has all that is loaded of the teacher."""
+    teacher, module = distiller.teacher, report.teacher
+    part = '' if needs_whole_teacher(distiller) else distiller.teacher_port.part
+    if part and module is not None:
+        module = module.get_submodule(part)
+    found = match(report, 'teacher', teacher.checkpoint, module, part)
+    if found is None:
+        return
+    report.has_teacher_weights = not (teacher.strict and (found.missing or found.mismatched))
+    if not report.has_teacher_weights:
+        report.fault(
+            'teacher',
+            f'Expected every tensor of the teacher ({type(report.teacher).__name__}) with its shape in '
+            f'{teacher.checkpoint!r}, but {found}. Check that config and checkpoint belong together '
+            '(architecture, number of classes), or accept random weights for the rest with teacher=dict(..., strict=False).',
+        )
+
+
+def match(report: Report, subject: str, path: str, module: nn.Module | None, prefix: str = '') -> LoadReport | None:
+    """Compare a checkpoint with a model, tell how much of it fits, and return that; None if there is nothing to compare."""
+    if re.match(r'(?!https?:)[\w-]+:', path) and '://' in path:
+        report.note(subject, f"{path} is read by mmengine's own loaders: not looked at")
+        return None
+    if osp.isdir(path):  # of a strategy that saves in shards
+        report.note(subject, f'{path} is a folder: not looked at')
+        return None
+    if is_remote(path) and not report.thorough and not is_downloaded(path):
+        report.note(subject, f'{path} is downloaded when training begins')
+        return None
+    with report.faults_in(subject):
+        state = model_state(load_checkpoint_file(path), path)
+        if prefix:
+            start = prefix.rstrip('.') + '.'
+            state = {key.removeprefix(start): value for key, value in state.items() if key.startswith(start)}
+        if module is None:
+            return None
+        found = load_report(module, state)
+        total = len(found.matched) + len(found.missing) + len(found.mismatched)
+        if found.matched:
+            rest = '' if len(found.matched) == total else f': {found}'
+            report.note(subject, f'{len(found.matched)} of {total} tensors are in {path}{rest}')
+            return found
+        text = f'Expected weights of a {type(module).__name__} in {path!r}, but {found}'
+        if translates_weights(module) and subject.endswith('.init_cfg'):
+            report.note(subject, f'{text}, unless the model translates them')
+        else:
+            report.fault(subject, f'{text}: it is of another architecture.')
+    return None
 
 
 def skeleton(build: Callable[[], nn.Module]) -> nn.Module:
@@ -27,22 +131,22 @@ def skeleton(build: Callable[[], nn.Module]) -> nn.Module:
 
 
 def translates_weights(module: nn.Module) -> bool:
-    """Whether a model has a way of its own to load what ``init_cfg`` names, as transformers have for their authors' files."""
+    """Return whether a model loads what ``init_cfg`` names in its own way, as transformers do with their authors' files."""
     return isinstance(module, BaseModule) and type(module).init_weights is not BaseModule.init_weights
 
 
 def needs_whole_teacher(distiller: Distiller) -> bool:
-    """Whether more of the teacher is loaded than its classifier."""
+    """Return whether more of the teacher is loaded than its classifier."""
     return distiller.uses_teacher_forward or not distiller.teacher_port.classifiers
 
 
 def count_parameters(model: nn.Module) -> str:
-    """Number of parameters in millions."""
+    """Return the number of parameters in millions."""
     return f'{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters'
 
 
 def describe(port: Port) -> str:
-    """Where a model is tapped, in a line."""
+    """Return where a model is tapped, in a line."""
     text = f'{port.io} of {", ".join(port.features[:2])}{", ..." if len(port.features) > 2 else ""}, {port.channels} channels'
     if port.num_classes:
         text += f', {port.num_classes} classes ({"sigmoid" if port.sigmoid else "softmax"})'
@@ -50,62 +154,3 @@ def describe(port: Port) -> str:
         text += f', {port.anchors} anchors at the strides {", ".join(str(w) for w, _ in port.strides)}'
     layers = [f'{name}: {layer.path}, {layer.channels} channels' for name, layer in port.layers.items()]
     return '; '.join([text, *layers])
-
-
-def weight_bytes(model: nn.Module, optimizer: Mapping[str, Any]) -> int:
-    """Bytes of a model's weights and their gradients, of what the optimizer keeps of each, and of a distiller's teacher.
-
-    Args:
-        model (nn.Module): The model.
-        optimizer (Mapping[str, Any]): Config of the optimizer: one of the Adam family keeps two numbers a weight, momentum one.
-    """
-    states = 2 if 'Adam' in type_name(dict(optimizer)) else int(bool(optimizer.get('momentum')))
-    tensors = [*model.parameters(), *model.buffers()]
-    if isinstance(model, Distiller) and model.teacher.model is not None:
-        tensors += [*model.teacher.model.parameters(), *model.teacher.model.buffers()]
-    copies = {True: 2 + states, False: 1}
-    return sum(tensor.numel() * tensor.element_size() * copies[tensor.requires_grad] for tensor in tensors)
-
-
-def take_step(
-    model: Any,
-    cfg: Config,
-    batch: dict[str, list],
-    report: Callable[[Mapping[str, Any], Sequence[str], float], None],
-) -> int:
-    """One step of a model with the config's optimizer.
-
-    Args:
-        model (BaseModel): The model; it is trained.
-        cfg (Config): Its config.
-        batch (dict): What a data loader yields.
-        report (Callable): Is told what is logged, the parameters without a gradient, and the seconds.
-
-    Returns:
-        int: Bytes that the forward pass kept for the backward pass.
-    """
-    wrapper = copy.deepcopy(cfg.optim_wrapper)
-    if isinstance(model, Distiller):  # as tools/train.py does
-        wrapper = show_student(wrapper)
-    for key in ('type', 'loss_scale', 'dtype', 'use_fsdp', 'accumulative_counts'):  # of no meaning for one step on a CPU
-        wrapper.pop(key, None)
-    optim_wrapper = build_optim_wrapper(model, ConfigDict(type='OptimWrapper', **wrapper))
-    data = model.train().data_preprocessor(batch, training=True)
-    weights = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    start = time.perf_counter()
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        total, log = model.parse_losses(model(**data, mode='loss'))
-    model.zero_grad(set_to_none=True)
-    total.backward()
-    unused = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
-    optim_wrapper.step()
-    report(log, unused, time.perf_counter() - start)
-    return sum(kept.values())

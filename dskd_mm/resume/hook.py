@@ -91,9 +91,10 @@ class ResumeHook(Hook):
             # Or a best score that is found before the next checkpoint would not enter the last one.
             hook.last_ckpt = hook.last_ckpt or self._resumed_from
         model = bare_model(runner.model)
-        if hasattr(model, 'load_teacher'):
+        load_teacher = getattr(model, 'load_teacher', None)
+        if callable(load_teacher):
             # Which draws random weights first: a step that loads the teacher would go on with other random numbers.
-            model.load_teacher()
+            load_teacher()
         parameters = dict(model.named_parameters())
         for name, gradient in self._gradients.items():
             parameters[name].grad = gradient.to(parameters[name])

@@ -105,6 +105,18 @@ def nodes(config: Any) -> Iterator[Any]:
             yield from nodes(child)
 
 
+def num_classes(model: Any) -> int | None:
+    """Return how many classes a plain model's config knows by its head, None if that is not told."""
+    for name in ('head', 'bbox_head', 'decode_head', 'roi_head.bbox_head', 'mask_head'):
+        node = model
+        for key in name.split('.'):
+            node = (node.get(key) if isinstance(node, dict) else None) or {}
+        told = [inner['num_classes'] for inner in nodes(node) if isinstance(inner.get('num_classes'), int)]
+        if told:
+            return told[0]
+    return None
+
+
 def is_distiller_config(cfg: Config) -> bool:
     """Whether a config's model is a distiller: it takes a student and a teacher, as all of them do."""
     return {'student', 'teacher'} <= set(cfg.get('model') or {})

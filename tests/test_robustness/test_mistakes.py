@@ -21,7 +21,7 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS as MMENGINE_MODELS
 
-from dskd_mm.preflight import CHEAP, Preflight, checks
+from dskd_mm.preflight import CHEAP, check_config, environment
 from dskd_mm.testing import TOY_CLASSES, classifier_config, random_batch, random_teacher
 from support import (
     DENSE_SIZE,
@@ -895,17 +895,15 @@ REPORTED: dict[str, tuple[Callable[[Config, Path], Any], str, list[str]]] = {
 def test_a_mistake_is_reported_before_training(run: Config, tmp_path: Path, name: str) -> None:
     spoil, subject, words = REPORTED[name]
     spoil(run, tmp_path)
-    preflight = Preflight(run)
-    preflight.run(CHEAP)
-    found = [finding for finding in preflight.faults if finding.subject == subject]
-    assert found, preflight.findings
+    report = check_config(run, CHEAP)
+    found = [finding for finding in report.faults if finding.subject == subject]
+    assert found, report.findings
     assert_says(found[0].text, words)
 
 
 def test_the_config_that_is_spoilt_is_sound(run: Config) -> None:
-    preflight = Preflight(run)
-    preflight.run(CHEAP)
-    assert preflight.faults == []
+    report = check_config(run, CHEAP)
+    assert report.faults == []
 
 
 def write_circle(folder: Path) -> None:
@@ -969,7 +967,7 @@ def that_refuses_to_be_imported(patch: pytest.MonkeyPatch) -> None:
             raise AssertionError('MMCV==3.0.0 is used but incompatible. Please install mmcv>=2.0.0rc4, <2.4.0.')
         return sys.modules[name]
 
-    patch.setattr(checks.importlib, 'import_module', fail)
+    patch.setattr(environment.importlib, 'import_module', fail)
 
 
 ENVIRONMENTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str, list[str]]] = {
@@ -995,10 +993,10 @@ def test_an_environment_that_lacks_something_is_reported(
 ) -> None:
     pytest.importorskip('mmpretrain')
     spoil, subject, words = ENVIRONMENTS[name]
-    preflight = Preflight(distiller_run_config(str(tmp_path)))
+    cfg = distiller_run_config(str(tmp_path))
     spoil(monkeypatch)
-    preflight.run(['environment'])
-    (found,) = preflight.faults
+    report = check_config(cfg, ['environment'])
+    (found,) = report.faults
     assert found.subject == subject
     assert_says(found.text, words)
 

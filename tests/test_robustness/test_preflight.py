@@ -13,9 +13,11 @@ from mmengine.dataset import BaseDataset
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from torch import nn
 
-from dskd_mm.preflight import CHEAP, MINIMUM, PARTS, Preflight, refuse_faults
+from dskd_mm.preflight import CHEAP, PARTS, Report, check_config, refuse_faults
 from dskd_mm.preflight.data import dataset_paths, pipeline_size, spread
-from dskd_mm.preflight.models import skeleton, take_step, weight_bytes
+from dskd_mm.preflight.environment import MINIMUM
+from dskd_mm.preflight.models import skeleton
+from dskd_mm.preflight.step import build_optimizer, take_step, weight_bytes
 from dskd_mm.registry import MODELS
 from dskd_mm.testing import classifier_config, random_teacher
 from dskd_mm.utils.config import load_config
@@ -40,8 +42,8 @@ CHECKED += [min((CONFIGS / name).glob('*.py')) for name in METHODS if name not i
 FILES_ARE_ABSENT = re.compile(r"Expected data at '|Expected a checkpoint at '|.*could not be downloaded")
 
 
-def texts(preflight: Preflight) -> dict[str, str]:
-    return {finding.subject: finding.text for finding in preflight.findings}
+def texts(report: Report) -> dict[str, str]:
+    return {finding.subject: finding.text for finding in report.findings}
 
 
 @pytest.mark.parametrize('path', CHECKED, ids=lambda path: str(path.relative_to(CONFIGS)))
@@ -49,10 +51,9 @@ def test_no_config_of_the_project_is_refused(path: Path) -> None:
     """But for data and teachers that are not on this machine."""
     cfg = Config.fromfile(path)
     pytest.importorskip(cfg.default_scope)
-    preflight = Preflight(cfg, thorough=False)
-    preflight.run(CHEAP)
-    assert [finding for finding in preflight.faults if not FILES_ARE_ABSENT.match(finding.text)] == []
-    found = texts(preflight)
+    report = check_config(cfg, CHEAP, thorough=False)
+    assert [finding for finding in report.faults if not FILES_ARE_ABSENT.match(finding.text)] == []
+    found = texts(report)
     assert 'model' in found or {'student', 'teacher', "student's taps", 'method'} <= set(found)
 
 
@@ -64,11 +65,11 @@ def run(tmp_path: Path) -> Config:
 def test_the_whole_check_of_images(run: Config) -> None:
     before = copy.deepcopy(run.to_dict())
     random = torch.get_rng_state()
-    preflight = Preflight(run)
-    findings = preflight.run(PARTS)
-    assert preflight.faults == []
+    report = check_config(run)
+    findings = report.findings
+    assert report.faults == []
     assert {finding.part for finding in findings} == set(PARTS)
-    found = texts(preflight)
+    found = texts(report)
     assert re.match(r'ImageClassifier, 0.0\d M parameters', found['student'])
     assert found["student's taps"] == 'input of neck, 16 channels, 5 classes (softmax)'
     assert found["teacher's taps"] == 'input of neck, 24 channels, 5 classes (softmax)'
@@ -90,10 +91,9 @@ def test_the_whole_check_of_dense_tasks(kind: str, tmp_path: Path) -> None:
     make = detector_run_config if kind == 'retinanet' else segmentor_run_config
     student, teacher = make(kind, scenes), make(kind, scenes, width=6)
     path = write_distiller_files(tmp_path, student, teacher, 'cls|conv_seg')
-    preflight = Preflight(Config.fromfile(path))
-    preflight.run(PARTS)
-    assert preflight.faults == []
-    found = texts(preflight)
+    report = check_config(Config.fromfile(path))
+    assert report.faults == []
+    found = texts(report)
     # mmdet leaves out the training image without an object.
     assert found['train_dataloader.dataset'] == ('4 images' if kind == 'retinanet' else '5 images')
     assert found['classes'] == f'{len(SCENE_CLASSES)}, in the data set and in the model'
@@ -114,28 +114,25 @@ def test_the_whole_check_of_dense_tasks(kind: str, tmp_path: Path) -> None:
 def test_a_warmup_of_most_of_the_training_is_told(tmp_path: Path, warmup: int, training: dict, told: str | None) -> None:
     cfg = distiller_run_config(str(tmp_path), warmup=warmup)
     cfg.train_cfg.update(training)
-    preflight = Preflight(cfg)
-    preflight.run(['models', 'data'])
-    assert preflight.faults == []
-    found = texts(preflight).get('warmup')
+    report = check_config(cfg, ['models', 'data'])
+    assert report.faults == []
+    found = texts(report).get('warmup')
     assert found is None if told is None else told in found
 
 
 def test_a_plain_model_is_checked_as_well(tmp_path: Path) -> None:
-    preflight = Preflight(plain_run_config(str(tmp_path)))
-    preflight.run(PARTS)
-    assert preflight.faults == []
-    found = texts(preflight)
+    report = check_config(plain_run_config(str(tmp_path)))
+    assert report.faults == []
+    found = texts(report)
     assert found['model'].startswith('ImageClassifier, not distilled')
     assert 'dskd' not in found['step'] and 'teacher' not in found
 
 
 def test_the_step_goes_on_with_random_weights_where_the_teacher_is_not_trained_yet(run: Config) -> None:
     Path(run.model.teacher.checkpoint).unlink()
-    preflight = Preflight(run)
-    preflight.run(PARTS)
-    assert [finding.subject for finding in preflight.faults] == ['teacher']
-    steps = [finding.text for finding in preflight.findings if finding.subject == 'step']
+    report = check_config(run)
+    assert [finding.subject for finding in report.faults] == ['teacher']
+    steps = [finding.text for finding in report.findings if finding.subject == 'step']
     assert steps[0] == "the teacher's weights are random ones" and 'loss_dskd_lsh' in steps[1]
 
 
@@ -146,11 +143,10 @@ def test_weights_to_begin_with_are_compared(run: Config, tmp_path: Path) -> None
     del state['head.fc.weight']
     torch.save(dict(state_dict=state), tmp_path / 'begin.pth')
     run.load_from = str(tmp_path / 'begin.pth')
-    preflight = Preflight(run)
-    preflight.run(['models', 'checkpoints'])
+    report = check_config(run, ['models', 'checkpoints'])
     count = len(state)
-    assert f'{count} of {count + 1} tensors are in' in texts(preflight)['load_from']
-    assert '1 missing (head.fc.weight)' in texts(preflight)['load_from']
+    assert f'{count} of {count + 1} tensors are in' in texts(report)['load_from']
+    assert '1 missing (head.fc.weight)' in texts(report)['load_from']
 
 
 def test_a_teacher_of_which_only_the_classifier_is_used_is_compared_by_that(tmp_path: Path) -> None:
@@ -158,20 +154,59 @@ def test_a_teacher_of_which_only_the_classifier_is_used_is_compared_by_that(tmp_
     content = torch.load(cfg.model.teacher.checkpoint, weights_only=True)
     state = {key: value for key, value in content['state_dict'].items() if key.startswith('head.')}
     torch.save(dict(state_dict=state), cfg.model.teacher.checkpoint)
-    preflight = Preflight(cfg)
-    preflight.run(PARTS)
-    assert texts(preflight)['teacher'].startswith('2 of 2 tensors')
+    report = check_config(cfg)
+    assert texts(report)['teacher'].startswith('2 of 2 tensors')
     # The step runs by the same rule.
-    assert [finding for finding in preflight.faults if finding.part != 'checkpoints'] == []
+    assert [finding for finding in report.faults if finding.part != 'checkpoints'] == []
+
+
+@pytest.mark.parametrize(
+    ('scheduler', 'words'),
+    [
+        (
+            dict(type='CosineAnnealingLR', begin=5),
+            ['end should be larger than begin', 'begins at 5', '2 epochs', 'take it out'],
+        ),
+        (dict(type='CosineAnealingLR'), ['Expected a type that is registered', 'CosineAnealingLR']),
+        (dict(type='MultiStepLR', milestone=[1]), ['milestone']),
+    ],
+)
+def test_a_schedule_that_cannot_be_built_is_a_fault(run: Config, scheduler: dict, words: list[str]) -> None:
+    run.param_scheduler = [dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=500), scheduler]
+    (fault,) = check_config(run, CHEAP, thorough=False).faults
+    assert fault.subject == 'param_scheduler.1'
+    assert [word for word in words if word not in fault.text] == [], fault.text
+
+
+def test_a_schedule_that_never_runs_is_told(run: Config) -> None:
+    run.param_scheduler = dict(type='ConstantLR', begin=9, end=20, convert_to_iter_based=True)
+    report = check_config(run, ['schedule'])
+    assert report.faults == [] and 'after the end of training at 2' in texts(report)['param_scheduler.0']
+
+
+def test_what_fails_in_the_plain_model_too_is_no_fault(run: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random batches do not suit every model; what the distillation alone raises is a fault."""
+    from mmpretrain.models import ImageClassifier
+
+    def fail(self: Any, *args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError('random images do not suit this model')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageClassifier, 'loss', fail)
+        report = check_config(run, ['models', 'checkpoints', 'step'])
+    assert report.faults == []
+    assert 'the plain model fails on random images of 64x64, too' in texts(report)['step']
+    monkeypatch.setattr('dskd_mm.distillers.DSKDDistiller.distill', fail)
+    (fault,) = check_config(run, ['models', 'checkpoints', 'step']).faults
+    assert fault.subject == 'step' and 'random images do not suit' in fault.text
 
 
 def test_losses_that_are_not_finite_are_a_fault(run: Config) -> None:
     state = torch.load(run.model.teacher.checkpoint, weights_only=True)
     state['state_dict']['head.fc.weight'].fill_(float('inf'))
     torch.save(state, run.model.teacher.checkpoint)
-    preflight = Preflight(run)
-    preflight.run(PARTS)
-    (fault,) = preflight.faults
+    report = check_config(run)
+    (fault,) = report.faults
     assert fault.subject == 'step' and ('finite' in fault.text)
 
 
@@ -185,13 +220,11 @@ def test_parameters_without_a_gradient_are_told(run: Config, monkeypatch: pytest
 
     monkeypatch.setitem(MODELS._module_dict, 'WithSpare', WithSpare)
     run.model = {**classifier_config(), 'type': 'dskd_mm.WithSpare'}
-    preflight = Preflight(run)
-    preflight.run(['models', 'step'])
-    assert '1 get no gradient (spare)' in texts(preflight)['unused parameters']
+    report = check_config(run, ['models', 'step'])
+    assert '1 get no gradient (spare)' in texts(report)['unused parameters']
     run.find_unused_parameters = True
-    preflight = Preflight(run)
-    preflight.run(['models', 'step'])
-    assert 'unused parameters' not in texts(preflight)
+    report = check_config(run, ['models', 'step'])
+    assert 'unused parameters' not in texts(report)
 
 
 @pytest.mark.parametrize('name', ['retinanet_r101_r50', 'deeplabv3_r101_r18', 'resnet20_r56_cifar100'])
@@ -199,9 +232,8 @@ def test_no_memory_is_spent_on_weights(name: str) -> None:
     """What makes the check cheap at the start of a training."""
     cfg = Config.fromfile(CONFIGS / f'dskd/{name}.py')
     pytest.importorskip(cfg.default_scope)
-    preflight = Preflight(cfg, thorough=False)
-    preflight.run(['models'])
-    for model in (preflight.model, preflight.teacher):
+    report = check_config(cfg, ['models'], thorough=False)
+    for model in (report.model, report.teacher):
         assert model is not None and all(parameter.is_meta for parameter in model.parameters())
 
 
@@ -224,33 +256,29 @@ def test_nothing_is_downloaded_at_the_start_of_a_training(run: Config, monkeypat
     monkeypatch.setattr(torch.hub, 'load_state_dict_from_url', fail)
     run.model.teacher.checkpoint = 'https://example.com/teacher.pth'
     run.model.student.backbone.init_cfg = dict(type='Pretrained', checkpoint='torchvision://resnet18')
-    preflight = Preflight(run, thorough=False)
-    preflight.run(CHEAP)
-    assert preflight.faults == []
-    assert 'is downloaded when training begins' in texts(preflight)['teacher']
-    assert 'not looked at' in texts(preflight)['student.backbone.init_cfg']
+    report = check_config(run, CHEAP, thorough=False)
+    assert report.faults == []
+    assert 'is downloaded when training begins' in texts(report)['teacher']
+    assert 'not looked at' in texts(report)['student.backbone.init_cfg']
 
 
 def test_what_a_model_translates_itself_is_no_fault(run: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Swin and its like read the files of their authors, whose keys are others."""
     torch.save(dict(state_dict={'layers.0.weight': torch.zeros(2)}), tmp_path / 'a.pth')
     run.model.student.backbone.init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'a.pth'))
-    preflight = Preflight(run, thorough=False)
-    preflight.run(CHEAP)
-    assert [finding.subject for finding in preflight.faults] == ['student.backbone.init_cfg']
+    report = check_config(run, CHEAP, thorough=False)
+    assert [finding.subject for finding in report.faults] == ['student.backbone.init_cfg']
     monkeypatch.setattr('dskd_mm.backbones.CIFARResNet.init_weights', lambda self: None, raising=False)
-    preflight = Preflight(run, thorough=False)
-    preflight.run(CHEAP)
-    assert preflight.faults == [] and 'translates' in texts(preflight)['student.backbone.init_cfg']
+    report = check_config(run, CHEAP, thorough=False)
+    assert report.faults == [] and 'translates' in texts(report)['student.backbone.init_cfg']
 
 
 def test_a_folder_to_begin_with_is_left_to_mmengine(run: Config, tmp_path: Path) -> None:
     (tmp_path / 'epoch_1').mkdir()
     for resume in (False, True):
         run.merge_from_dict(dict(load_from=str(tmp_path / 'epoch_1'), resume=resume))
-        preflight = Preflight(run, thorough=False)
-        preflight.run(CHEAP)
-        assert preflight.faults == []
+        report = check_config(run, CHEAP, thorough=False)
+        assert report.faults == []
 
 
 class OfFiles(BaseDataset):
@@ -269,17 +297,25 @@ def test_paths_are_joined_as_mmengine_joins_them(root: str, ann_file: str, prefi
         assert ours.get(f'data_prefix.{key}', root) == theirs.data_prefix[key] or not path
 
 
+def test_all_settings_of_a_lost_folder_are_named_at_once(tmp_path: Path) -> None:
+    pytest.importorskip('mmdet')
+    report = check_config(detector_run_config('retinanet', tmp_path / 'lost'), ['data'])
+    (fault,) = report.faults
+    keys = [f'{part}_dataloader.dataset.data_root=...' for part in ('train', 'val', 'test')]
+    evaluators = [f'{part}_evaluator.ann_file=...' for part in ('val', 'test')]
+    assert fault.text.endswith(' '.join([*keys, *evaluators]))
+
+
 def test_data_sets_in_wrappers_are_found(run: Config, tmp_path: Path) -> None:
     inner = dict(run.train_dataloader.dataset, data_root=str(tmp_path / 'lost'))
     other = dict(run.train_dataloader.dataset, data_root=str(tmp_path / 'lost too'))
     run.train_dataloader.dataset = dict(
         type='RepeatDataset', times=2, dataset=dict(type='ConcatDataset', datasets=[inner, other])
     )
-    preflight = Preflight(run)
-    preflight.run(['data'])
-    assert [finding.subject for finding in preflight.faults] == [
+    report = check_config(run, ['data'])
+    assert [finding.subject for finding in report.faults] == [
         f'train_dataloader.dataset.dataset.datasets.{i}.dataset.data_root' for i in (0, 1)
-    ] or (all('lost' in finding.text for finding in preflight.faults) and len(preflight.faults) == 2)
+    ] or (all('lost' in finding.text for finding in report.faults) and len(report.faults) == 2)
 
 
 def test_what_is_elsewhere_is_not_looked_at(run: Config) -> None:
@@ -287,23 +323,20 @@ def test_what_is_elsewhere_is_not_looked_at(run: Config) -> None:
     for key in ('data_root', 'data_prefix'):
         own = dict(metainfo=dict(classes=list('abcde')), split='val', pipeline=[])
         run.val_dataloader.dataset = {'type': 'CIFAR100', **own, key: 'no/such/cifar100'}
-        preflight = Preflight(run, thorough=False)
-        preflight.run(['data'])
-        assert preflight.faults == []
-        found = texts(preflight)
+        report = check_config(run, ['data'], thorough=False)
+        assert report.faults == []
+        found = texts(report)
         assert 'not on this machine' in found['train_dataloader.dataset.data_root']
         assert 'downloads itself' in found[f'val_dataloader.dataset.{key}']
 
 
 def test_the_environment_variable_is_named_where_it_helps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv('DSKD_DATA_ROOT', '/no/such/folder')
-    preflight = Preflight(Config.fromfile(CONFIGS / 'plain/resnet8-w8_fashion-mnist.py'))
-    preflight.run(['data'])
-    (fault,) = preflight.faults
+    report = check_config(Config.fromfile(CONFIGS / 'plain/resnet8-w8_fashion-mnist.py'), ['data'])
+    (fault,) = report.faults
     assert '/no/such/folder/fashion_mnist' in fault.text and 'DSKD_DATA_ROOT' in fault.text
-    preflight = Preflight(Config.fromfile(CONFIGS / 'demo/seg_plain.py'))
-    preflight.run(['data'])
-    assert all('DSKD_DATA_ROOT' not in fault.text for fault in preflight.faults)
+    report = check_config(Config.fromfile(CONFIGS / 'demo/seg_plain.py'), ['data'])
+    assert all('DSKD_DATA_ROOT' not in fault.text for fault in report.faults)
 
 
 @pytest.mark.parametrize(
@@ -337,7 +370,8 @@ def test_the_memory_of_activations_grows_with_images_and_size(tmp_path: Path) ->
     kept = {}
     for images, size in ((2, 16), (4, 16), (2, 32)):
         model = MMENGINE_MODELS.build(copy.deepcopy(cfg.model))
-        kept[images, size] = take_step(model, cfg, synthetic_batch(cfg, images, (size, size)), lambda *args: None)
+        batch = synthetic_batch(cfg, images, (size, size))
+        kept[images, size] = take_step(model, build_optimizer(model, cfg), batch, (size, size)).kept
     assert kept[4, 16] == pytest.approx(2 * kept[2, 16], rel=0.05)
     assert kept[2, 32] == pytest.approx(4 * kept[2, 16], rel=0.05)
     # The first map alone, of a convolution, its norm and its activation.
@@ -393,10 +427,10 @@ def test_training_is_refused_with_all_faults_at_once(run: Config, tmp_path: Path
 def test_a_check_that_fails_itself_is_no_reason_not_to_train(
     run: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(self: Preflight, parts: Any) -> Any:
+    def fail(*args: Any, **kwargs: Any) -> Any:
         raise RuntimeError('a fault of the check')
 
-    monkeypatch.setattr(Preflight, 'run', fail)
+    monkeypatch.setattr('dskd_mm.preflight.check_config', fail)
     refuse_faults(run)
     assert 'given up' in capsys.readouterr().out
 

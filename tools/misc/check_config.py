@@ -1,4 +1,4 @@
-"""Check a config before any epoch is spent: environment, models, data, checkpoints, and one training step on the CPU.
+"""Check a config before any epoch is spent: environment, models, schedules, data, checkpoints and a step on the CPU.
 
 Exits with 1 if there is a fault.
 """
@@ -10,7 +10,7 @@ import rich
 from mmengine.config import DictAction
 from mmengine.logging import MMLogger
 
-from dskd_mm.preflight import PARTS, Finding, Preflight, explain, report_table
+from dskd_mm.preflight import PARTS, Finding, check_config, explain, report_table
 from dskd_mm.utils.command_line import add_config_arguments, read_config
 
 
@@ -26,7 +26,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def check(args: argparse.Namespace) -> list[Finding]:
-    """What is found of the config that the command line names."""
+    """Return what is found of the config that the command line names."""
     try:
         cfg = read_config(args)
         cfg.merge_from_dict(args.cfg_options or {})
@@ -34,8 +34,7 @@ def check(args: argparse.Namespace) -> list[Finding]:
         return [Finding('config', args.config, 'Expected a config, but it inherits itself (_base_).', is_fault=True)]
     except Exception as error:
         return [Finding('config', args.config, f'Expected a config, but it cannot be read: {explain(error)}', is_fault=True)]
-    preflight = Preflight(cfg, thorough=not args.quick)
-    return preflight.run(part for part in PARTS if part not in args.skip)
+    return check_config(cfg, [part for part in PARTS if part not in args.skip], thorough=not args.quick).findings
 
 
 def main() -> None:
