@@ -28,7 +28,6 @@ from pathlib import Path
 from threading import Lock
 
 import torch
-from mmengine.config import Config
 from mmengine.device import get_device
 from records import RESULTS, commit, records, versions
 from report import picture, selected, table
@@ -90,7 +89,17 @@ class Run:
     @property
     def config(self) -> str:
         """Its config."""
-        return self.setting.config(method_of(self.variant))
+        return self.setting.config(self.method)
+
+    @property
+    def method(self) -> str:
+        """The method of its variant."""
+        return method_of(self.variant)
+
+    @property
+    def flags(self) -> list[str]:
+        """What the tools are told beside the config."""
+        return self.setting.flags(self.method)
 
     @property
     def options(self) -> dict:
@@ -106,7 +115,7 @@ class Run:
     @property
     def command(self) -> list[str]:
         """The training."""
-        command = [sys.executable, 'tools/train.py', self.config, '--work-dir', str(self.place), '--resume']
+        command = [sys.executable, 'tools/train.py', self.config, *self.flags, '--work-dir', str(self.place), '--resume']
         command += ['--amp'] if self.setting.amp else []
         return [*command, '--cfg-options', *(f'{key}={value}' for key, value in self.options.items())]
 
@@ -173,7 +182,7 @@ class Run:
         Raises:
             RuntimeError: If it holds a run of another config.
         """
-        text = json.dumps([Config.fromfile(ROOT / self.config).to_dict(), self.options], sort_keys=True, default=str)
+        text = json.dumps([self.setting.whole_config(self.method).to_dict(), self.options], sort_keys=True, default=str)
         # Wherever the repository is.
         found = hashlib.sha256(text.replace(str(ROOT), '').encode()).hexdigest()
         mark = self.work_dir / 'config.sha256'
@@ -208,7 +217,8 @@ class Run:
             options = {key.replace('val_dataloader', 'test_dataloader'): value for key, value in self.setting.holdout.items()}
         out = self.work_dir / f'{split}.json'
         checkpoint = self.work_dir / f'epoch_{self.epochs}.pth'
-        command = [sys.executable, 'tools/test.py', self.config, str(checkpoint), '--work-dir', str(self.work_dir / split)]
+        command = [sys.executable, 'tools/test.py', self.config, str(checkpoint), *self.flags]
+        command += ['--work-dir', str(self.work_dir / split)]
         command += ['--out', str(out), '--out-item', 'metrics']
         if options:
             command += ['--cfg-options', *(f'{key}={value}' for key, value in options.items())]

@@ -44,6 +44,7 @@ from dskd_mm.guidance import Target, TeacherClassifier
 from dskd_mm.optim import BF16OptimWrapper
 from dskd_mm.sites import Port, Site
 from dskd_mm.utils.config import load_config, model_config, student_config
+from dskd_mm.utils.methods import apply_method, suits
 from dskd_mm.utils.synthetic import synthetic_batch
 
 RESULTS = ROOT / 'benchmarks' / 'results' / 'cost.jsonl'
@@ -66,7 +67,9 @@ class Contestant:
     def __init__(self, config: Path, name: str, teacher: str, args: argparse.Namespace) -> None:
         self.name = name
         self.method, options = VARIANTS.get(name, (name, {}))
-        cfg = Config.fromfile(config.parent.parent / ('dskd' if name == 'plain' else self.method) / config.name)
+        cfg = Config.fromfile(config)
+        if self.method not in ('plain', 'dskd'):
+            cfg = apply_method(cfg, self.method)
         cfg.merge_from_dict({**options, **args.cfg_options} if self.method == 'dskd' else options)
         cfg.model.teacher.checkpoint = teacher
         model = student_config(cfg).model if name == 'plain' else cfg.model
@@ -289,7 +292,7 @@ def measure(config: Path, args: argparse.Namespace) -> Iterator[dict]:
         teacher = str(Path(folder) / 'teacher.pth')
         save_random_teacher(cfg, teacher)
         names = ['plain', 'dskd', *VARIANTS]
-        names += [name for name in args.against if name not in names and (config.parent.parent / name / config.name).is_file()]
+        names += [name for name in args.against if name not in names and suits(name, cfg)]
         contestants = [Contestant(config, name, teacher, args) for name in names]
         for contestant in contestants:  # the first step loads the teacher
             for _ in range(args.warmup):

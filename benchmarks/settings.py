@@ -5,6 +5,8 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from dskd_mm.utils.methods import apply_method, methods, suits
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -17,7 +19,7 @@ class Setting:
         pair (str): '<student> <teacher>', the field's order.
         student (str): Config of the plain student.
         teacher (str): Config of the teacher.
-        distilled (str): Name of the config of the student under a method, the same in each method's folder.
+        distilled (str): Name of the config of the pair in configs/dskd.
         metric (str): Key of the metric in the logs.
         epochs (int): Default budget of a student: that of the table of all methods, where there is one.
         train_images (int): Size of the training part.
@@ -56,7 +58,16 @@ class Setting:
 
     def config(self, method: str) -> str:
         """Config of a run under a method."""
-        return {'plain': self.student, 'teacher': self.teacher}.get(method, f'configs/{method}/{self.distilled}')
+        return {'plain': self.student, 'teacher': self.teacher}.get(method, f'configs/dskd/{self.distilled}')
+
+    def flags(self, method: str) -> list[str]:
+        """What the tools are told beside the config."""
+        return [] if method in ('plain', 'teacher', 'dskd') else ['--method', method]
+
+    def whole_config(self, method: str) -> Config:
+        """What :meth:`config` and :meth:`flags` are together."""
+        cfg = Config.fromfile(ROOT / self.config(method))
+        return apply_method(cfg, method) if self.flags(method) else cfg
 
     @property
     def teacher_checkpoint(self) -> Path:
@@ -215,7 +226,7 @@ METHODS = {
     'diffkd': 'DiffKD',
     'dskd': '**DSKD**',
 }
-"""All methods with their names in tables; each has a folder of configs, and its default is the variant of its own name."""
+"""All methods with their names in tables; the default of each is the variant of its own name."""
 
 
 @dataclass(frozen=True)
@@ -381,8 +392,10 @@ def label_of(name: str) -> str:
 
 
 def applicable(setting: Setting) -> list[str]:
-    """Methods and variants that have a config for a data set, the teacher excepted."""
+    """Methods and variants that have settings for a data set, the teacher excepted."""
     names = [*METHODS, *VARIANTS]
     if setting.task != 'cls':
         names = [name for name in names if not name.startswith('coupled')]
-    return [name for name in names if name != 'teacher' and (ROOT / setting.config(method_of(name))).is_file()]
+    pair = Config.fromfile(ROOT / setting.config('dskd'))
+    fitting = {'plain', 'dskd', *(method for method in methods() if suits(method, pair))}
+    return [name for name in names if method_of(name) in fitting]

@@ -73,6 +73,15 @@ def method_settings(overlay: Config, cfg: Config) -> list[ConfigDict]:
     return [row for row in found.values() if row is not None]
 
 
+def suits(method: str, cfg: Config) -> bool:
+    """Return whether a method has settings for the pair of a distiller's config."""
+    try:
+        method_settings(Config.fromfile(method_path(method)), cfg)
+    except ValueError:
+        return False
+    return True
+
+
 def method_path(method: str) -> str:
     """Return the path of a method's file.
 

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from mmengine.config import Config
 
+from dskd_mm.utils.methods import apply_method
+
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / 'configs').rglob('*.py'))
 PLAIN = sorted((ROOT / 'configs/plain').glob('*.py'))
@@ -19,10 +21,7 @@ DEMO = sorted((ROOT / 'configs/demo').glob('*.py'))
 # Sized for CPUs, with data and teachers of this repository; all others are for public data sets and GPUs.
 CPU_SIZED = re.compile(r'subset|fashion-mnist|bccd|dsb2018')
 FULL_SIZE = [path for path in PAIRS if not CPU_SIZED.search(path.stem)]
-METHODS = sorted(
-    path.name for path in (ROOT / 'configs').iterdir() if path.is_dir() and path.name not in ('_base_', 'demo', 'plain')
-)
-DISTILLED = [path for method in METHODS for path in sorted((ROOT / 'configs' / method).glob('*.py'))]
+METHODS = sorted(path.stem for path in (ROOT / 'configs/methods').glob('*.py'))
 HOSTS = ('mmpretrain', 'mmdet', 'mmseg')
 
 
@@ -47,11 +46,11 @@ def skip_without(package: str) -> None:
         pytest.skip(f'{package} is not installed')
 
 
-def load(path: Path) -> Config:
+def load(path: Path, method: str = 'dskd') -> Config:
     """Load a config of the repository; skip if the host whose configs it inherits is not installed."""
     for package in inherited_packages(path):
         skip_without(package)
-    return copy.deepcopy(read(path))
+    return copy.deepcopy(read(path)) if method == 'dskd' else apply_method(read(path), method)
 
 
 @functools.lru_cache

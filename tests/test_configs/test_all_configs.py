@@ -10,7 +10,6 @@ import yaml
 from config_helpers import (
     CONFIGS,
     DEMO,
-    DISTILLED,
     FULL_SIZE,
     HOSTS,
     METHODS,
@@ -33,6 +32,7 @@ from dskd_mm.utils.config import (
     student_config,
     type_module,
 )
+from dskd_mm.utils.methods import suits
 
 # mmengine does not find mmseg's configs as bases in OneDL's packages, so these repeat them.
 MMSEG_TWINS = dict(
@@ -42,12 +42,7 @@ MMSEG_TWINS = dict(
     segformer_b0_ade20k='mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py',
 )
 
-
-RIVALS = dict(diffkd='DiffKDDistiller', lshfm='LSHFMDistiller', rtk='RTKDistiller', sokd='SoKDDistiller', vkd='VkDDistiller')
-"""Methods of a class of their own, by folder; further folders hold losses of the ConfigurableDistiller."""
-# What configs inherit is laid out once: all others are those of DSKD with another method.
 LAID_OUT = [path for path in CONFIGS if path.parent.name in ('demo', 'dskd', 'plain')]
-LAID_OUT += [next(path for path in DISTILLED if path.parent.name == method) for method in METHODS if method != 'dskd']
 
 
 @pytest.mark.parametrize('path', LAID_OUT, ids=name_of)
@@ -62,37 +57,39 @@ def test_config_loads(path, monkeypatch):
 def test_configs_are_there():
     assert len(PLAIN) >= 10
     assert len(PAIRS) >= 25
-    assert {'dskd', *RIVALS} < set(METHODS)
+    assert {'kd', 'diffkd', 'lshfm', 'rtk', 'sokd', 'vkd'} < set(METHODS)
 
 
-@pytest.mark.parametrize('method', RIVALS)
-def test_rival_has_every_pair(method):
-    assert [path.name for path in DISTILLED if path.parent.name == method] == [path.name for path in PAIRS]
+@pytest.mark.parametrize('path', PAIRS, ids=name_of)
+def test_method_is_all_that_differs(path):
+    """Every method fits every pair or says that it does not; student, teacher, data and schedule are those of DSKD's config."""
+    pair = load(path)
+    fitting = {method: load(path, method) for method in METHODS if suits(method, pair)}
+    assert {'kd', 'fitnet', 'diffkd', 'lshfm', 'rtk', 'sokd', 'vkd'} <= set(fitting)
+    for method, cfg in fitting.items():
+        assert '_delete_' not in str(cfg.to_dict())
+        assert not {'imitation', 'autoencoder'} & set(cfg.model)  # DSKD's own
+        model = cfg.model
+        assert model.teacher == pair.model.teacher
+        if method != 'kd':  # which weighs the student's own loss
+            assert model.student == pair.model.student
+        cfg.model = pair.model
+        assert cfg.to_dict() == pair.to_dict(), method
 
 
-def test_rivals_are_compared_where_the_benchmark_compares_methods():
+def test_methods_are_compared_where_the_benchmark_compares_them():
     """On its data sets every method is there that has a meaning for the task."""
-    logits, features = {'kd', 'dist', 'dkd'}, {'fitnet', 'mgd'}
+    everywhere = {'kd', 'fitnet', 'mgd', 'diffkd', 'lshfm', 'rtk', 'sokd', 'vkd'}
     expected = {
-        'resnet8-w16_r14-w32_cifar100-subset': logits | features | {'at'},
-        'resnet8-w8_r14-w16_fashion-mnist': logits | features | {'at'},
-        'retinanet_r18-w8_r18-w32_bccd': {'kd', 'cwd', 'pkd'} | features,
+        'resnet8-w16_r14-w32_cifar100-subset': everywhere | {'dkd', 'dist', 'at'},
+        'resnet8-w8_r14-w16_fashion-mnist': everywhere | {'dkd', 'dist', 'at'},
+        'retinanet_r18-w8_r18-w32_bccd': everywhere | {'cwd', 'pkd'},
         # Two exclusive classes leave DKD nothing to decouple.
-        'fcn_r14-w8_r14-w32_dsb2018': {'kd', 'dist', 'at', 'cwd'} | features,
+        'fcn_r14-w8_r14-w32_dsb2018': everywhere | {'dist', 'at', 'cwd'},
     }
-    for pair, methods in expected.items():
-        assert {path.parent.name for path in DISTILLED if path.stem == pair} == {'dskd', *RIVALS, *methods}
-
-
-@pytest.mark.parametrize('method', [method for method in METHODS if method != 'dskd'])
-def test_method_is_all_that_differs(method):
-    """Student, teacher, data and schedule are inherited from DSKD's config, so that a comparison compares methods."""
-    for path in (path for path in DISTILLED if path.parent.name == method):
-        text = path.read_text(encoding='utf-8')
-        (base,) = Config._get_base_files(str(path))
-        assert base == f'../{"rtk" if method == "at" else "dskd"}/{path.name}'
-        assert re.findall(r'^(\w+) =', text, re.MULTILINE) == ['_base_', 'model'], path
-        assert f"type='dskd_mm.{RIVALS.get(method, 'ConfigurableDistiller')}'" in text, path
+    for pair, names in expected.items():
+        cfg = load(ROOT / f'configs/dskd/{pair}.py')
+        assert {method for method in METHODS if suits(method, cfg)} == names
 
 
 @pytest.mark.parametrize(
@@ -189,11 +186,19 @@ def test_metafile_matches_the_configs():
         assert (ROOT / model.Config).is_file()
         assert model.Name == f'dskd_{Path(model.Config).stem}'
         assert model['In Collection'] in collections
+        assert_stated(model.Metadata, load(ROOT / model.Config))
     for collection in metafile.Collections:
         assert (ROOT / collection.README).is_file()
     full_size = {str(PurePosixPath(path.relative_to(ROOT))) for path in FULL_SIZE}
     assert full_size <= set(listed)
     assert 'configs/dskd/metafile.yml' in Config.fromfile(ROOT / 'model-index.yml').Import
+
+
+def assert_stated(metadata: dict, cfg: Config) -> None:
+    """The schedule and the batch that the metafile states are those of the config."""
+    by_epoch = 'max_epochs' in cfg.train_cfg
+    assert metadata['Epochs' if by_epoch else 'Iterations'] == cfg.train_cfg['max_epochs' if by_epoch else 'max_iters']
+    assert metadata['Batch Size'] == cfg.auto_scale_lr.base_batch_size
 
 
 @pytest.mark.parametrize('path', FULL_SIZE, ids=name_of)
@@ -210,18 +215,10 @@ def test_readme_lists_the_config_with_published_figures(path):
             assert set(published_figures(address)) <= set(cells), address
 
 
-@pytest.mark.parametrize('method', RIVALS)
-def test_readme_of_a_rival_lists_its_configs(method):
-    text = (ROOT / 'configs' / method / 'README.md').read_text(encoding='utf-8')
-    assert sorted(re.findall(r'\]\(\./(\S+\.py)\)', text)) == [path.name for path in DISTILLED if path.parent.name == method]
-
-
 def test_readme_tells_of_every_folder():
     text = (ROOT / 'configs/README.md').read_text(encoding='utf-8')
     folders = {path.name for path in (ROOT / 'configs').iterdir() if path.is_dir()}
     assert folders <= set(re.findall(r'`(\w+)`', text.partition('\n## ')[0]))
-    # The table of the baselines' settings.
-    assert set(re.findall(r'^\| `(\w+)` \|', text.partition('\n## ')[2], re.MULTILINE)) == set(METHODS) - {'dskd', *RIVALS}
 
 
 @pytest.mark.parametrize('name', MMSEG_TWINS)

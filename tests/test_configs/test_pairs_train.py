@@ -1,13 +1,24 @@
 """Every config, made small, takes a training step with its own optimizer: distillers with a random teacher."""
 
 import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from config_helpers import CPU_SIZED, DEMO, DISTILLED, PLAIN, load, name_of, skip_without, teaches
+from config_helpers import (
+    CPU_SIZED,
+    DEMO,
+    METHODS,
+    PAIRS,
+    PLAIN,
+    inherited_packages,
+    is_installed,
+    load,
+    name_of,
+    skip_without,
+    teaches,
+)
 from mmengine.config import Config, ConfigDict
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
@@ -15,6 +26,7 @@ from torch import Tensor, nn
 
 from dskd_mm.testing import reaches
 from dskd_mm.utils.config import load_config, model_config, nodes, student_config
+from dskd_mm.utils.methods import suits
 from dskd_mm.utils.synthetic import synthetic_batch
 
 FACTOR = 8
@@ -30,9 +42,8 @@ WIDTHS = (
     'feedforward_channels',
     'num_feats',
 )
-# What an eighth of mmseg's and mmpretrain's MobileNetV2 has, by what the whole has: multiples of 8, but for the last.
-MOBILENET_WIDTHS = {24: 8, 32: 8, 96: 16, 320: 40, 1280: 1280}
 SEG_SIZE = (64, 128)
+STUDENTS = {Path(base).stem for path in PAIRS for base in Config._get_base_files(str(path))}
 
 
 @pytest.fixture(scope='module')
@@ -40,7 +51,8 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp('teachers')
 
 
-@pytest.mark.parametrize('path', [path for path in (*PLAIN, *DEMO) if not teaches(path)], ids=name_of)
+# The students of pairs take their steps below.
+@pytest.mark.parametrize('path', [path for path in PLAIN if path.stem not in STUDENTS], ids=name_of)
 def test_plain_config_takes_a_training_step(path):
     cfg = load(path)
     skip_without(cfg.default_scope)
@@ -53,24 +65,42 @@ def test_plain_config_takes_a_training_step(path):
     assert any(not torch.equal(p, before[name]) for name, p in model.named_parameters() if p.requires_grad)
 
 
-# Sorted by pairs: the methods of one share its teacher.
-@pytest.mark.parametrize(
-    'path', sorted([*DISTILLED, *filter(teaches, DEMO)], key=lambda path: (path.stem, path)), ids=name_of
-)
-def test_config_takes_a_training_step(path, folder):
-    cfg = load(path)
+@pytest.mark.parametrize('path', [*PAIRS, *filter(teaches, DEMO)], ids=name_of)
+def test_pair_takes_a_training_step(path, folder):
+    losses = take_step(load(path), path, folder, 'dskd')
+    assert {'loss_dskd_anchor', 'loss_dskd_diff', 'loss_dskd_lsh'} <= set(losses)
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_method_takes_a_training_step(method, folder):
+    """With each of its settings, at the smallest pair that has them."""
+    seen = set()
+    for path in sorted(PAIRS, key=lambda path: not is_small(path)):
+        if not all(is_installed(package) for package in inherited_packages(path)):
+            continue
+        pair = load(path)
+        if not is_installed(pair.default_scope) or not suits(method, pair):
+            continue
+        cfg = load(path, method)
+        settings = {key: value for key, value in cfg.model.items() if key not in ('student', 'teacher')}
+        kind = (pair.default_scope, 'roi_head' in cfg.model.student, str(settings))
+        if kind not in seen:
+            seen.add(kind)
+            take_step(cfg, path, folder, method)
+    assert seen
+
+
+def take_step(cfg: Config, path: Path, folder: Path, method: str) -> dict[str, Tensor]:
+    """The losses of one step of a config, made small; those of the method reach the student."""
     skip_without(cfg.default_scope)
-    method = 'dskd' if path in DEMO else path.parent.name
     distiller = build_small(cfg, is_small(path), folder)
-    assert method == 'dskd' or type(distiller).__name__ != 'DSKDDistiller'
     losses, optimizer = compute_gradients(cfg, distiller)
     own = {key: value for key, value in losses.items() if key.startswith(f'loss_{method}')}
-    assert own
-    if method == 'dskd':
-        assert {'loss_dskd_anchor', 'loss_dskd_diff', 'loss_dskd_lsh'} <= set(own)
-    assert [key for key in losses if 'loss' in key and key not in own]
-    assert reaches(sum(own.values()), distiller.student.backbone)
+    assert own, path
+    assert [key for key in losses if 'loss' in key and key not in own], path
+    assert reaches(sum(own.values()), distiller.student.backbone), path
     optimizer.step()
+    return losses
 
 
 def is_small(path: Path) -> bool:
@@ -97,16 +127,14 @@ def compute_gradients(cfg: Config, model: nn.Module) -> tuple[dict[str, Tensor],
 def build_small(cfg: Config, as_it_is: bool, folder: Path) -> Any:
     """The distiller of a config between small models, with a random teacher."""
     model = cfg.model
-    teacher, checkpoint, new_teacher_width = small_teacher(model.teacher.config, as_it_is, folder)
+    teacher, checkpoint = small_teacher(model.teacher.config, as_it_is, folder)
     student = student_config(cfg)
     check_heads(student.model, load_config(model.teacher.config).model)
-    new_width = keep if as_it_is else shrink(student.model)
+    if not as_it_is:
+        shrink(student.model)
     model.student = student.model
     model.teacher = dict(config=teacher, checkpoint=checkpoint)
     model.data_preprocessor = cfg.get('data_preprocessor')
-    for layer in model.get('layers', {}).values():
-        layer.student.channels = new_width(layer.student.channels)
-        layer.teacher.channels = new_teacher_width(layer.teacher.channels)
     # What the methods themselves have that is wide.
     for node in nodes({key: value for key, value in model.items() if key not in ('student', 'teacher')}):
         for key in ('latent_channels', 'bits'):
@@ -117,16 +145,17 @@ def build_small(cfg: Config, as_it_is: bool, folder: Path) -> Any:
         return MODELS.build(model)
 
 
-@functools.lru_cache(maxsize=4)
-def small_teacher(address: str, as_it_is: bool, folder: Path) -> tuple[Config, str, Callable[[int], int]]:
-    """A small teacher's config, its random checkpoint, and what became of a number of channels."""
+@functools.lru_cache
+def small_teacher(address: str, as_it_is: bool, folder: Path) -> tuple[Config, str]:
+    """A small teacher's config and its random checkpoint."""
     cfg = load_config(address)
-    new_width = keep if as_it_is else shrink(cfg.model)
+    if not as_it_is:
+        shrink(cfg.model)
     torch.manual_seed(1)  # small, some pairs are twins
     model = build_model(cfg)
     checkpoint = folder / f'{len(list(folder.iterdir()))}.pth'
     torch.save(dict(state_dict=model.state_dict()), checkpoint)
-    return cfg, str(checkpoint), new_width
+    return cfg, str(checkpoint)
 
 
 def build_model(cfg: Config) -> nn.Module:
@@ -143,15 +172,11 @@ def check_heads(student: ConfigDict, teacher: ConfigDict) -> None:
     assert ours.anchor_generator == theirs.anchor_generator
 
 
-def keep(width: int) -> int:
-    return width
-
-
-def shrink(model: ConfigDict) -> Callable[[int], int]:
-    """Divide the widths of a full-size model by 8 and cut its depth, in place; what a number of channels becomes."""
+def shrink(model: ConfigDict) -> None:
+    """Divide the widths of a full-size model by 8 and cut its depth, in place."""
     backbone = model.backbone
     if backbone.type.startswith('dskd_mm.CIFAR') and backbone.type != 'dskd_mm.CIFARBottleneckResNet':
-        return keep
+        return
     for node in nodes(model):
         for key in WIDTHS:
             if key in node:
@@ -160,10 +185,10 @@ def shrink(model: ConfigDict) -> Callable[[int], int]:
         # Its widths are rounded to multiples of 8: 96 becomes 16.
         backbone.widen_factor /= FACTOR
         if 'auxiliary_head' in model:
-            model.auxiliary_head.in_channels = MOBILENET_WIDTHS[96]
+            model.auxiliary_head.in_channels = 16
         else:
             model.head.in_channels = 1280
-        return MOBILENET_WIDTHS.__getitem__
+        return
     if backbone.type == 'CSPNeXt':
         backbone.widen_factor /= FACTOR
         backbone.deepen_factor = 0.33
@@ -178,7 +203,6 @@ def shrink(model: ConfigDict) -> Callable[[int], int]:
     for part in ('encoder', 'decoder'):
         if part in model:
             model[part].num_layers = 1
-    return narrow
 
 
 def narrow(width: Any) -> Any:

@@ -1,7 +1,0 @@
-_base_ = '../dskd/faster-rcnn_r18-w16_r18-w32_bccd.py'
-
-model = dict(
-    type='dskd_mm.ConfigurableDistiller',
-    site=dict(type='dskd_mm.NeckSite'),
-    distill_losses=dict(cwd=dict(type='dskd_mm.CWDLoss', loss_weight=10)),
-)

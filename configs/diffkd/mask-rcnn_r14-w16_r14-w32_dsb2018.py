@@ -1,3 +1,0 @@
-_base_ = '../dskd/mask-rcnn_r14-w16_r14-w32_dsb2018.py'
-
-model = dict(type='dskd_mm.DiffKDDistiller')

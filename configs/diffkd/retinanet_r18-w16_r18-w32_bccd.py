@@ -1,3 +1,0 @@
-_base_ = '../dskd/retinanet_r18-w16_r18-w32_bccd.py'
-
-model = dict(type='dskd_mm.DiffKDDistiller')

@@ -1,6 +1,0 @@
-_base_ = '../dskd/deeplabv3_r101_r18.py'
-
-model = dict(
-    type='dskd_mm.ConfigurableDistiller',
-    distill_losses=dict(fitnet=dict(type='dskd_mm.FitNetLoss', loss_weight=1)),
-)

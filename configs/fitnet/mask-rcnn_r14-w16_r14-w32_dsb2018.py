@@ -1,7 +1,0 @@
-_base_ = '../dskd/mask-rcnn_r14-w16_r14-w32_dsb2018.py'
-
-model = dict(
-    type='dskd_mm.ConfigurableDistiller',
-    site=dict(type='dskd_mm.NeckSite'),
-    distill_losses=dict(fitnet=dict(type='dskd_mm.FitNetLoss', loss_weight=5, align=dict(norm=None))),
-)

@@ -1,6 +1,0 @@
-_base_ = '../dskd/fcos_r18-w16_r18-w32_bccd.py'
-
-model = dict(
-    type='dskd_mm.ConfigurableDistiller',
-    distill_losses=dict(kd=dict(type='dskd_mm.KDLoss', temperature=1), box=dict(type='dskd_mm.BoxLoss')),
-)

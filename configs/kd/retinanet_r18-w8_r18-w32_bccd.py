@@ -1,6 +1,0 @@
-_base_ = '../dskd/retinanet_r18-w8_r18-w32_bccd.py'
-
-model = dict(
-    type='dskd_mm.ConfigurableDistiller',
-    distill_losses=dict(kd=dict(type='dskd_mm.KDLoss', temperature=1), box=dict(type='dskd_mm.BoxLoss')),
-)

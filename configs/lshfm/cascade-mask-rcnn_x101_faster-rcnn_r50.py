@@ -1,3 +1,0 @@
-_base_ = '../dskd/cascade-mask-rcnn_x101_faster-rcnn_r50.py'
-
-model = dict(type='dskd_mm.LSHFMDistiller')

@@ -1,3 +1,0 @@
-_base_ = '../dskd/detr_r50_r18.py'
-
-model = dict(type='dskd_mm.LSHFMDistiller')

@@ -1,3 +1,0 @@
-_base_ = '../dskd/pspnet_r14-w8_r14-w32_dsb2018.py'
-
-model = dict(type='dskd_mm.LSHFMDistiller')

@@ -1,3 +1,0 @@
-_base_ = '../dskd/retinanet_x101_r50.py'
-
-model = dict(type='dskd_mm.LSHFMDistiller')

@@ -1,3 +1,0 @@
-_base_ = '../dskd/rtmdet_l_s.py'
-
-model = dict(type='dskd_mm.LSHFMDistiller')

@@ -1,3 +1,0 @@
-_base_ = '../dskd/segformer_b4_b0_ade20k.py'
-
-model = dict(type='dskd_mm.LSHFMDistiller')

@@ -1,7 +1,0 @@
-_base_ = '../dskd/fcos_r18-w16_r18-w32_bccd.py'
-
-model = dict(
-    type='dskd_mm.ConfigurableDistiller',
-    site=dict(type='dskd_mm.NeckSite'),
-    distill_losses=dict(pkd=dict(type='dskd_mm.PKDLoss', loss_weight=10)),
-)

@@ -1,8 +1,0 @@
-_base_ = '../dskd/mobilenetv2_r50_in1k.py'
-
-model = dict(
-    _delete_=True,
-    type='dskd_mm.VkDDistiller',
-    student=_base_.model.student,
-    teacher=_base_.model.teacher,
-)
