@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlparse
 
@@ -219,6 +220,25 @@ def test_readme_tells_of_every_folder():
     text = (ROOT / 'configs/README.md').read_text(encoding='utf-8')
     folders = {path.name for path in (ROOT / 'configs').iterdir() if path.is_dir()}
     assert folders <= set(re.findall(r'`(\w+)`', text.partition('\n## ')[0]))
+
+
+def test_tables_state_what_the_configs_say():
+    tables = runpy.run_path(str(ROOT / 'tools/misc/config_tables.py'))
+    for page in tables['PAGES']:
+        text = page.read_text(encoding='utf-8')
+        assert tables['written'](text) == text, f'{page}: run tools/misc/config_tables.py'
+        assert tables['written'](text.replace('| :-- |', '| outdated |')) == text
+
+
+def test_the_method_of_the_readme_works(tmp_path):
+    text = (ROOT / 'configs/README.md').read_text(encoding='utf-8')
+    (block,) = re.findall(r'This is a whole method:\n\n```python\n(.*?)```', text, re.DOTALL)
+    (tmp_path / 'mine.py').write_text(block)
+    model = load(ROOT / 'configs/dskd/resnet20_r56_cifar100.py', str(tmp_path / 'mine.py')).model
+    assert 'site' not in model and model.distill_losses.fitnet.loss_weight == 5
+    skip_without('mmdet')
+    model = load(ROOT / 'configs/dskd/fcos_r101_r50.py', str(tmp_path / 'mine.py')).model
+    assert model.site.type == 'dskd_mm.NeckSite' and 'loss_weight' not in model.distill_losses.fitnet
 
 
 @pytest.mark.parametrize('name', MMSEG_TWINS)
