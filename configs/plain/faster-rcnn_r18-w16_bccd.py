@@ -1,6 +1,10 @@
-_base_ = [
-    '../_base_/models/faster-rcnn_r18-w16_320px.py',
-    '../_base_/datasets/bccd_bs8.py',
-    '../_base_/schedules/adamw_40e_bs8.py',
-    '../_base_/default_runtime_det.py',
-]
+"""The student of faster-rcnn_r18-w32_bccd.py: half of its width, trained as it is."""
+
+_base_ = './faster-rcnn_r18-w32_bccd.py'
+
+model = dict(
+    backbone=dict(base_channels=16, stem_channels=16),
+    neck=dict(in_channels=[32, 64, 128], out_channels=32),
+    rpn_head=dict(in_channels=32, feat_channels=32),
+    roi_head=dict(bbox_roi_extractor=dict(out_channels=32), bbox_head=dict(in_channels=32, fc_out_channels=128)),
+)

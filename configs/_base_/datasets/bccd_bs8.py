@@ -4,8 +4,9 @@ Validation runs on the test part. For choosing defaults, validate on the validat
 --cfg-options val_dataloader.dataset.ann_file=coco/val.json
 """
 
+_base_ = './coco_bs8.py'
+
 data_root = '{{$DSKD_DATA_ROOT:../shared/data}}/bccd/'
-dataset_type = 'CocoDataset'
 metainfo = dict(classes=('RBC', 'WBC', 'Platelets'), palette=[(220, 20, 60), (60, 20, 220), (20, 180, 60)])
 
 # Cells have no upright: any flip is another valid image.
@@ -26,33 +27,21 @@ test_pipeline = [
 ]
 
 train_dataloader = dict(
-    batch_size=8,
-    num_workers=0,
     dataset=dict(
-        type=dataset_type,
         data_root=data_root,
         metainfo=metainfo,
         ann_file='coco/train.json',
         data_prefix=dict(img='JPEGImages/'),
         pipeline=train_pipeline,
     ),
-    sampler=dict(type='DefaultSampler', shuffle=True),
-    drop_last=True,
 )
 val_dataloader = dict(
-    batch_size=8,
-    num_workers=0,
     dataset=dict(
-        type=dataset_type,
         data_root=data_root,
         metainfo=metainfo,
         ann_file='coco/test.json',
         data_prefix=dict(img='JPEGImages/'),
-        test_mode=True,
         pipeline=test_pipeline,
     ),
-    sampler=dict(type='DefaultSampler', shuffle=False),
 )
-val_evaluator = dict(type='CocoMetric', metric='bbox')
 test_dataloader = val_dataloader
-test_evaluator = val_evaluator

@@ -6,8 +6,9 @@ There is no test part, so the validation part gives the results. For choosing de
 val_dataloader.dataset.indices=133
 """
 
+_base_ = './coco_bs8.py'
+
 data_root = '{{$DSKD_DATA_ROOT:../shared/data}}/dsb2018_nuclei/'
-dataset_type = 'CocoDataset'
 metainfo = dict(classes=('nucleus',), palette=[(60, 180, 75)])
 
 # Cells have no upright: any flip is another valid image. Scales multiply an image's own size, since sizes differ.
@@ -33,10 +34,7 @@ test_pipeline = [
 ]
 
 train_dataloader = dict(
-    batch_size=8,
-    num_workers=0,
     dataset=dict(
-        type=dataset_type,
         data_root=data_root,
         metainfo=metainfo,
         ann_file='annotations/instances_train.json',
@@ -44,23 +42,17 @@ train_dataloader = dict(
         filter_cfg=dict(filter_empty_gt=True),
         pipeline=train_pipeline,
     ),
-    sampler=dict(type='DefaultSampler', shuffle=True),
-    drop_last=True,
 )
 val_dataloader = dict(
     batch_size=1,
-    num_workers=0,
     dataset=dict(
-        type=dataset_type,
         data_root=data_root,
         metainfo=metainfo,
         ann_file='annotations/instances_val.json',
         data_prefix=dict(img='images/'),
-        test_mode=True,
         pipeline=test_pipeline,
     ),
-    sampler=dict(type='DefaultSampler', shuffle=False),
 )
-val_evaluator = dict(type='CocoMetric', metric=['bbox', 'segm'])
 test_dataloader = val_dataloader
+val_evaluator = dict(metric=['bbox', 'segm'])
 test_evaluator = val_evaluator

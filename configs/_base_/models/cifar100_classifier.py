@@ -1,12 +1,11 @@
-# WRN-40-2, 2.26 M parameters with the classifier.
+"""A classifier for CIFAR-100 without its backbone and the width of its head, `head.in_channels`."""
+
 model = dict(
     type='ImageClassifier',
-    backbone=dict(type='dskd_mm.CIFARWideResNet', depth=40, widen_factor=2),
     neck=dict(type='GlobalAveragePooling'),
     head=dict(
         type='LinearClsHead',
         num_classes=100,
-        in_channels=128,
         loss=dict(type='CrossEntropyLoss', loss_weight=1.0),
         topk=(1, 5),
     ),
