@@ -61,6 +61,7 @@ def test_the_teacher_is_trained_first_where_it_is_missing_and_once(tmp_path, mon
     trained.clear()  # a plain student has no teacher
     rows = benchmark(tmp_path, monkeypatch, 'kd,teacher', '0,1')
     assert trained == [teacher, kd, kd]
+    assert all(('--method kd' in r['command']) == (r['variant'] == 'kd') for r in rows)
     assert (rows[2]['variant'], rows[2]['seed']) == ('teacher', 0)
     # Each record says by whom its student was taught.
     taught = {r['teacher'] for r in rows if r['variant'] == 'kd'}
@@ -106,10 +107,11 @@ def test_what_fails_is_told_and_the_rest_is_recorded(tmp_path, monkeypatch, trai
     train = subprocess.run
 
     def run(command: list[str], **kwargs) -> subprocess.CompletedProcess:
-        if broken in command and fails != 'judge':
+        is_broken = broken in command and '--method' not in command
+        if is_broken and fails != 'judge':
             return subprocess.CompletedProcess(command, 7)
         done = train(command, **kwargs)
-        if broken in command:
+        if is_broken:
             for log in Path(command[command.index('--work-dir') + 1]).glob('*/vis_data/scalars.json'):
                 log.write_text(json.dumps({'another/metric': 1.0, 'step': EPOCHS}))
         return done
