@@ -4,7 +4,9 @@ import argparse
 
 import torch
 from mmengine.config import Config
+from mmengine.runner import Runner
 
+from dskd_mm.hooks import CheckFiniteHook, StudentExportHook
 from dskd_mm.optim import SLOW_BF16, amp_dtype
 from dskd_mm.preflight import refuse_faults
 from dskd_mm.resume import ResumeHook
@@ -15,7 +17,7 @@ from dskd_mm.utils.command_line import (
     build_runner,
     read_config,
 )
-from dskd_mm.utils.config import is_distiller_config, show_student, type_name
+from dskd_mm.utils.config import is_distiller_config, show_student
 
 AMP_WRAPPERS = {torch.float16: 'AmpOptimWrapper', torch.bfloat16: 'dskd_mm.BF16OptimWrapper', torch.float32: 'OptimWrapper'}
 
@@ -68,16 +70,18 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
                 'add the batch size that the learning rate was chosen for.'
             )
         cfg.auto_scale_lr.enable = True
-    if is_distiller_config(cfg):
-        hooks = list(cfg.get('custom_hooks') or [])
-        named = {type_name(hook) for hook in hooks}
-        missing = [name for name in ('StudentExportHook', 'CheckFiniteHook') if name not in named]
-        cfg.custom_hooks = [*hooks, *(dict(type=f'dskd_mm.{name}') for name in missing)]
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
     if is_distiller_config(cfg) and (cfg.get('optim_wrapper') or {}).get('constructor'):
         cfg.optim_wrapper = show_student(cfg.optim_wrapper)
     return cfg
+
+
+def add_hooks(runner: Runner) -> None:
+    """Register what every training has unless its config names it: so a plain model's config stays free of dskd_mm."""
+    for kind in (ResumeHook, CheckFiniteHook, StudentExportHook):
+        if not any(isinstance(hook, kind) for hook in runner.hooks):
+            runner.register_hook(kind())
 
 
 def main() -> None:
@@ -86,9 +90,7 @@ def main() -> None:
     if not args.no_preflight:
         refuse_faults(cfg)
     runner = build_runner(cfg)
-    # Not by the config: a plain model's stays free of dskd_mm.
-    if not any(isinstance(hook, ResumeHook) for hook in runner.hooks):
-        runner.register_hook(ResumeHook())
+    add_hooks(runner)
     runner.train()
 
 

@@ -27,7 +27,7 @@ from dskd_mm.testing import classifier_config, random_teacher
 from dskd_mm.utils.checkpoint import load_checkpoint_file, load_plain_model
 from dskd_mm.utils.command_line import build_runner
 from dskd_mm.utils.config import load_config, model_config, student_config
-from support import distiller_run_config, environment, free_port, plain_run_config
+from support import distiller_run_config, environment, free_port, plain_run_config, toy_runner
 
 ROOT = Path(__file__).parents[2]
 TOOLS = ROOT / 'tools'
@@ -301,7 +301,7 @@ def test_the_switches_of_training(
     assert lines[0]['lr'] == pytest.approx(0.05 * 8 / 16)
     config = Config.fromfile(tmp_path / 'work' / 'config.py')
     assert config.optim_wrapper.type == 'OptimWrapper' and SLOW_BF16 in capsys.readouterr().out.splitlines()
-    assert [hook.type for hook in config.custom_hooks] == ['dskd_mm.StudentExportHook', 'dskd_mm.CheckFiniteHook']
+    assert config.get('custom_hooks') is None and (tmp_path / 'work' / 'student_last.pth').is_file()
 
 
 def test_learning_rates_that_decay_over_layers_are_those_of_the_plain_student(tmp_path: Path) -> None:
@@ -357,14 +357,14 @@ def merged(path: Path, *arguments: str) -> Config:
         sys.argv = before
 
 
-def test_the_export_hook_is_added_once_and_to_distillers_only(trainable: Path, run: dict[str, Path], tmp_path: Path) -> None:
-    own = ['dskd_mm.StudentExportHook', 'dskd_mm.CheckFiniteHook']
-    assert [hook.type for hook in merged(trainable).custom_hooks] == own
+@pytest.mark.parametrize('named', [[], ['StudentExportHook'], ['CheckFiniteHook', 'ResumeHook']])
+def test_hooks_are_added_once(trainable: Path, tmp_path: Path, named: list[str]) -> None:
     cfg = merged(trainable)
-    cfg.custom_hooks = [dict(type='EMAHook'), dict(type='dskd_mm.StudentExportHook')]
-    cfg.dump(str(tmp_path / 'again.py'))
-    assert [hook.type for hook in merged(tmp_path / 'again.py').custom_hooks] == ['EMAHook', *own]
-    assert merged(run['plain']).get('custom_hooks') is None
+    cfg.custom_hooks = [dict(type=f'dskd_mm.{name}') for name in named]
+    runner = toy_runner(cfg, work_dir=str(tmp_path))
+    tool_functions('train.py')['add_hooks'](runner)
+    found = [type(hook).__name__ for hook in runner.hooks]
+    assert [found.count(name) for name in ('ResumeHook', 'CheckFiniteHook', 'StudentExportHook')] == [1, 1, 1]
 
 
 def test_resuming_names_a_checkpoint_or_finds_the_latest(trainable: Path) -> None:
