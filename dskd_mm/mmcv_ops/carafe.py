@@ -44,7 +44,7 @@ def carafe_naive_forward(
     batch, channels, height, width = maps.shape
     kernels = split(kernels, group_size, kernel_size)
     padded = F.pad(maps, [kernel_size // 2] * 4)
-    total = 0
+    total = maps.new_zeros(())
     for tap, row, column in taps(kernel_size):
         piece = enlarge(padded[:, :, row : row + height, column : column + width], scale_factor)
         piece = piece.view(batch, group_size, channels // group_size, *piece.shape[2:])

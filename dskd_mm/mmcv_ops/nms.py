@@ -84,7 +84,7 @@ def softnms(
     rows = torch.cat(working(boxes, scores[:, None]), dim=1).numpy().copy()  # corners and score
     area = areas(rows, offset)
     index = np.arange(len(rows))
-    threshold, sigma, min_score = (rows.dtype.type(np.float32(value)) for value in (iou_threshold, sigma, min_score))
+    threshold, sigma, min_score = (float(np.float32(value)) for value in (iou_threshold, sigma, min_score))
     count, i = len(rows), 0
     while i < count:
         best = i if np.isnan(rows[i, 4]) else i + int(np.nanargmax(rows[i:count, 4]))
@@ -99,7 +99,7 @@ def softnms(
     return torch.from_numpy(index[:count].copy())
 
 
-def weights(overlap: np.ndarray, method: int, threshold: np.floating, sigma: np.floating) -> np.ndarray:
+def weights(overlap: np.ndarray, method: int, threshold: float, sigma: float) -> np.ndarray:
     """Return by how much scores are lowered."""
     if method == GAUSSIAN:
         return np.exp(-(overlap * overlap) / sigma)
