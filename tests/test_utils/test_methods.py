@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -107,3 +108,13 @@ def test_a_plain_config_is_refused(tmp_path: Path) -> None:
 def test_methods_are_the_files() -> None:
     assert {'kd', 'vkd', 'diffkd'} < set(methods())
     assert all(Path(path).stem == name for name, path in methods().items())
+
+
+@pytest.mark.parametrize('place', ['.mim/configs', '../configs'])
+def test_they_are_found_in_a_wheel_and_in_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    package = tmp_path / 'dskd_mm'
+    (package / place / 'methods').mkdir(parents=True)
+    (package / place / 'methods' / 'kd.py').write_text('')
+    spec = SimpleNamespace(origin=str(package / '__init__.py'))
+    monkeypatch.setattr('dskd_mm.utils.config.importlib.util.find_spec', lambda name: spec)
+    assert [Path(path).resolve() for path in methods().values()] == [(package / place / 'methods' / 'kd.py').resolve()]
