@@ -10,7 +10,7 @@ help:  ## show this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */make \1\t/' | expand -t 18
 
 demo: env  ## distil small students and show what they gained; TASK=cls, det or seg picks one task
-	@$(VENV_PYTHON) tools/demo.py $(if $(TASK),--task $(TASK))
+	@$(VENV_PYTHON) -m examples.digits.demo $(if $(TASK),--task $(TASK))
 
 # Two workers of one thread each: on few cores they beat one process of two threads.
 test: lint  ## lint, then run the whole test suite

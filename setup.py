@@ -16,7 +16,7 @@ MIM_FILES = ('configs', 'tools', 'model-index.yml')
 # installed over the other, so the hosts are extras and are looked for at import time. torch is
 # no hard requirement either, as in the hosts themselves: the newest torch cannot compile mmcv,
 # so which torch is a choice to make first (see constraints.txt).
-INSTALL_REQUIRES = ['matplotlib', 'numpy', 'rich']
+INSTALL_REQUIRES = ['numpy', 'rich']
 
 # The stack that constraints.txt pins and `make env` installs.
 ONEDL = ['onedl-mmengine>=0.10.10', 'onedl-mmcv>=2.3']
@@ -30,7 +30,8 @@ OPENMMLAB_CLS = [*OPENMMLAB, 'mmpretrain>=1.2']
 OPENMMLAB_DET = [*OPENMMLAB, 'mmdet>=3.3']
 OPENMMLAB_SEG = [*OPENMMLAB, 'mmsegmentation>=1.2.2', 'ftfy', 'regex']
 
-DEMO = ['scikit-learn']  # its handwritten digits need no download
+# Of the demo: scikit-learn's handwritten digits need no download.
+DEMO = ['matplotlib', 'pandas', 'scikit-learn']
 
 
 def union(*groups: list[str]) -> list[str]:

@@ -16,27 +16,22 @@ import argparse
 import fcntl
 import hashlib
 import json
-import os
 import shlex
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 
-import torch
 from mmengine.device import get_device
-from records import RESULTS, commit, records, versions
-from report import picture, selected, table
-from settings import METHODS, ROOT, SETTINGS, SUITES, VARIANTS, Setting, applicable, method_of
 
-from dskd_mm.optim import amp_dtype
+if not __package__:  # called as a script, which sees its own folder only
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-LOCK = Lock()
-ENVIRONMENT = {**os.environ, 'OMP_NUM_THREADS': '1'}
+from benchmarks.records import RESULTS, append, commit, precision, records, versions
+from benchmarks.report import picture, selected, table
+from benchmarks.runner import ROOT, Training, start
+from benchmarks.settings import METHODS, SETTINGS, SUITES, VARIANTS, Setting, applicable, method_of
 
 
 @dataclass(frozen=True)
@@ -113,11 +108,10 @@ class Run:
         return options | setting.options | (setting.holdout if self.holdout else {})
 
     @property
-    def command(self) -> list[str]:
-        """The training."""
-        command = [sys.executable, 'tools/train.py', self.config, *self.flags, '--work-dir', str(self.place), '--resume']
-        command += ['--amp'] if self.setting.amp else []
-        return [*command, '--cfg-options', *(f'{key}={value}' for key, value in self.options.items())]
+    def training(self) -> Training:
+        """The process that it takes."""
+        flags = (*self.flags, '--resume', *(('--amp',) if self.setting.amp else ()))
+        return Training(self.config, self.place, self.options, flags)
 
     @property
     def is_taught(self) -> bool:
@@ -154,14 +148,14 @@ class Run:
             if self.is_recorded:  # perhaps by another call, for which this one waited
                 return True
             print(f'start {self.name}', flush=True)
-            start = time.time()
+            begin = time.time()
             try:
                 # Before the run: what is committed meanwhile is not what it ran.
                 revision = self.claim(commit())
-                code = subprocess.run(self.command, cwd=ROOT, stdout=log, stderr=log, env=ENVIRONMENT).returncode
+                code = self.training.start(log).wait()
                 if code:
                     raise RuntimeError(f'exit status {code} of the training, see {self.work_dir / "train.log"}')
-                seconds = round(time.time() - start, 1)
+                seconds = round(time.time() - begin, 1)
                 rows = self.record(*self.judge(), seconds, revision)
             except Exception as error:  # the other runs go on
                 print(f'FAILED {self.name}: {type(error).__name__}: {error}', flush=True)
@@ -182,9 +176,7 @@ class Run:
         Raises:
             RuntimeError: If it holds a run of another config.
         """
-        text = json.dumps([self.setting.whole_config(self.method).to_dict(), self.options], sort_keys=True, default=str)
-        # Wherever the repository is.
-        found = hashlib.sha256(text.replace(str(ROOT), '').encode()).hexdigest()
+        found = self.training.fingerprint(self.setting.whole_config(self.method).to_dict())
         mark = self.work_dir / 'config.sha256'
         known, _, begun = (mark.read_text() if mark.exists() else '').partition(' ')
         if known != found and (known or (self.work_dir / 'last_checkpoint').exists()):
@@ -199,7 +191,7 @@ class Run:
 
     def judge(self) -> tuple[dict[str, dict[str, float]], int]:
         """The metrics of the trained model on each part that it may be judged on, and its epochs."""
-        metrics, last = final_metrics(self.work_dir, self.setting.metric)
+        metrics, last = self.final_metrics()
         if last != self.epochs:
             # It was interrupted in its last validation: its last checkpoint is there, its result is not.
             metrics = self.evaluate(self.split)
@@ -209,6 +201,11 @@ class Run:
             other = 'test' if self.holdout else 'holdout'
             found[other] = self.evaluate(other)
         return found, self.epochs
+
+    def final_metrics(self) -> tuple[dict[str, float], int]:
+        """What was logged with the metric at last, and its epoch; not the best: choosing it on the test part would flatter."""
+        last = [row for row in self.training.evaluations() if self.setting.metric in row][-1:] or [dict(step=0)]
+        return {key: value for key, value in last[0].items() if key not in ('step', 'time', 'data_time')}, last[0]['step']
 
     def evaluate(self, split: str) -> dict[str, float]:
         """The metrics of the last checkpoint on a part of the data."""
@@ -223,7 +220,9 @@ class Run:
         if options:
             command += ['--cfg-options', *(f'{key}={value}' for key, value in options.items())]
         with open(self.work_dir / f'{split}.log', 'a') as log:
-            subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, env=ENVIRONMENT, check=True)
+            code = start(command, log).wait()
+        if code:
+            raise RuntimeError(f'exit status {code} of the test, see {self.work_dir / f"{split}.log"}')
         return json.loads(out.read_text())
 
     def record(self, found: dict[str, dict[str, float]], epochs: int, seconds: float, revision: str) -> list[dict]:
@@ -250,11 +249,11 @@ class Run:
             epochs=epochs,
             train_images=setting.holdout_images if self.split == 'holdout' else setting.train_images,
             seconds=seconds,
-            command=shlex.join(['python', *self.command[1:]]),
+            command=shlex.join(['python', *self.training.command[1:]]),
             commit=revision,
             versions=versions(),
             device=get_device(),
-            precision=str(amp_dtype() if setting.amp else torch.float32).removeprefix('torch.'),
+            precision=precision(self.setting.amp),
         )
         if self.is_taught:
             common['teacher'] = self.teacher
@@ -263,8 +262,7 @@ class Run:
             metrics = {key: round(value * setting.scale, 4) for key, value in metrics.items()}
             rows.append(dict(common, split=part, value=metrics[setting.metric], metrics=metrics))
         if not self.is_recorded:  # a teacher that ended as before when it was trained again
-            with LOCK, open(self.results, 'a') as file:
-                file.write(''.join(json.dumps(row) + '\n' for row in rows))
+            append(self.results, rows)
         return rows
 
 
@@ -300,19 +298,8 @@ class TeacherRun(Run):
 
     def judge(self) -> tuple[dict[str, dict[str, float]], int]:
         """See :meth:`Run.judge`."""
-        metrics, last = final_metrics(self.work_dir, self.setting.metric)
+        metrics, last = self.final_metrics()
         return {self.split: metrics}, last
-
-
-def final_metrics(work_dir: Path, metric: str) -> tuple[dict[str, float], int]:
-    """What was logged with a metric at last, and its epoch; not the best one: choosing it on the test part would flatter."""
-    values = [dict(step=0)]
-    for path in sorted(work_dir.glob('*/vis_data/scalars.json')):
-        for line in path.read_text().splitlines():
-            with suppress(json.JSONDecodeError):  # the last line of a killed run
-                values.append(json.loads(line))
-    last = [value for value in values if metric in value or not value['step']][-1]
-    return {key: value for key, value in last.items() if key not in ('step', 'time', 'data_time')}, last['step']
 
 
 def show(run: Run) -> None:
@@ -325,7 +312,7 @@ def show(run: Run) -> None:
         print(f'\n{run.dataset} on {run.split}, {run.epochs} epochs; drawn in {path}\n\n{table(*where)}')
 
 
-def main() -> None:
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     group = parser.add_mutually_exclusive_group(required=True)
     group.add_argument('--suite', choices=list(SUITES), help='all data sets of a task')
@@ -340,27 +327,36 @@ def main() -> None:
     parser.add_argument('--results', type=Path, default=RESULTS, help='file to append to; default: %(default)s')
     parser.add_argument('--work-dir', default='work_dirs/benchmarks')
     args = parser.parse_args()
-    seeds = [int(seed) for seed in args.seeds.split(',')]
-    runs, teachers, shown = [], [], []
-    for dataset in SUITES[args.suite] if args.suite else [args.dataset]:
+    args.datasets = SUITES[args.suite] if args.suite else [args.dataset]
+    args.seeds = [int(seed) for seed in args.seeds.split(',')]
+    args.names = {}
+    for dataset in args.datasets:
         known = applicable(SETTINGS[dataset])
-        names = [name for name in known if name in METHODS] if args.methods == 'all' else args.methods.split(',')
-        for name in names:
+        args.names[dataset] = [n for n in known if n in METHODS] if args.methods == 'all' else args.methods.split(',')
+        for name in args.names[dataset]:
             if name not in (*known, 'teacher'):
                 parser.error(f'--methods knows {", ".join(known)}, teacher or all for {dataset}, but got {name!r}')
         if args.holdout and not SETTINGS[dataset].holdout:
             parser.error(f'--holdout is not defined for {dataset}')
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    runs: list[Run] = []
+    teachers: list[Run] = []
+    shown: list[Run] = []
+    for dataset, names in args.names.items():
         given = dict(dataset=dataset, results=args.results, folder=Path(args.work_dir), holdout=args.holdout)
         given['epochs'] = args.epochs or SETTINGS[dataset].epochs
-        planned = [Run(variant=name, seed=seed, **given) for seed in seeds for name in names if name != 'teacher']
+        planned = [Run(variant=name, seed=seed, **given) for seed in args.seeds for name in names if name != 'teacher']
         left = [run for run in planned if not run.is_recorded]
         is_missing = not (ROOT / SETTINGS[dataset].teacher_checkpoint).is_file()
         if 'teacher' in names or (is_missing and any(run.is_taught for run in left)):
             # One for all students, of seed 0: they look for it in one place.
             teachers.append(TeacherRun(variant='teacher', seed=0, **given))
         runs += left
-        if planned:
-            shown.append(planned[0])
+        shown += planned[:1]
     done = [teacher.finish() for teacher in teachers]
     # Nobody learns from a teacher that is not there.
     waiting = [run for run in runs if run.is_taught and not (ROOT / run.setting.teacher_checkpoint).is_file()]

@@ -32,13 +32,16 @@ from mmengine.config import Config, DictAction
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS, DefaultScope
-from records import commit, versions
-from settings import ROOT
 from torch import nn
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
 
+if not __package__:  # called as a script, which sees its own folder only
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from benchmarks.records import append, origin
+from benchmarks.runner import ROOT
 from dskd_mm.distillers import Distiller, DSKDDistiller
 from dskd_mm.guidance import Target, TeacherClassifier
 from dskd_mm.optim import BF16OptimWrapper
@@ -495,16 +498,15 @@ def deviation(values: list[float]) -> float:
     return 1.4826 * statistics.median(abs(value - middle) for value in values)
 
 
-def append(record: dict, path: Path) -> None:
+def write(record: dict, path: Path) -> None:
     """Add what all records have, and write one."""
     arguments = sys.argv[1:]
     if '--results' in arguments:  # where a record is kept is no part of what it is
         place = arguments.index('--results')
         del arguments[place : place + 2]
     command = shlex.join(['python', 'benchmarks/cost.py', *arguments])
-    record |= dict(command=command, commit=commit(), versions=versions())
-    with open(path, 'a') as file:
-        file.write(json.dumps(record) + '\n')
+    record |= dict(command=command, **origin())
+    append(path, [record])
     shown = {key: value for key, value in record.items() if key not in ('versions', 'command')}
     print(json.dumps(shown), flush=True)
 
@@ -533,10 +535,10 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     if args.growth:
         for record in growth(args):
-            append(record, args.results)
+            write(record, args.results)
     for config in args.configs:
         for record in measure(config.resolve(), args):
-            append(record, args.results)
+            write(record, args.results)
 
 
 if __name__ == '__main__':

@@ -7,9 +7,10 @@ from functools import partial
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from settings import METHODS, ROOT
 
-from dskd_mm.visualization.style import BLUE, GREEN, GREY, ORANGE, PINK, SKY, new_figure, tidy
+from benchmarks.runner import ROOT
+from benchmarks.settings import METHODS
+from benchmarks.style import BLUE, GREEN, GREY, ORANGE, PINK, SKY, new_figure, tidy
 
 RESULTS = ROOT / 'benchmarks' / 'results' / 'cost.jsonl'
 IMAGES = ROOT / 'docs' / 'en' / 'images'

@@ -9,7 +9,6 @@ class. Results are appended to benchmarks/results/denoised.jsonl:
 """
 
 import argparse
-import json
 import shlex
 import sys
 from collections import defaultdict
@@ -20,10 +19,13 @@ from unittest.mock import patch
 import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
-from records import commit, versions
-from settings import ROOT
 from torch import Tensor
 
+if not __package__:  # called as a script, which sees its own folder only
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from benchmarks.records import append, origin
+from benchmarks.runner import ROOT
 from dskd_mm.diffusion.levels import on_levels
 from dskd_mm.distillers import DSKDDistiller
 from dskd_mm.distillers.dskd import hit_rate
@@ -100,14 +102,13 @@ def main() -> None:
             numbers = [[float(text) for text in option.split(',')] for option in (args.starts, args.scales)]
             for key, value in measure(runner.model, data, *numbers).items():
                 values[key].append(value)
-    with open(args.results, 'a') as file:
-        for (start, scale), found in values.items():
-            record = dict(config=args.config, epoch=checkpoint['meta'].get('epoch'), batches=args.batches)
-            record |= dict(start=start, scale=scale)
-            record |= {key: round(mean(value[key] for value in found), 4) for key in found[0]}
-            record |= dict(command=shlex.join(['python', *sys.argv]), commit=commit(), versions=versions())
-            file.write(json.dumps(record) + '\n')
-            print({key: record[key] for key in ('start', 'scale', 'to_teacher', 'to_label', 'accuracy')})
+    for (start, scale), found in values.items():
+        record = dict(config=args.config, epoch=checkpoint['meta'].get('epoch'), batches=args.batches)
+        record |= dict(start=start, scale=scale)
+        record |= {key: round(mean(value[key] for value in found), 4) for key in found[0]}
+        record |= dict(command=shlex.join(['python', *sys.argv]), **origin())
+        append(args.results, [record])
+        print({key: record[key] for key in ('start', 'scale', 'to_teacher', 'to_label', 'accuracy')})
 
 
 if __name__ == '__main__':

@@ -3,24 +3,46 @@
 import json
 import platform
 import subprocess
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from threading import Lock
 
-from settings import ROOT
+import torch
+
+from benchmarks.runner import ROOT
+from dskd_mm.optim import amp_dtype
 
 RESULTS = ROOT / 'benchmarks' / 'results' / 'accuracy.jsonl'
+LOCK = Lock()
 
 
 def records(path: Path | None = None) -> list[dict]:
-    """All recorded results."""
+    """Return all records of a file of JSON lines.
+
+    Args:
+        path (Path, optional): None takes the published results of the accuracy benchmark. Defaults to None.
+    """
     path = path or RESULTS
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
 
 
+def append(path: Path, rows: Iterable[dict]) -> None:
+    """Append records to a file, at once; threads take turns."""
+    text = ''.join(json.dumps(row) + '\n' for row in rows)
+    with LOCK, open(path, 'a') as file:
+        file.write(text)
+
+
+def origin() -> dict:
+    """Return what every record says of where it comes from."""
+    return dict(commit=commit(), versions=versions())
+
+
 def commit() -> str:
-    """The commit that is checked out, marked if the tree differs from it."""
+    """Return the commit that is checked out, marked if the tree differs from it."""
     git = ['git', '-C', str(ROOT)]
     head = subprocess.run([*git, 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True).stdout.strip()
     changed = subprocess.run([*git, 'status', '--porcelain', 'dskd_mm', 'configs'], capture_output=True, text=True).stdout
@@ -28,12 +50,21 @@ def commit() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the result depends on."""
+    """Return versions of what a result depends on."""
     found = dict(python=platform.python_version())
-    packages = ('mmengine', 'mmpretrain', 'mmdet', 'mmdetection', 'mmsegmentation')
+    packages = ('mmengine', 'mmcv', 'mmpretrain', 'mmdet', 'mmdetection', 'mmsegmentation')
     for name in ('torch', *(prefix + package for package in packages for prefix in ('onedl-', ''))):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
     return found
+
+
+def precision(amp: bool) -> str:
+    """Return in which numbers a training runs, 'float32' or another.
+
+    Args:
+        amp (bool): Whether it is called with ``--amp``.
+    """
+    return str(amp_dtype() if amp else torch.float32).removeprefix('torch.')

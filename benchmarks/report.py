@@ -16,13 +16,17 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from cost_tables import Block, cost, growth
 from matplotlib.figure import Figure
-from records import records
 from scipy.stats import ttest_rel
-from settings import METHODS, ROOT, SETTINGS, VARIANTS, label_of
 
-from dskd_mm.visualization.style import BLUE, GREY, ORANGE, new_figure, tidy
+if not __package__:  # called as a script, which sees its own folder only
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from benchmarks.cost_tables import Block, cost, growth
+from benchmarks.records import records
+from benchmarks.runner import ROOT
+from benchmarks.settings import METHODS, SETTINGS, VARIANTS, label_of
+from benchmarks.style import BLUE, GREY, ORANGE, new_figure, tidy
 
 PICTURE_ROWS = 5
 LABEL_WIDTH = 46

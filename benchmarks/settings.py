@@ -5,9 +5,8 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from benchmarks.runner import ROOT
 from dskd_mm.utils.methods import apply_method, methods, suits
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get('PYTHONPATH')]))
+TESTS = Path(__file__).parent
+os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [str(TESTS), str(TESTS.parent), os.environ.get('PYTHONPATH')]))
 pytest.register_assert_rewrite('support', 'dskd_mm.testing')
 
 

@@ -1,8 +1,6 @@
 """Data sets that no host reads."""
 
 from dskd_mm.datasets.cifar100_subset import CIFAR100Subset
-from dskd_mm.datasets.digit_scenes import DigitScenes, write_digit_scenes
-from dskd_mm.datasets.digits import Digits
 from dskd_mm.datasets.fashion_mnist import GzipFashionMNIST
 
-__all__ = ['CIFAR100Subset', 'DigitScenes', 'Digits', 'GzipFashionMNIST', 'write_digit_scenes']
+__all__ = ['CIFAR100Subset', 'GzipFashionMNIST']

@@ -5,16 +5,13 @@ import json
 import subprocess
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / 'benchmarks'))
-import cost  # noqa: E402
-import cost_tables  # noqa: E402
+from benchmarks import cost, cost_tables
+from benchmarks.runner import ROOT
 
 KEYS = {
     *('config', 'method', 'variant', 'device', 'step_seconds', 'step_ratio', 'floor_ratio', 'uses_teacher_forward'),
@@ -99,7 +96,5 @@ def test_the_exponent_is_the_slope_on_logarithmic_axes():
 
 @pytest.mark.parametrize('arguments', [[], ['configs/dskd/x.py', '--growth']])
 def test_either_configs_or_growth(arguments):
-    result = subprocess.run(
-        [sys.executable, 'benchmarks/cost.py', *arguments], cwd=ROOT, capture_output=True, text=True
-    )
+    result = subprocess.run([sys.executable, 'benchmarks/cost.py', *arguments], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 2 and 'one of them' in result.stderr

@@ -1,16 +1,11 @@
 """The measurement of denoised features."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
+from benchmarks import denoised
 from dskd_mm.registry import MODELS
 from dskd_mm.testing import classifier_config, random_batch, random_teacher
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'benchmarks'))
-import denoised
 
 
 @pytest.mark.parametrize('autoencoder', [False, dict(latent_channels=8)])

@@ -6,86 +6,95 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-EPOCHS, SEEDS = 3, (0, 1)
-# The benchmark with a data set of a few seconds instead of its own.
+from benchmarks import accuracy, runner
+
+SEEDS = (0, 1)
+EPOCHS = 3
+# Stands for a training, which tests/test_robustness/test_interruption.py kills: it lasts until it is told to end.
+TRAINING = f"""
+import json, os, pathlib, sys, time
+folder = pathlib.Path(sys.argv[sys.argv.index('--work-dir') + 1])
+with open(folder / 'starts', 'a') as file:
+    file.write(f'{{os.getpid()}} ')
+while not (folder.parent / 'go').exists():
+    time.sleep(0.05)
+log = folder / 'run/vis_data/scalars.json'
+log.parent.mkdir(parents=True)
+log.write_text(json.dumps({{'accuracy/top1': 50.0 + int(folder.name[-1]), 'step': {EPOCHS}}}))
+"""
 DRIVER = f"""
 import sys
-sys.path.insert(0, {str(ROOT / 'benchmarks')!r})
-import accuracy
-accuracy.SETTINGS['digits'] = accuracy.Setting(
-    task='cls',
-    pair='small large',
-    student='configs/demo/cls_plain.py',
-    teacher='configs/demo/cls_teacher.py',
-    distilled='none.py',
-    metric='accuracy/top1',
-    epochs={EPOCHS},
-    train_images=898,
-    interval=1,
-)
+from benchmarks import accuracy, runner
+runner.Training.command = property(lambda self: [sys.executable, '-c', {TRAINING!r}, '--work-dir', str(self.folder)])
 accuracy.main()
 """
 
+
+def arguments(folder: Path) -> list[str]:
+    """Arguments of a benchmark of two runs at once."""
+    options = ['--dataset', 'fashion-mnist', '--methods', 'plain', '--seeds', ','.join(map(str, SEEDS)), '--jobs', '2']
+    options += ['--epochs', str(EPOCHS), '--results', str(folder / 'accuracy.jsonl'), '--work-dir', str(folder / 'runs')]
+    return options
+
+
 def start(folder: Path) -> subprocess.Popen:
-    """Start the benchmark with what it writes in a folder."""
-    options = ['--dataset', 'digits', '--methods', 'plain', '--seeds', ','.join(map(str, SEEDS)), '--jobs', '2']
-    options += ['--results', str(folder / 'accuracy.jsonl'), '--work-dir', str(folder / 'runs')]
-    command = [sys.executable, '-c', DRIVER, *options]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    """Start the benchmark in a process of its own."""
+    command = [sys.executable, '-c', DRIVER, *arguments(folder)]
+    return subprocess.Popen(command, cwd=runner.ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
-def finish(folder: Path) -> dict[int, float]:
-    """Run the benchmark to its end: the recorded value of each seed."""
-    process = start(folder)
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, output.decode()
-    rows = [json.loads(line) for line in (folder / 'accuracy.jsonl').read_text().splitlines()]
-    assert sorted(row['seed'] for row in rows) == list(SEEDS), output.decode()
-    return {row['seed']: row['value'] for row in rows}
-
-
-@pytest.mark.slow
-def test_what_is_killed_is_finished_by_the_next_call_as_if_nothing_had_happened(tmp_path: Path) -> None:
-    pytest.importorskip('mmpretrain')
-    pytest.importorskip('sklearn')
-    whole, killed = tmp_path / 'whole', tmp_path / 'killed'
-    for folder in (whole, killed):
-        folder.mkdir()
-    expected = finish(whole)
-    log = killed / 'runs' / f'digits/test-{EPOCHS}e/plain-s0' / 'train.log'
-    process = start(killed)
-    # Once while its trainings run: they live on, and the next call has to wait for them, not to start them twice.
-    wait_for(lambda: log.exists() and 'Epoch(train)' in log.read_text(), process)
-    process.kill()
-    process.communicate()
-    assert not (killed / 'accuracy.jsonl').exists()
-    # And once with the trainings themselves.
-    process = start(killed)
-    time.sleep(1)
-    process.kill()
-    process.communicate()
-    for pid in trainings_in(killed):
-        os.kill(pid, signal.SIGKILL)
-    assert finish(killed) == expected
-    # Nothing was trained twice, and nothing is trained again.
-    stamp = log.stat().st_mtime_ns
-    assert finish(killed) == expected and log.stat().st_mtime_ns == stamp
-
-
-def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None:
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen, seconds: float = 240) -> None:
     """Wait until something is true while a process runs."""
     end = time.monotonic() + seconds
     while not condition():
-        assert process.poll() is None and time.monotonic() < end
-        time.sleep(0.1)
+        assert process.poll() is None, process.stderr.read().decode()
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
-def trainings_in(folder: Path) -> list[int]:
-    """Process ids of the trainings that write into a folder."""
-    result = subprocess.run(['pgrep', '-f', f'tools/train.py .*{folder}'], capture_output=True, text=True)
-    return [int(pid) for pid in result.stdout.split()]
+def has_open(process: subprocess.Popen, path: Path) -> bool:
+    """Whether a process has a file open."""
+    descriptors = Path(f'/proc/{process.pid}/fd')
+    try:
+        return path.resolve() in [descriptor.resolve() for descriptor in descriptors.iterdir()]
+    except FileNotFoundError:  # one was closed meanwhile
+        return False
+
+
+@pytest.mark.skipif(not Path('/proc/self/fd').is_dir(), reason='needs /proc')
+def test_what_is_killed_is_finished_by_the_next_call_as_if_nothing_had_happened(tmp_path, monkeypatch):
+    folders = [tmp_path / 'runs' / f'fashion-mnist/test-{EPOCHS}e/plain-s{seed}' for seed in SEEDS]
+
+    def starts() -> list[list[int]]:
+        """Process ids of the trainings of each run, in their order."""
+        files = [folder / 'starts' for folder in folders]
+        return [list(map(int, file.read_text().split())) if file.exists() else [] for file in files]
+
+    # Once while its trainings run: they live on, and the next call has to wait for them, not to start them twice.
+    process = start(tmp_path)
+    wait_for(lambda: all(starts()), process)
+    process.kill()
+    process.communicate()
+    trainings = starts()
+    process = start(tmp_path)
+    wait_for(lambda: all(has_open(process, folder / 'train.log') for folder in folders), process)
+    assert starts() == trainings and all(len(own) == 1 for own in trainings)
+    # And once with the trainings themselves.
+    process.kill()
+    process.communicate()
+    for (pid,) in trainings:
+        os.kill(pid, signal.SIGKILL)
+    (folders[0].parent / 'go').touch()
+    command = property(lambda self: [sys.executable, '-c', TRAINING, '--work-dir', str(self.folder)])
+    monkeypatch.setattr(runner.Training, 'command', command)
+    monkeypatch.setattr(sys, 'argv', ['accuracy.py', *arguments(tmp_path)])
+    for _ in range(2):  # nothing is trained again
+        accuracy.main()
+        rows = [json.loads(line) for line in (tmp_path / 'accuracy.jsonl').read_text().splitlines()]
+        assert sorted((row['seed'], row['value']) for row in rows) == [(0, 50.0), (1, 51.0)]
+        assert [len(own) for own in starts()] == [2, 2]

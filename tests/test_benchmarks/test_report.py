@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 from scipy.stats import ttest_1samp
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / 'benchmarks'))
-import records as recorded  # noqa: E402
-import report  # noqa: E402
-from settings import SETTINGS, label_of  # noqa: E402
+from benchmarks import records as recorded
+from benchmarks import report
+from benchmarks.runner import ROOT
+from benchmarks.settings import SETTINGS, label_of
 
 KEYS = {
     *('task', 'dataset', 'pair', 'method', 'variant', 'seed', 'metric', 'value', 'epochs', 'train_images'),
@@ -164,9 +163,7 @@ def test_the_picture_has_a_point_for_each_row(tmp_path):
     (axes,) = figure.axes
     assert [text.get_text() for text in axes.get_yticklabels()][-1] == 'plain student'
     means = {round(float(line.get_xdata()[0]), 4) for line in axes.lines if len(line.get_xdata()) == 1}
-    assert means >= {
-        round(statistics.mean(r['value'] for r in runs), 4) for name, runs in groups.items() if name != 'teacher'
-    }
+    assert means >= {round(statistics.mean(r['value'] for r in runs), 4) for name, runs in groups.items() if name != 'teacher'}
     figure.savefig(tmp_path / 'a.png')
 
 
@@ -180,7 +177,7 @@ def test_denoised_features_are_tabled_by_their_last_record(tmp_path, monkeypatch
     monkeypatch.setattr(report, 'DENOISED', path)
     text, _ = report.rewrite('before\n<!-- denoised: a.py -->\nold\n<!-- end -->\nafter', ROOT / 'docs' / 'en' / 'a.md')
     assert 'old' not in text and text.startswith('before\n') and text.endswith('<!-- end -->\nafter')
-    assert '| (the student\'s own feature) | | 0.500 | 1.000 | 50.00 |' in text
+    assert "| (the student's own feature) | | 0.500 | 1.000 | 50.00 |" in text
     assert '| 0.1 of the schedule | 20 | 0.300 | 1.000 | 50.00 |' in text and '0.400' not in text and '0.100' not in text
     assert row['command'] in text
 

@@ -1,21 +1,19 @@
 """What the benchmark trains, and what it records of it, with a training that takes no time."""
 
 import json
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import IO
 
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / 'benchmarks'))
-import accuracy  # noqa: E402
+from benchmarks import accuracy, records, runner
 
 EPOCHS = 3
-really_run = subprocess.run
 
 
 @pytest.fixture
@@ -23,9 +21,9 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The configs that were 'trained', in their order; the teacher's checkpoint is in the test's folder."""
     found: list[str] = []
 
-    def train(command: list[str], **kwargs) -> subprocess.CompletedProcess:
+    def train(command: list[str], log: IO[str]) -> SimpleNamespace:
         if 'tools/train.py' not in command:
-            return really_run(command, **kwargs)
+            return exited(1)  # there is no checkpoint to test
         config, work_dir = command[2], Path(command[command.index('--work-dir') + 1])
         found.append(config)
         time.sleep(0.2)
@@ -35,11 +33,17 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         log.write_text(''.join(json.dumps({'loss': 1.0, 'step': 7}) + '\n' + json.dumps(value) + '\n' for value in values))
         if config == accuracy.SETTINGS['fashion-mnist'].teacher:
             (work_dir / 'epoch.pth').write_bytes(b'weights')
-        return subprocess.CompletedProcess(command, 0)
+        return exited(0)
 
     monkeypatch.setattr(accuracy.Setting, 'teacher_checkpoint', property(lambda self: tmp_path / 'teacher' / 'epoch.pth'))
-    monkeypatch.setattr(subprocess, 'run', train)
+    for module in (runner, accuracy):
+        monkeypatch.setattr(module, 'start', train)
     return found
+
+
+def exited(code: int) -> SimpleNamespace:
+    """A process that has ended."""
+    return SimpleNamespace(wait=lambda: code)
 
 
 def benchmark(folder: Path, monkeypatch: pytest.MonkeyPatch, methods: str, seeds: str = '0') -> list[dict]:
@@ -76,7 +80,7 @@ def test_the_teacher_is_trained_first_where_it_is_missing_and_once(tmp_path, mon
 
 @pytest.mark.parametrize('dtype', ['bfloat16', 'float32'])
 def test_a_record_names_the_precision_that_ran(tmp_path, monkeypatch, trained, dtype):
-    monkeypatch.setattr(accuracy, 'amp_dtype', lambda: getattr(torch, dtype))
+    monkeypatch.setattr(records, 'amp_dtype', lambda: getattr(torch, dtype))
     (row,) = benchmark(tmp_path, monkeypatch, 'plain')
     assert '--amp' in row['command'] and row['precision'] == dtype
 
@@ -104,19 +108,20 @@ def test_the_table_and_the_picture_of_what_is_recorded(tmp_path, monkeypatch, tr
 def test_what_fails_is_told_and_the_rest_is_recorded(tmp_path, monkeypatch, trained, capsys, fails):
     setting = accuracy.SETTINGS['fashion-mnist']
     broken = setting.teacher if fails == 'teacher' else setting.config('dskd')
-    train = subprocess.run
+    train = runner.start
 
-    def run(command: list[str], **kwargs) -> subprocess.CompletedProcess:
+    def run(command: list[str], log: IO[str]) -> SimpleNamespace:
         is_broken = broken in command and '--method' not in command
         if is_broken and fails != 'judge':
-            return subprocess.CompletedProcess(command, 7)
-        done = train(command, **kwargs)
-        if is_broken:
+            return exited(7)
+        done = train(command, log)
+        if is_broken and 'tools/train.py' in command:
             for log in Path(command[command.index('--work-dir') + 1]).glob('*/vis_data/scalars.json'):
                 log.write_text(json.dumps({'another/metric': 1.0, 'step': EPOCHS}))
         return done
 
-    monkeypatch.setattr(subprocess, 'run', run)
+    for module in (runner, accuracy):
+        monkeypatch.setattr(module, 'start', run)
     with pytest.raises(SystemExit) as exit_:
         benchmark(tmp_path, monkeypatch, 'plain,kd,dskd')
     assert exit_.value.code == 1
@@ -132,10 +137,12 @@ def test_what_fails_is_told_and_the_rest_is_recorded(tmp_path, monkeypatch, trai
 
 
 def test_it_may_be_called_from_anywhere(tmp_path, monkeypatch, trained):
-    monkeypatch.setattr(accuracy, 'ROOT', tmp_path)
+    for module in (runner, accuracy):
+        monkeypatch.setattr(module, 'ROOT', tmp_path)
     monkeypatch.setattr(accuracy.Run, 'claim', lambda self, revision: revision)
     monkeypatch.chdir(Path.home())
     run = accuracy.Run('fashion-mnist', 'plain', 0, EPOCHS, False, tmp_path / 'accuracy.jsonl', Path('work_dirs/runs'))
     assert run.work_dir == tmp_path / 'work_dirs' / 'runs' / run.name
     # A training has the root as its working directory, where this is the same folder.
-    assert run.command[run.command.index('--work-dir') + 1] == f'work_dirs/runs/{run.name}'
+    command = run.training.command
+    assert command[command.index('--work-dir') + 1] == f'work_dirs/runs/{run.name}'

@@ -1,15 +1,13 @@
 """Every setting of the benchmark fits the configs that it names."""
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from mmengine.config import Config, DictAction
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / 'benchmarks'))
-import accuracy  # noqa: E402
+from benchmarks import accuracy
+from benchmarks.runner import ROOT
 
 
 def schedulers(cfg: Config) -> list[dict]:

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / 'configs').rglob('*.py'))
 PLAIN = sorted((ROOT / 'configs/plain').glob('*.py'))
 PAIRS = sorted((ROOT / 'configs/dskd').glob('*.py'))
-DEMO = sorted((ROOT / 'configs/demo').glob('*.py'))
+DEMO = sorted((ROOT / 'examples/digits/configs').glob('*.py'))
 # Sized for CPUs, with data and teachers of this repository; all others are for public data sets and GPUs.
 CPU_SIZED = re.compile(r'subset|fashion-mnist|bccd|dsb2018')
 FULL_SIZE = [path for path in PAIRS if not CPU_SIZED.search(path.stem)]
@@ -31,7 +31,7 @@ def teaches(path: Path) -> bool:
 
 
 def name_of(path: Path) -> str:
-    return str(path.relative_to(ROOT / 'configs'))
+    return str(path.relative_to(ROOT)).removeprefix('configs/')
 
 
 def is_installed(package: str) -> bool:

@@ -43,7 +43,7 @@ MMSEG_TWINS = dict(
     segformer_b0_ade20k='mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py',
 )
 
-LAID_OUT = [path for path in CONFIGS if path.parent.name in ('demo', 'dskd', 'plain')]
+LAID_OUT = [path for path in CONFIGS if path.parent.name in ('dskd', 'plain')]
 
 
 @pytest.mark.parametrize('path', LAID_OUT, ids=name_of)

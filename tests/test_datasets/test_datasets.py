@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from dskd_mm.datasets import CIFAR100Subset, Digits, GzipFashionMNIST
+from dskd_mm.datasets import CIFAR100Subset, GzipFashionMNIST
 
 DATA_ROOT = Path(os.environ.get('DSKD_DATA_ROOT', '../shared/data'))
 
@@ -50,7 +50,6 @@ def test_mosaics_are_cut_into_rgb_tiles_and_labelled_by_row(mosaics):
         (lambda d: CIFAR100Subset(data_root=d), FileNotFoundError, 'DSKD_DATA_ROOT'),
         (lambda d: GzipFashionMNIST(data_root=d, split='val'), ValueError, "'val'"),
         (lambda d: GzipFashionMNIST(data_root=d), FileNotFoundError, 'DSKD_DATA_ROOT'),
-        (lambda d: Digits(split='val'), ValueError, "'val'"),
     ],
 )
 def test_mistakes_are_named(tmp_path, build, error, words):
@@ -77,15 +76,6 @@ def test_idx_files_are_read_without_writing_beside_them(tmp_path):
         np.testing.assert_array_equal(dataset[2]['img'][..., 0], images[part][2])
     assert len(GzipFashionMNIST(data_root=str(tmp_path), split='train', indices=-2)) == 2
     assert sorted(tmp_path.iterdir()) == before
-
-
-def test_digits_split_without_overlap():
-    train, test = Digits(split='train'), Digits(split='test')
-    assert len(train) + len(test) == 1797
-    assert train[0]['img'].shape == (16, 16, 1) and train[0]['img'].dtype == np.uint8
-    few = Digits(split='train', num_train=50, size=8)
-    assert len(few) == 50 and few[0]['img'].shape == (8, 8, 1)
-    assert {item['gt_label'] for item in few} == set(range(10))
 
 
 @pytest.mark.data

@@ -37,8 +37,8 @@ ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / 'configs'
 # Methods inherit all but the method from DSKD's configs: of each of them one. Students are those of plain configs.
 METHODS = sorted(folder.name for folder in CONFIGS.iterdir() if folder.is_dir())
-CHECKED = sorted((CONFIGS / 'dskd').glob('*.py')) + sorted((CONFIGS / 'demo').glob('*.py'))
-CHECKED += [min((CONFIGS / name).glob('*.py')) for name in METHODS if name not in ('dskd', 'demo', '_base_')]
+CHECKED = sorted((CONFIGS / 'dskd').glob('*.py')) + sorted((ROOT / 'examples/digits/configs').glob('*.py'))
+CHECKED += [min((CONFIGS / name).glob('*.py')) for name in METHODS if name not in ('dskd', '_base_')]
 FILES_ARE_ABSENT = re.compile(r"Expected data at '|Expected a checkpoint at '|.*could not be downloaded")
 
 
@@ -335,7 +335,7 @@ def test_the_environment_variable_is_named_where_it_helps(monkeypatch: pytest.Mo
     report = check_config(Config.fromfile(CONFIGS / 'plain/resnet8-w8_fashion-mnist.py'), ['data'])
     (fault,) = report.faults
     assert '/no/such/folder/fashion_mnist' in fault.text and 'DSKD_DATA_ROOT' in fault.text
-    report = check_config(Config.fromfile(CONFIGS / 'demo/seg_plain.py'), ['data'])
+    report = check_config(Config.fromfile(ROOT / 'examples/digits/configs/seg_plain.py'), ['data'])
     assert all('DSKD_DATA_ROOT' not in fault.text for fault in report.faults)
 
 

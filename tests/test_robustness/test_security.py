@@ -18,7 +18,7 @@ from dskd_mm.utils.checkpoint import load_checkpoint_file, load_safely_everywher
 from support import distiller_run_config, run_script
 
 ROOT = Path(__file__).parents[2]
-SOURCES = sorted(path for folder in ('dskd_mm', 'tools', 'benchmarks') for path in (ROOT / folder).rglob('*.py'))
+SOURCES = sorted(path for folder in ('dskd_mm', 'tools', 'benchmarks', 'examples') for path in (ROOT / folder).rglob('*.py'))
 
 
 class Payload:

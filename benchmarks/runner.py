@@ -1,0 +1,104 @@
+"""One training as a process of its own: its command, its folder, what it has logged. The benchmark and the demo run these."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any
+
+from mmengine.config import Config
+
+ROOT = Path(__file__).resolve().parents[1]
+# One thread each: two runs at once make better use of two cores than two threads of one. The root: for examples.
+ENVIRONMENT = {
+    **os.environ,
+    'OMP_NUM_THREADS': '1',
+    'PYTHONPATH': os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')])),
+}
+
+
+@dataclass(frozen=True)
+class Training:
+    """One run of ``tools/train.py``.
+
+    Attributes:
+        config (str): Path of its config, from the repository's root.
+        work_dir (Path): Its folder, absolute or from the repository's root.
+        options (Mapping[str, Any]): What is changed of the config, as for ``--cfg-options``. Defaults to {}.
+        flags (tuple[str, ...]): Further arguments, such as ``--resume``. Defaults to ().
+    """
+
+    config: str
+    work_dir: Path
+    options: Mapping[str, Any] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
+
+    @property
+    def command(self) -> list[str]:
+        """The command line, to be run in the repository's root."""
+        command = [sys.executable, 'tools/train.py', self.config, '--work-dir', str(self.work_dir), *self.flags]
+        return [*command, '--cfg-options', *(f'{key}={value}' for key, value in self.options.items())]
+
+    @property
+    def folder(self) -> Path:
+        """Its folder, absolute."""
+        return ROOT / self.work_dir
+
+    @cached_property
+    def cfg(self) -> Config:
+        """The config as the training reads it."""
+        cfg = Config.fromfile(ROOT / self.config)
+        cfg.merge_from_dict(dict(self.options))
+        return cfg
+
+    def fingerprint(self, *others: Any) -> str:
+        """Return a hash that changes with the config, the options and whatever else is given, but not with the root's place."""
+        text = json.dumps([Config.fromfile(ROOT / self.config).to_dict(), self.options, *others], sort_keys=True, default=str)
+        return hashlib.sha256(text.replace(str(ROOT), '').encode()).hexdigest()
+
+    def start(self, log: IO[str]) -> subprocess.Popen:
+        """Start it.
+
+        Args:
+            log (IO[str]): The file that gets what it prints.
+        """
+        return start(self.command, log)
+
+    def evaluations(self) -> list[dict[str, Any]]:
+        """Return what each evaluation has logged so far, oldest first."""
+        return [row for row in read_scalars(self.folder) if 'loss' not in row]
+
+
+def start(command: list[str], log: IO[str]) -> subprocess.Popen:
+    """Start one of the tools in the repository's root, with one thread.
+
+    Args:
+        command (list[str]): Its command line.
+        log (IO[str]): The file that gets what it prints.
+    """
+    return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=ENVIRONMENT)
+
+
+def read_scalars(work_dir: str | Path) -> list[dict[str, Any]]:
+    """Read what the runs in a folder have logged, as mmengine's ``LocalVisBackend`` writes it.
+
+    Args:
+        work_dir (str | Path): The work dir. A run that was resumed has left several logs.
+
+    Returns:
+        list[dict]: One dict per logged step, oldest first: losses, ``time``, ``epoch`` and ``step`` in training, metrics and
+        ``step`` in validation. Empty if nothing has been logged yet.
+    """
+    rows = []
+    # mmengine names a run's log by the time of its start.
+    for log in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
+        for line in log.read_text(encoding='utf-8').splitlines():
+            with suppress(json.JSONDecodeError):  # being written right now, or the last one of a killed run
+                rows.append(json.loads(line))
+    return rows
