@@ -1,5 +1,6 @@
 """Trainings in processes that are killed: whole runs of tools/train.py, forked from a server that has imported everything."""
 
+import gc
 import multiprocessing as mp
 import os
 import random
@@ -107,6 +108,7 @@ def _work(script: str, arguments: list[str], log: str, calls: Any, kill_at: str 
     import torch
     from mmengine.runner import Runner
 
+    gc.freeze()  # each of mmengine's data sets collects garbage, among all that has been imported
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     call_hook, fsync = Runner.call_hook, os.fsync
