@@ -13,7 +13,7 @@ demo: env  ## distil small students and show what they gained; TASK=cls, det or 
 	@$(VENV_PYTHON) -m examples.digits.demo $(if $(TASK),--task $(TASK))
 
 # Two workers of one thread each: on few cores they beat one process of two threads.
-test: lint  ## lint, then run the whole test suite
+test: lint  ## lint, then run the tests, all but the long soaks
 	@OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n 2
 
 lint: env  ## ruff and mypy
