@@ -1,6 +1,6 @@
 # `make demo` and `make test` work on a fresh clone: both first bring .venv up to date.
+# PYTHON=... chooses the interpreter that it is made with.
 PYTHON ?= python3
-LEGACY_PYTHON ?= python3.10
 VENV_PYTHON := .venv/bin/python
 
 .DEFAULT_GOAL := help
@@ -16,22 +16,23 @@ demo: env  ## distil small students and show what they gained; TASK=cls, det or 
 test: lint  ## lint, then run the tests, all but the long soaks
 	@OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n 2
 
-lint: env  ## ruff and mypy
-	@$(VENV_PYTHON) -m ruff check .
-	@$(VENV_PYTHON) -m mypy
-
-env:  ## build .venv or bring it up to date (PYTHON=... chooses the interpreter)
-	@$(PYTHON) tools/misc/install.py
-
 test-all: lint  ## `make test`, then the long soaks that it leaves out
 	@OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n 2 -m 'soak or not soak'
 
-test-legacy: env-legacy  ## run the same test suite with OpenMMLab's own last releases
+lint: env  ## ruff, its format and mypy
+	@$(VENV_PYTHON) -m ruff check .
+	@$(VENV_PYTHON) -m ruff format --check .
+	@$(VENV_PYTHON) -m mypy
+
+env:  ## build .venv or bring it up to date; COMPILE=1 compiles mmcv's own operators
+	@$(PYTHON) tools/misc/install.py $(if $(COMPILE),--compile)
+
+test-legacy: env-legacy  ## run the same tests with OpenMMLab's own last releases
 	@OMP_NUM_THREADS=1 .venv-legacy/bin/python -m pytest -n 2
 
-env-legacy:  ## build .venv-legacy or bring it up to date (LEGACY_PYTHON=... chooses a Python 3.10)
-	@$(PYTHON) tools/misc/install.py --legacy --python $(LEGACY_PYTHON)
+env-legacy:  ## build .venv-legacy or bring it up to date; needs Python 3.10
+	@$(PYTHON) tools/misc/install.py --legacy
 
-clean:  ## remove builds and caches; the environments stay, as they take long to build
+clean:  ## remove builds and caches; the environments stay
 	rm -rf build dist *.egg-info dskd_mm/.mim .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

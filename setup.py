@@ -14,8 +14,8 @@ MIM_FILES = ('configs', 'tools', 'model-index.yml')
 # The OpenMMLab packages and their maintained continuation by OneDL share import names
 # (mmengine, mmcv, mmdet, ...) but not distribution names. A hard requirement on one would be
 # installed over the other, so the hosts are extras and are looked for at import time. torch is
-# no hard requirement either, as in the hosts themselves: the newest torch cannot compile mmcv,
-# so which torch is a choice to make first (see constraints.txt).
+# no hard requirement either, as in the hosts themselves: which build of it (CUDA, ROCm, CPU) is
+# a choice to make first. It needs 2.5 or newer; constraints.txt has the one to take.
 INSTALL_REQUIRES = ['numpy', 'rich']
 
 # The stack that constraints.txt pins and `make env` installs.
@@ -24,7 +24,8 @@ CLS = [*ONEDL, 'onedl-mmpretrain>=1.3']
 DET = [*ONEDL, 'onedl-mmdetection>=3.5']
 SEG = [*ONEDL, 'onedl-mmsegmentation>=1.4']
 
-# The last releases under the original names: Python 3.10, torch 2.1, numpy 1, setuptools<70.
+# The last releases under the original names, which are written for numpy 1. What builds mmcv
+# needs setuptools<82 (see constraints-legacy.txt).
 OPENMMLAB = ['mmengine>=0.10.7', 'mmcv>=2.0.1,<2.2', 'numpy<2', 'opencv-python<4.11']
 OPENMMLAB_CLS = [*OPENMMLAB, 'mmpretrain>=1.2']
 OPENMMLAB_DET = [*OPENMMLAB, 'mmdet>=3.3']

@@ -73,7 +73,7 @@ def load_checkpoint_file(path: str, map_location: Any = 'cpu') -> dict[str, Any]
 
 def _harmless_types() -> AbstractContextManager:
     # What numpy's arrays and numbers are made by in pickles, and all their types: metrics and best scores come in any.
-    numbers = [np.ndarray, np.dtype, np.empty(0).__reduce__()[0], np.float64().__reduce__()[0]]
+    numbers: list[Any] = [np.ndarray, np.dtype, np.empty(0).__reduce__()[0], np.float64().__reduce__()[0]]
     dtypes = {type(np.dtype(code)) for code in np.typecodes['All'] if code != 'O'}
     # mmengine's own list allows getattr, too, by which a file gets at any attribute of anything. Only its logs need that.
     return safe_globals([slice, HistoryBuffer, _method_of_logs, *numbers, *dtypes])
