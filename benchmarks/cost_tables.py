@@ -1,6 +1,5 @@
 """Tables and pictures of what benchmarks/cost.py recorded."""
 
-import json
 import math
 import os
 from functools import partial
@@ -8,6 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from benchmarks.records import records
 from benchmarks.runner import ROOT
 from benchmarks.settings import METHODS
 from benchmarks.style import BLUE, GREEN, GREY, ORANGE, PINK, SKY, new_figure, tidy
@@ -30,15 +30,10 @@ Block = tuple[str, dict[Path, partial[Figure]]]
 """What stands between two markers of a page, and the pictures that it shows with what draws them."""
 
 
-def records() -> list[dict]:
-    """All recorded costs."""
-    return [json.loads(line) for line in RESULTS.read_text().splitlines() if line.strip()]
-
-
 def compared(config: str, device: str) -> list[dict]:
     """The last record of each method on one pair, the plain student first, then by added time."""
     key = dict(config=f'configs/dskd/{config}.py', device=device, options={})
-    found = {r['variant']: r for r in records() if all(r.get(name) == value for name, value in key.items())}
+    found = {r['variant']: r for r in records(RESULTS) if all(r.get(name) == value for name, value in key.items())}
     return sorted(found.values(), key=lambda r: (r['variant'] != 'plain', r['step_seconds']))
 
 
@@ -102,7 +97,7 @@ def bars(config: str, device: str) -> Figure:
 def growth(device: str, page: Path) -> Block:
     """How DSKD's own step grows, axis by axis."""
     found: dict[str, dict[int, dict]] = {}
-    for row in records():
+    for row in records(RESULTS):
         if 'growth' in row and row['device'] == device:
             found.setdefault(row['growth'], {})[row['value']] = row
     lines = ['| axis | values | seconds | exponent |', '| --- | --- | --- | --- |']

@@ -12,12 +12,11 @@ from mmengine.registry import MODELS, VISUALIZERS
 from mmengine.runner import Runner, load_state_dict
 from mmengine.structures import InstanceData
 
-from benchmarks.style import new_figure
 from dskd_mm.utils.checkpoint import load_checkpoint_file
 from dskd_mm.utils.config import model_config, student_config
 from examples.digits.experiments import NAMES, Run
 
-ZOOM = 5  # of the small images: the visualizers' letters have a size of their own
+ZOOM = 4  # of the small images: the letters of the visualizers have a size of their own
 # Of boxes: they have to stand out from the scenes.
 OUTCOMES = {'right': (76, 224, 179), 'wrong': (255, 107, 53), 'missed': (255, 228, 94)}
 PRECISION = 0.8
@@ -64,7 +63,7 @@ def classifications(runs: Sequence[Run], count: int = 12) -> Figure:
     """Draw the first test images with the class that each model names, by mmpretrain's ``UniversalVisualizer``."""
     images, _ = test_images(runs[0], count, zoom=14)
     draw = visualizer('mmpretrain.UniversalVisualizer')
-    columns = {}
+    rows = {}
     for run in runs:
         samples = predict(run)
         rate = np.mean([int(sample.pred_label) == int(sample.gt_label) for sample in samples])
@@ -74,11 +73,11 @@ def classifications(runs: Sequence[Run], count: int = 12) -> Figure:
             color = tuple(value / 255 for value in OUTCOMES['right' if is_right else 'wrong'])
             draw.visualize_cls(image, sample, draw_gt=False, draw_score=False, text_cfg=dict(color=color, size=18))
             pictures.append(draw.get_image())
-        columns[f'{NAMES[run.role]}\n{rate:.1%} of the test images right'] = pictures
-    return grid(columns, {name: OUTCOMES[name] for name in ('right', 'wrong')}, transposed=True)
+        rows[f'{NAMES[run.role]}: {rate:.1%} of the test images right'] = pictures
+    return grid(rows, {name: OUTCOMES[name] for name in ('right', 'wrong')})
 
 
-def detections(runs: Sequence[Run], count: int = 5) -> Figure:
+def detections(runs: Sequence[Run], count: int = 6) -> Figure:
     """Draw what detectors find in the first scenes, each at the confidence where it has the same precision on all of them.
 
     A box is right if its IoU with a digit of its class is 0.5 or more; a digit counts once. At the same precision whoever finds
@@ -94,7 +93,7 @@ def detections(runs: Sequence[Run], count: int = 5) -> Figure:
         draw.add_datasample('', image, sample, draw_pred=False)
         return draw.get_image()
 
-    columns: dict[str, list[np.ndarray]] = {}
+    rows: dict[str, list[np.ndarray]] = {}
     for run in runs:
         samples = predict(run)
         judged = [judge(sample.pred_instances, sample.gt_instances) for sample in samples]
@@ -111,10 +110,12 @@ def detections(runs: Sequence[Run], count: int = 5) -> Figure:
             outcomes = ['right' if each else 'wrong' for each in right[shown]] + ['missed'] * len(missed)
             boxes = torch.cat([found.bboxes, corners(missed)])
             pictures.append(drawn(image, boxes, [*found.labels, *missed.labels], outcomes))
-        title = f'{NAMES[run.role]}, {run.result:.1f} mAP\nat confidence {threshold:.2f}:\n'
-        columns[f'{title}{precision:.0%} of the boxes right,\n{recall:.0%} of the digits found'] = pictures
-    figure = grid(columns, OUTCOMES)
-    figure.suptitle(f'Each at the confidence where {PRECISION:.0%} of its boxes in all {len(samples)} test scenes are right')
+        title = f'{NAMES[run.role]}, {run.result:.1f} mAP; from confidence {threshold:.2f} on '
+        rows[f'{title}{precision:.0%} of its boxes are right and {recall:.0%} of the digits found'] = pictures
+    figure = grid(rows, OUTCOMES)
+    figure.suptitle(
+        f'Each at the confidence where {PRECISION:.0%} of its boxes in all {len(samples)} test scenes are right', fontsize=10
+    )
     return figure
 
 
@@ -173,47 +174,49 @@ def operating_point(scores: torch.Tensor, right: torch.Tensor, count: int) -> tu
     return float(scores[order[last]]), float(precision[last]), float(hits[last]) / max(count, 1)
 
 
-def segmentations(runs: Sequence[Run], count: int = 5) -> Figure:
+def segmentations(runs: Sequence[Run], count: int = 8) -> Figure:
     """Draw the label maps that segmenters predict for the first scenes, by mmseg's ``SegLocalVisualizer``."""
     images, meta = test_images(runs[0], count)
     draw = visualizer('mmseg.SegLocalVisualizer', classes=meta['classes'], palette=meta['palette'])
     draw.alpha = 1.0
-    columns: dict[str, list[np.ndarray]] = {'Image': images}
+    rows: dict[str, list[np.ndarray]] = {'Image': images}
     for run in runs:
         samples = predict(run)[:count]
         for part in ('gt_sem_seg', 'pred_sem_seg'):
-            title = 'Annotation' if part == 'gt_sem_seg' else f'{NAMES[run.role]}\n{run.result:.1f} mIoU on all test scenes'
-            if title in columns:
+            title = 'Annotation' if part == 'gt_sem_seg' else f'{NAMES[run.role]}, {run.result:.1f} mIoU on all test scenes'
+            if title in rows:
                 continue
-            columns[title] = []
+            rows[title] = []
             for image, sample in zip(images, samples, strict=True):
                 labels = sample.get(part).data.repeat_interleave(ZOOM, dim=1).repeat_interleave(ZOOM, dim=2)
                 enlarged = type(sample)(pred_sem_seg=type(sample.get(part))(data=labels))
                 draw.add_datasample('', image, enlarged, draw_gt=False, with_labels=False)
-                columns[title].append(draw.get_image())
-    return grid(columns, dict(zip(meta['classes'], meta['palette'], strict=True)))
+                rows[title].append(draw.get_image())
+    return grid(rows, dict(zip(meta['classes'], meta['palette'], strict=True)))
 
 
-def grid(columns: Mapping[str, Sequence[np.ndarray]], legend: Mapping[str, Sequence[int]], transposed: bool = False) -> Figure:
-    """Arrange pictures, a column for each model, or a row.
+def grid(rows: Mapping[str, Sequence[np.ndarray]], legend: Mapping[str, Sequence[int]]) -> Figure:
+    """Arrange pictures, a row for each model.
 
     Args:
-        columns (Mapping[str, Sequence[np.ndarray]]): RGB pictures (H, W, 3) by the model's title.
+        rows (Mapping[str, Sequence[np.ndarray]]): RGB pictures (H, W, 3) by the model's title.
         legend (Mapping[str, Sequence[int]]): What colours mean: red, green and blue of 0...255.
-        transposed (bool): Whether each model has a row. Defaults to False.
     """
-    length = len(next(iter(columns.values())))
-    rows, width = (len(columns), length) if transposed else (length, len(columns))
-    side = 1.0 if transposed else 2.2
-    figure, axes = new_figure(side * width + 0.3, side * rows + (1.2 if transposed else 1.6), rows, width, squeeze=False)
-    for index, (title, pictures) in enumerate(columns.items()):
-        line = axes[index] if transposed else axes[:, index]
-        for place, picture in zip(line, pictures, strict=True):
+    count = len(next(iter(rows.values())))
+    heights = [10 / count + 0.4] * len(rows)
+    heights[-1] += 0.35  # for the legend
+    figure = Figure(figsize=(10, sum(heights) + 0.35), dpi=150, layout='constrained')
+    # Of one figure the first column would be as wide as the titles.
+    parts = np.atleast_1d(figure.subfigures(len(rows), 1, height_ratios=heights))
+    for part, (title, pictures) in zip(parts, rows.items(), strict=True):
+        part.suptitle(title, fontsize=9, x=0.01, ha='left')
+        for place, picture in zip(part.subplots(1, count, squeeze=False)[0], pictures, strict=True):
             place.imshow(picture)
             place.set(xticks=[], yticks=[])
-        line[0].set_title(title, fontsize=9, loc='left' if transposed else 'center')
     handles = [Patch(facecolor=np.array(color) / 255, edgecolor='black', label=name) for name, color in legend.items()]
-    figure.legend(handles=handles, loc='outside lower center', ncols=len(legend), frameon=False, fontsize=8, handlelength=1.2)
+    parts[-1].legend(
+        handles=handles, loc='outside lower center', ncols=len(legend), frameon=False, fontsize=8, handlelength=1.2
+    )
     return figure
 
 
