@@ -59,6 +59,10 @@ class ResumeHook(Hook):
         """Choose the checkpoint to resume from: the runner loads it next."""
         if not runner.cfg.get('resume'):
             return
+        # OpenMMLab's mmengine 0.10.7 does not read its own checkpoints with torch 2.6 and newer.
+        from dskd_mm.utils.checkpoint import load_safely_everywhere  # which imports this package
+
+        load_safely_everywhere()
         self._resumed_from = runner.cfg.get('load_from')
         if self._resumed_from is not None:
             return
