@@ -23,6 +23,7 @@ if not __package__:  # called as a script, which sees its own folder only
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks.cost_tables import Block, cost, growth
+from benchmarks.mmcv_tables import speed, zoo
 from benchmarks.records import records
 from benchmarks.runner import ROOT
 from benchmarks.settings import METHODS, SETTINGS, VARIANTS, label_of
@@ -31,7 +32,7 @@ from benchmarks.style import BLUE, GREY, ORANGE, new_figure, tidy
 PICTURE_ROWS = 5
 LABEL_WIDTH = 46
 CONTROL = 'anchor-and-logit'
-PAGES = ['README.md', 'docs/en/benchmark.md', 'docs/en/ablations.md', 'docs/en/cost.md']
+PAGES = ['README.md', 'docs/en/benchmark.md', 'docs/en/ablations.md', 'docs/en/cost.md', 'docs/en/mmcv_ops.md']
 DENOISED = ROOT / 'benchmarks' / 'results' / 'denoised.jsonl'
 
 
@@ -234,7 +235,9 @@ def denoised(config: str, page: Path) -> Block:
     return text, {}
 
 
-BLOCKS: dict[str, Callable[..., Block]] = dict(table=block, overview=overview, denoised=denoised, cost=cost, growth=growth)
+BLOCKS: dict[str, Callable[..., Block]] = dict(
+    table=block, overview=overview, denoised=denoised, cost=cost, growth=growth, zoo=zoo, speed=speed
+)
 MARKED = re.compile(rf'(<!-- ({"|".join(BLOCKS)}): (.*?) -->\n).*?(<!-- end -->)', re.DOTALL)
 
 
