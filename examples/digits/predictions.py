@@ -207,7 +207,7 @@ def grid(rows: Mapping[str, Sequence[np.ndarray]], legend: Mapping[str, Sequence
     heights[-1] += 0.35  # for the legend
     figure = Figure(figsize=(10, sum(heights) + 0.35), dpi=150, layout='constrained')
     # Of one figure the first column would be as wide as the titles.
-    parts = np.atleast_1d(figure.subfigures(len(rows), 1, height_ratios=heights))
+    parts = figure.subfigures(len(rows), 1, height_ratios=heights, squeeze=False)[:, 0]
     for part, (title, pictures) in zip(parts, rows.items(), strict=True):
         part.suptitle(title, fontsize=9, x=0.01, ha='left')
         for place, picture in zip(part.subplots(1, count, squeeze=False)[0], pictures, strict=True):
