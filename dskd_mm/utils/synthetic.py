@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from mmengine.config import Config
 
-from dskd_mm.utils.config import num_classes
+from dskd_mm.utils.config import nodes, num_classes
 
 Size = tuple[int, int]
 
@@ -53,7 +53,7 @@ def image_sample(model: Any, classes: int, size: Size, rng: np.random.Generator)
 
 
 def scene_sample(model: Any, classes: int, size: Size, rng: np.random.Generator) -> Any:
-    """Return boxes of mmdet with masks, which models without a need for them leave alone."""
+    """Return boxes of mmdet, with masks where the model speaks of them: RTMDet's assigner fails on what it does not need."""
     from mmdet.structures import DetDataSample
     from mmdet.structures.mask import BitmapMasks
     from mmengine.structures import InstanceData
@@ -64,10 +64,11 @@ def scene_sample(model: Any, classes: int, size: Size, rng: np.random.Generator)
     extent = rng.uniform(0.1, 0.4, (count, 2)) * (width, height)
     boxes = np.concatenate([corner, corner + extent], axis=1).astype(np.float32)
     instances = InstanceData(bboxes=torch.from_numpy(boxes), labels=torch.from_numpy(rng.integers(classes, size=count)))
-    masks = np.zeros((count, height, width), np.uint8)
-    for mask, (left, top, right, bottom) in zip(masks, boxes.astype(int), strict=True):
-        mask[top:bottom, left:right] = 1
-    instances.masks = BitmapMasks(masks, height, width)
+    if any('mask' in key for node in nodes(model) for key in node):
+        masks = np.zeros((count, height, width), np.uint8)
+        for mask, (left, top, right, bottom) in zip(masks, boxes.astype(int), strict=True):
+            mask[top:bottom, left:right] = 1
+        instances.masks = BitmapMasks(masks, height, width)
     shape = dict(img_shape=size, ori_shape=size, pad_shape=size, batch_input_shape=size, scale_factor=(1.0, 1.0))
     sample = DetDataSample(gt_instances=instances, metainfo=dict(img_id=0, img_path='synthetic', flip=False, **shape))
     sample.ignored_instances = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long))
