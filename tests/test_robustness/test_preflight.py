@@ -46,7 +46,7 @@ def texts(report: Report) -> dict[str, str]:
     return {finding.subject: finding.text for finding in report.findings}
 
 
-@pytest.mark.parametrize('path', CHECKED, ids=lambda path: str(path.relative_to(CONFIGS)))
+@pytest.mark.parametrize('path', CHECKED, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_config_of_the_project_is_refused(path: Path) -> None:
     """But for data and teachers that are not on this machine."""
     cfg = Config.fromfile(path)
