@@ -43,9 +43,10 @@ if not __package__:  # called as a script, which sees its own folder only
 from benchmarks.records import append, origin
 from benchmarks.runner import ROOT
 from dskd_mm.distillers import Distiller, DSKDDistiller
-from dskd_mm.guidance import Target, TeacherClassifier
+from dskd_mm.guidance import TeacherClassifier
 from dskd_mm.optim import BF16OptimWrapper
-from dskd_mm.sites import Port, Site
+from dskd_mm.sites import Site
+from dskd_mm.structures import TapSpec, Target
 from dskd_mm.utils.config import load_config, model_config, student_config
 from dskd_mm.utils.methods import apply_method, suits
 from dskd_mm.utils.synthetic import synthetic_batch
@@ -91,7 +92,7 @@ class Contestant:
         self.data: dict = self.model.data_preprocessor(copy.deepcopy(batch), True)
         self.teacher_seconds: list[float] = []
         if isinstance(self.model, Distiller):
-            self.model._run_teacher = self._timed(self.model._run_teacher)
+            self.model.run_teacher = self._timed(self.model.run_teacher)
 
     def step(self) -> float:
         """Take one step; the seconds that it took."""
@@ -197,19 +198,22 @@ def labelled(model: nn.Module) -> Iterator[None]:
 
     patches = []
     if isinstance(model, Distiller):
-        from dskd_mm.distillers import dskd
-        from dskd_mm.guidance import ClassifierGuidance, ClassifierJudge, HeadJudge
+        from dskd_mm.guidance import ClassifierGuidance, ClassifierGuide, HeadLossGuide
 
         patches = [
             mark(model, 'distill', 'other losses'),
-            mark(model, '_run_teacher', 'teacher'),
+            mark(model, 'run_teacher', 'teacher'),
             mark(model.student, 'forward', 'student'),
-            mark(dskd, 'noise_prediction_loss', 'denoiser training'),
             mark(ClassifierGuidance, '__call__', 'guidance'),
-            mark(ClassifierJudge, 'loss', 'anchor'),
-            mark(HeadJudge, 'loss', 'anchor'),
+            mark(ClassifierGuide, 'loss', 'anchor'),
+            mark(HeadLossGuide, 'loss', 'anchor'),
         ]
-        for name, part in (('align', 'anchor'), ('sampler', 'sampling'), ('lsh', 'hashing')):
+        if getattr(model, 'diffusion', None) is not None:
+            patches += [
+                mark(model.diffusion, 'loss', 'denoiser training'),
+                mark(model.diffusion.sampler, 'forward', 'sampling'),
+            ]
+        for name, part in (('align', 'anchor'), ('lsh', 'hashing')):
             module = getattr(model, name, None)
             if isinstance(module, nn.Module):
                 patches.append(mark(module, 'forward', part))
@@ -269,7 +273,7 @@ class SamplerCall:
 
     def __init__(self, contestant: Contestant) -> None:
         self.contestant = contestant
-        self.sampler: Any = contestant.model.get_submodule('sampler')
+        self.sampler: Any = contestant.model.get_submodule('diffusion.sampler')
         with mock.patch.object(self.sampler, 'forward', wraps=self.sampler.forward) as call:
             contestant.step()
         self.args = call.call_args.args
@@ -363,7 +367,7 @@ class SourceSite(Site):
     vectors_per_image = 256
 
     def __init__(self, channels: int, levels: int) -> None:
-        self.port = Port(
+        self.spec = TapSpec(
             part='',
             classifiers=('classifier',),
             sigmoid=False,
@@ -371,21 +375,22 @@ class SourceSite(Site):
             features=('tap',),
             io='output',
             channels=channels,
+            is_dense=True,
             strides=tuple((2**i, 2**i) for i in range(levels)),
         )
 
-    def student_port(self, model: nn.Module) -> Port:
-        """See :meth:`Site.student_port`."""
-        return self.port
+    def student_spec(self, model: nn.Module) -> TapSpec:
+        """See :meth:`Site.student_spec`."""
+        return self.spec
 
-    def teacher_port(self, model: nn.Module | None, teacher: Any) -> Port:
-        """See :meth:`Site.teacher_port`."""
-        return self.port
+    def teacher_spec(self, model: nn.Module | None, teacher: Any) -> TapSpec:
+        """See :meth:`Site.teacher_spec`."""
+        return self.spec
 
-    def target(self, seen: Any, data_samples: Any, num_classes: int, sigmoid: bool) -> Target:
+    def target(self, record: Any, data_samples: Any, num_classes: int, sigmoid: bool) -> Target:
         """Random classes."""
-        shapes = [(level.shape[0], level.shape[2] * level.shape[3]) for level in seen.logits]
-        labels = torch.cat([torch.randint(num_classes, shape, device=seen.logits[0].device) for shape in shapes], dim=1)
+        shapes = [(level.shape[0], level.shape[2] * level.shape[3]) for level in record.logits]
+        labels = torch.cat([torch.randint(num_classes, shape, device=record.logits[0].device) for shape in shapes], dim=1)
         return Target(nn.functional.one_hot(labels, num_classes).transpose(1, 2).float())
 
 

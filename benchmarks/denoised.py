@@ -14,7 +14,7 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 from statistics import mean
-from unittest.mock import patch
+from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -26,57 +26,33 @@ if not __package__:  # called as a script, which sees its own folder only
 
 from benchmarks.records import append, origin
 from benchmarks.runner import ROOT
-from dskd_mm.diffusion.levels import on_levels
 from dskd_mm.distillers import DSKDDistiller
-from dskd_mm.distillers.dskd import hit_rate
-from dskd_mm.features import per_location
-from dskd_mm.guidance import target_cross_entropy
+from dskd_mm.functional import hit_rate, target_cross_entropy
 from dskd_mm.utils.checkpoint import load_checkpoint_file
 
 RESULTS = ROOT / 'benchmarks' / 'results' / 'denoised.jsonl'
 
 
-def observe(distiller: DSKDDistiller, data: dict) -> tuple:
-    """What a training step denoises: pyramid, aligned features, the judge and the annotations."""
-    seen: list[tuple] = []
-
-    def remember(self: DSKDDistiller, *args: object) -> dict:
-        seen.append(args)
-        return {}
-
-    with patch.object(DSKDDistiller, '_self_distill', remember):
-        distiller(**data, mode='loss')
-    pyramid, aligned, _, _, judge, label, _ = seen[0]
-    return pyramid, aligned, judge, label
-
-
 def measure(distiller: DSKDDistiller, data: dict, starts: list[float], scales: list[float]) -> dict[tuple, dict[str, float]]:
-    """Quality of the student's aligned feature, under the key (None, None), and of each denoised one, under (start, scale)."""
-    pyramid, aligned, judge, label = observe(distiller, data)
-    wanted = judge.wanted
-    scale = distiller.feature_std.clone()
-    start = aligned if distiller.autoencoder is None else per_location(distiller.autoencoder.encode, aligned).float()
-    noise = torch.randn(start.shape, generator=torch.Generator().manual_seed(0))
+    """Return the quality of the student's aligned feature, under the key (None, None), and of each denoised one, under (start,
+    scale)."""
 
-    def quality(feature: Tensor) -> dict[str, float]:
-        logits = pyramid.map(distiller.classifiers, feature)
+    def quality(batch: Any, feature: Tensor) -> dict[str, float]:
+        logits = batch.pyramid.map(distiller.classifiers, feature)
         sigmoid = distiller.classifiers[0].sigmoid
         return dict(
-            to_teacher=float(target_cross_entropy(logits, wanted, sigmoid)),
-            to_label=float(target_cross_entropy(logits, label, sigmoid)),
-            accuracy=100 * float(hit_rate(logits, label)),
+            to_teacher=float(target_cross_entropy(logits, batch.guide.target, sigmoid)),
+            to_label=float(target_cross_entropy(logits, batch.target, sigmoid)),
+            accuracy=100 * float(hit_rate(logits, batch.target)),
         )
 
-    denoiser = on_levels(distiller.denoiser, pyramid)
-    found = {(None, None): quality(aligned)}
-    sampler = distiller.sampler
+    found: dict[tuple, dict[str, float]] = {}
+    sampler = distiller.diffusion.sampler
     for sampler.start in starts:
         for sampler.scale in scales:
-            guidance = judge.guidance(distiller.guidance_unit, scale, distiller.autoencoder)
-            denoised = sampler(denoiser, distiller.schedule, start / scale, noise, guidance) * scale
-            if distiller.autoencoder is not None:
-                denoised = per_location(distiller.autoencoder.decode, denoised).float()
-            found[sampler.start, sampler.scale] = quality(denoised)
+            batch, denoised = distiller.denoise(**data)
+            found.setdefault((None, None), quality(batch, batch.aligned))
+            found[sampler.start, sampler.scale] = quality(batch, denoised)
     return found
 
 

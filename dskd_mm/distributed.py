@@ -1,6 +1,7 @@
-"""What processes tell each other, for the core and everything above it."""
+"""Statistics of the joined batch of all processes."""
 
 import torch
+from mmengine.dist import all_reduce, is_distributed
 from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 
@@ -10,35 +11,42 @@ def bare_model(model: nn.Module) -> nn.Module:
     return model.module if is_model_wrapper(model) else model  # type: ignore[return-value]
 
 
-def is_parallel() -> bool:
-    """Whether there are processes to talk to."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
 def mean_over_ranks(value: Tensor) -> Tensor:
-    """A tensor averaged over all processes; the tensor itself stays as it is.
+    """Return a tensor averaged over all processes; the tensor itself stays as it is.
 
     Losses divided by such a count have the gradient of the joined batch.
     """
     value = value.clone()
-    if is_parallel():
-        torch.distributed.all_reduce(value)
-        value /= torch.distributed.get_world_size()
+    all_reduce(value, 'mean')
     return value
 
 
 def std_over_ranks(value: Tensor) -> Tensor:
-    """The standard deviation of all elements of the joined batch, a scalar.
+    """Return the standard deviation of all elements of the joined batch, a scalar.
 
     Processes may have different numbers of elements, or none.
     """
-    if not is_parallel():
+    if not is_distributed():
         return value.std()
     count = value.numel()
     mean = value.sum() / max(count, 1)
     # Squares of what is left without the mean: no cancellation, and the means of processes differ little.
     moments = torch.stack([torch.full_like(mean, float(count)), mean * count, (value - mean).square().sum() + count * mean**2])
     moments = moments.double() if value.device.type != 'mps' else moments
-    torch.distributed.all_reduce(moments)
+    all_reduce(moments)
     total, first, second = moments
     return ((second - first**2 / total).clamp(min=0) / (total - 1)).sqrt().to(value.dtype)
+
+
+def joined_mean(mean: Tensor, amount: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean over all processes of means over different amounts, and their total amount.
+
+    Args:
+        mean (Tensor): This process's mean, (N, ).
+        amount (Tensor): Over how much it is taken, (1, ); 0 takes part, or the others would wait.
+    """
+    if not is_distributed():
+        return mean, amount
+    shared = torch.cat([mean * amount, amount])
+    all_reduce(shared)
+    return shared[:-1] / shared[-1:].clamp(min=1e-12), shared[-1:]

@@ -1,7 +1,7 @@
 """The frozen teacher: built late, loaded with care, and owned by no module tree."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -11,8 +11,10 @@ from mmengine.logging import print_log
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from torch import Tensor, nn
 
+from dskd_mm.arguments import check_arguments
 from dskd_mm.features.tap import find_module
 from dskd_mm.guidance import TeacherClassifier
+from dskd_mm.structures import TapSpec
 from dskd_mm.utils.checkpoint import load_checkpoint_file, load_report, model_state
 from dskd_mm.utils.config import load_config, model_config, student_config
 
@@ -53,6 +55,23 @@ class FrozenTeacher:
         self.model: nn.Module | None = None
         self.classifiers: list[TeacherClassifier] = []
         self.input_adapter: InputAdapter | None = None
+
+    @classmethod
+    def from_config(cls, config: Any) -> 'FrozenTeacher':
+        """Build a teacher from ``dict(config=..., checkpoint=...)``; a teacher is returned as it is.
+
+        Raises:
+            TypeError: If it is of another kind.
+        """
+        if isinstance(config, cls):
+            return config
+        if not isinstance(config, dict) or not {'config', 'checkpoint'} <= set(config):
+            got = f'a dict with only {sorted(config)}' if isinstance(config, dict) else repr(config)
+            raise TypeError(
+                f"teacher expects dict(config=..., checkpoint=...), the teacher's config and weights, but got {got}."
+            )
+        check_arguments(cls, config, 'teacher')
+        return cls(**config)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> 'FrozenTeacher':
         return self
@@ -95,23 +114,11 @@ class FrozenTeacher:
         """
         return build_in_scope(self.part_config(path), self.config.get('_scope_'))
 
-    def load(
-        self,
-        part: str,
-        classifiers: Sequence[str],
-        sigmoid: bool,
-        anchors: int,
-        device: torch.device,
-        full: bool,
-        student_preprocessor: nn.Module,
-    ) -> None:
+    def load(self, spec: TapSpec, device: torch.device, full: bool, student_preprocessor: nn.Module) -> None:
         """Build what is needed and load its weights.
 
         Args:
-            part (str): Dotted path of the part that holds the classification layers.
-            classifiers (Sequence[str]): Dotted paths of the classification layers in the teacher.
-            sigmoid (bool): Whether classes are independent.
-            anchors (int): Predictions at each location.
+            spec (TapSpec): Where the teacher is tapped: the part that holds the classification layers, and these.
             device (torch.device): Where to put it.
             full (bool): Whether the teacher will run; otherwise only its classification layers are kept and no backbone is
                 ever built.
@@ -126,8 +133,8 @@ class FrozenTeacher:
         if full:
             module = self.build_model()
         else:
-            prefix = part + '.'
-            module = self.build_part(part)
+            prefix = spec.part + '.'
+            module = self.build_part(spec.part)
             state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         report = load_report(module, state)
         print_log(f'Teacher {self.checkpoint}: {report}.', logger='current')
@@ -137,8 +144,8 @@ class FrozenTeacher:
                 'tensor of the model with its shape. Check that config and checkpoint belong together (architecture, number '
                 'of classes), or accept random weights for the rest with teacher=dict(..., strict=False).'
             )
-        layers = [find_module(module, path.removeprefix(prefix), 'teacher') for path in classifiers]
-        self.classifiers = [TeacherClassifier.from_layer(layer, sigmoid, anchors).to(device) for layer in layers]
+        layers = [find_module(module, path.removeprefix(prefix), 'teacher') for path in spec.classifiers]
+        self.classifiers = [TeacherClassifier.from_layer(layer, spec.sigmoid, spec.num_priors).to(device) for layer in layers]
         if full:
             self.model = narrowed(module, self.dtype).to(device).eval().requires_grad_(False)
             self.input_adapter = InputAdapter(student_preprocessor, module.get_submodule('data_preprocessor')).to(device)
@@ -150,13 +157,20 @@ class FrozenTeacher:
         return torch.autocast(self.input_adapter.scale.device.type, self.dtype)
 
     def adapt(self, inputs: Tensor) -> Tensor:
-        """Images normalised for the student, normalised for the teacher instead."""
-        return self._runnable()[1](inputs)
+        """Turn images normalised for the student into images normalised for the teacher."""
+        self.require_model()
+        assert self.input_adapter is not None  # it comes with the model
+        return self.input_adapter(inputs)
 
-    def _runnable(self) -> tuple[nn.Module, 'InputAdapter']:
-        if self.model is None or self.input_adapter is None:
+    def require_model(self) -> nn.Module:
+        """Return the whole teacher.
+
+        Raises:
+            RuntimeError: If only its classifier was loaded.
+        """
+        if self.model is None:
             raise RuntimeError('The teacher was loaded without its backbone (full=False): it cannot run.')
-        return self.model, self.input_adapter
+        return self.model
 
     @torch.no_grad()
     def __call__(self, inputs: Tensor, data_samples: Any = None) -> Any:
@@ -172,8 +186,7 @@ class FrozenTeacher:
         Returns:
             Any: The host's raw output.
         """
-        model, adapter = self._runnable()
-        return model(adapter(inputs), data_samples, mode='tensor')
+        return self.require_model()(self.adapt(inputs), data_samples, mode='tensor')
 
     def apply_to_tensors(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Follow a distiller that is moved or cast (``nn.Module._apply``)."""

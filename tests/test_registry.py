@@ -114,19 +114,24 @@ def imports(path: Path) -> set[str]:
 
 # What of the package a layer may import, besides itself.
 BELOW = {
+    'arguments': set(),
     'distributed': set(),
+    'registry': {'arguments'},
     'features': {'registry', 'distributed'},
-    'guidance': {'registry', 'features'},
-    'losses': {'registry', 'distributed', 'features', 'guidance'},
-    'diffusion': {'registry', 'features'},
+    'structures': {'features'},
+    'functional': {'structures'},
+    'guidance': {'features', 'functional', 'structures'},
+    'losses': {'arguments', 'registry', 'distributed', 'features', 'functional', 'structures'},
+    'diffusion': {'registry', 'distributed', 'features', 'functional'},
     'backbones': {'registry'},
-    'resume': {'registry', 'distributed'},
-    'utils': {'registry', 'resume'},
+    'resume': {'registry', 'distributed', 'utils'},
     'mmcv_ops': set(),
-    'teacher': {'registry', 'features', 'guidance', 'utils'},
-    'sites': {'registry', 'distributed', 'features', 'guidance', 'utils', 'teacher'},
+    'utils': {'arguments', 'registry'},
+    'teacher': {'arguments', 'features', 'guidance', 'structures', 'utils'},
+    'sites': {'arguments', 'registry', 'distributed', 'features', 'guidance', 'structures', 'teacher', 'utils'},
     'distillers': {
-        *('registry', 'distributed', 'features', 'guidance', 'diffusion', 'losses', 'utils', 'teacher', 'sites'),
+        *('arguments', 'registry', 'features', 'functional', 'structures', 'guidance', 'diffusion', 'losses', 'utils'),
+        *('teacher', 'sites'),
     },
 }
 

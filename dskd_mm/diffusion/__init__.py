@@ -2,6 +2,7 @@
 
 from dskd_mm.diffusion.autoencoder import FeatureAutoEncoder
 from dskd_mm.diffusion.denoiser import DiffusionDenoiser, noise_prediction_loss, table_rows
+from dskd_mm.diffusion.feature_diffusion import FeatureDiffusion
 from dskd_mm.diffusion.levels import draw_like, mixing_weights, on_levels
 from dskd_mm.diffusion.noise_adapter import NoiseAdapter
 from dskd_mm.diffusion.sampler import TeacherGuidedSampler
@@ -11,6 +12,7 @@ __all__ = [
     'DDIMSchedule',
     'DiffusionDenoiser',
     'FeatureAutoEncoder',
+    'FeatureDiffusion',
     'NoiseAdapter',
     'TeacherGuidedSampler',
     'draw_like',

@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
-from dskd_mm.diffusion.denoiser import mean_squared_error
 from dskd_mm.features.norm import build_norm
+from dskd_mm.functional import mean_squared_error
 from dskd_mm.registry import MODELS
 
 

@@ -1,10 +1,10 @@
 """The light noise network of DSKD and DiffKD."""
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dskd_mm.diffusion.schedule import DDIMSchedule, NoiseModel
 from dskd_mm.features.norm import build_norm
+from dskd_mm.functional import mean_squared_error
 from dskd_mm.registry import MODELS
 
 TABLE_ROWS = 1280
@@ -143,10 +143,3 @@ def noise_prediction_loss(
     """
     predicted = denoiser(schedule.add_noise(clean, noise, timestep), timestep)
     return mean_squared_error(predicted, noise)
-
-
-def mean_squared_error(prediction: Tensor, wanted: Tensor) -> Tensor:
-    """Mean squared error in float32, a scalar; 0 and still in the graph without any element (a batch without proposals)."""
-    if prediction.numel() == 0:
-        return prediction.float().sum()
-    return F.mse_loss(prediction.float(), wanted.float())

@@ -1,31 +1,75 @@
 """LSHFM: mimicking the teacher's features by locality-sensitive hashing."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dskd_mm.distillers.base import Distiller, HeadLoss, build, main_classes
+from dskd_mm.distillers.base import Distiller, HeadLoss
+from dskd_mm.distillers.options import MethodOptions
 from dskd_mm.features import ChannelAlign, Pyramid, per_location
-from dskd_mm.guidance import Target
 from dskd_mm.losses import LSHDistillLoss
-from dskd_mm.registry import MODELS
-from dskd_mm.sites import ClassificationSite, DenseDetectionSite, Observed, Site, TwoStageDetectionSite
+from dskd_mm.registry import MODELS, build
+from dskd_mm.sites import Site
+from dskd_mm.structures import ModelOutputs, TapSpec, Target
+
+OBJECTS = dict(beta=7.0, lsh=dict(bits=4096))
+SEVERAL_LABELS: dict[str, Any] = dict(beta=3.0, lsh=dict(bias='median'))
 
 
-@dataclass
-class Setting:
-    """A row of the paper's settings: weight of the loss, number of hash functions, their bias."""
+@dataclass(kw_only=True)
+class LSHFMOptions(MethodOptions):
+    """Options of :class:`LSHFMDistiller`; defaults are the paper's settings, see there.
 
-    beta: float
-    bits: int
-    bias: str = 'zero'
+    Attributes:
+        beta (float): Weight of the loss. Defaults to 5, 3 for images of several labels, 7 for detectors.
+        correct_only (bool): Whether only vectors count that the teacher classifies correctly, the paper's ``_S``. It needs
+            exclusive classes and one prediction for each vector. Defaults to False.
+        unfold (int, optional): Side of the neighbourhood whose features make one vector, odd. Defaults to None: the side of
+            the student's classification convolution, 3 for RetinaNet as in the paper, else 1. A side of 3 takes nine times the
+            memory of the features, of all locations; 1 saves it.
+        align (dict): Arguments of :class:`~dskd_mm.features.ChannelAlign`. Defaults to a 1x1 convolution without a norm,
+            nothing if the channels are equal.
+        lsh (dict): Arguments of :class:`~dskd_mm.losses.LSHDistillLoss`; ``magnitude=0`` leaves out the mean squared error.
+            The standard deviation of the hash functions is that of the teacher's classifier; a neck has none, so there it is 1
+            unless given. Defaults to 2,048 bits without bias, 4,096 for detectors, the median for images of several labels.
+    """
 
+    task_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = dict(dense_detection=OBJECTS, two_stage_detection=OBJECTS)
+    merged: ClassVar[tuple[str, ...]] = ('lsh',)
 
-IMAGES = Setting(beta=5.0, bits=2048)
-SEVERAL_LABELS = Setting(beta=3.0, bits=2048, bias='median')
-OBJECTS = Setting(beta=7.0, bits=4096)
+    beta: float = 5.0
+    correct_only: bool = False
+    unfold: int | None = None
+    align: dict | None = None
+    lsh: Any = None
+
+    @classmethod
+    def defaults(cls, given: Mapping[str, Any], site: Site, student: TapSpec, teacher: TapSpec) -> dict[str, Any]:
+        """See :meth:`MethodOptions.defaults`."""
+        values = super().defaults(given, site, student, teacher)
+        row: dict[str, Any] = SEVERAL_LABELS if teacher.sigmoid and site.task == 'classification' else {}
+        lsh: dict[str, Any] = dict(bits=2048, bias='zero', magnitude=1.0)
+        lsh = lsh | (values['lsh'] or {}) | row.get('lsh', {})
+        return values | row | dict(lsh=lsh)
+
+    def check(self, owner: str, site: Site, student: TapSpec, teacher: TapSpec) -> None:
+        """See :meth:`MethodOptions.check`."""
+        super().check(owner, site, student, teacher)
+        unfold = 1 if self.unfold is None else self.unfold
+        if self.beta < 0 or unfold < 1 or unfold % 2 == 0:
+            raise ValueError(
+                f'{owner} expects beta >= 0 and an odd side of the neighbourhood unfold, but got beta={self.beta}, '
+                f'unfold={self.unfold}.'
+            )
+        if self.correct_only and (not teacher.classifiers or teacher.sigmoid or teacher.num_priors > 1):
+            raise ValueError(
+                f'correct_only of {owner} expects one prediction of exclusive classes for each vector, but the teacher at '
+                f'{type(site).__name__} makes {teacher.num_priors if teacher.classifiers else 0} with '
+                f'{"independent" if teacher.sigmoid else "exclusive"} classes: set correct_only=False.'
+            )
 
 
 @MODELS.register_module()
@@ -54,60 +98,23 @@ class LSHFMDistiller(Distiller):
     Args:
         student (dict | nn.Module): The student: a host's model.
         teacher (dict): ``dict(config=..., checkpoint=...)``, see :class:`~dskd_mm.teacher.FrozenTeacher`.
-        beta (float, optional): Weight of the loss. Defaults to None: what the paper used for the task, see above.
-        correct_only (bool): Whether only vectors count that the teacher classifies correctly, the paper's ``_S``. It needs
-            exclusive classes and one prediction for each vector. Defaults to False.
-        unfold (int, optional): Side of the neighbourhood whose features make one vector, odd. Defaults to None: the side of
-            the student's classification convolution, 3 for RetinaNet as in the paper, else 1. A side of 3 takes nine times the
-            memory of the features, of all locations; 1 saves it.
-        align (dict, optional): Arguments of :class:`~dskd_mm.features.ChannelAlign`. Defaults to None: a 1x1 convolution
-            without a norm, nothing if the channels are equal.
-        lsh (dict, optional): Arguments of :class:`~dskd_mm.losses.LSHDistillLoss`; ``magnitude=0`` leaves out the mean
-            squared error. The standard deviation of the hash functions is that of the teacher's classifier; a neck has none,
-            so there it is 1 unless given. Defaults to None.
-        kwargs: Arguments of :class:`Distiller`: site, layers, distill_losses, warmup, noise_seed, data_preprocessor.
+        kwargs: Arguments of :class:`Distiller` and fields of :class:`LSHFMOptions`.
 
     Raises:
         ValueError: If ``beta`` is negative, ``unfold`` even, or ``correct_only`` has no meaning at the site.
     """
 
+    options_class = LSHFMOptions
+    options: LSHFMOptions
     compares_with_teacher = True
 
-    def __init__(
-        self,
-        student: dict | nn.Module,
-        teacher: dict,
-        beta: float | None = None,
-        correct_only: bool = False,
-        unfold: int | None = None,
-        align: dict | None = None,
-        lsh: dict | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, student: dict | nn.Module, teacher: dict, **kwargs: Any) -> None:
         super().__init__(student, teacher, **kwargs)
-        advice = advise(self.site, self.teacher_port.sigmoid)
-        self.beta = advice.beta if beta is None else beta
-        if unfold is None:
-            unfold = kernel_size(self.student, self.student_port.classifiers)
-        if self.beta < 0 or unfold < 1 or unfold % 2 == 0:
-            raise ValueError(
-                f'LSHFMDistiller expects beta >= 0 and an odd side of the neighbourhood unfold, but got beta={self.beta}, '
-                f'unfold={unfold}.'
-            )
-        port = self.teacher_port
-        if correct_only and (not port.classifiers or port.sigmoid or port.anchors > 1):
-            raise ValueError(
-                'correct_only of LSHFMDistiller expects one prediction of exclusive classes for each vector, but the teacher '
-                f'at {type(self.site).__name__} makes {port.anchors if port.classifiers else 0} with '
-                f'{"independent" if port.sigmoid else "exclusive"} classes: set correct_only=False.'
-            )
-        self.correct_only = correct_only
-        self.unfold = unfold
-        own, channels = self.student_port.channels, port.channels
-        align = dict(kind='identity' if own == channels else 'conv', norm=None) | (align or {})
+        options, own, channels = self.options, self.student_spec.channels, self.teacher_spec.channels
+        self.unfold = options.unfold or kernel_size(self.student, self.student_spec.classifiers)
+        align = dict(kind='identity' if own == channels else 'conv', norm=None) | (options.align or {})
         self.align = build(ChannelAlign, align, in_channels=own, out_channels=channels)
-        lsh = dict(bits=advice.bits, bias=advice.bias, magnitude=1.0) | (lsh or {})
-        self.lsh = build(LSHDistillLoss, lsh, in_channels=channels * unfold**2)
+        self.lsh = build(LSHDistillLoss, options.lsh, in_channels=channels * self.unfold**2)
 
     def load_teacher(self) -> None:
         """See :meth:`Distiller.load_teacher`."""
@@ -115,29 +122,25 @@ class LSHFMDistiller(Distiller):
         if self.teacher.classifiers:
             self.lsh.set_std(*[classifier.weight for classifier in self.teacher.classifiers])
 
-    def distill(
-        self, student: Observed, teacher: Observed | None, target: Target | None, head_loss: HeadLoss
-    ) -> dict[str, Tensor]:
+    def distill(self, student: ModelOutputs, teacher: Any, target: Any, head_loss: HeadLoss) -> dict[str, Tensor]:
         """See :meth:`Distiller.distill`."""
-        assert teacher is not None
         pyramid = Pyramid.of(student.features)
         aligned = per_location(self.align, Pyramid.pack(student.features)).float()
         packed = [self._neighbourhoods(pyramid, tensor) for tensor in (aligned, Pyramid.pack(teacher.features))]
-        if self.correct_only:
-            assert teacher.logits is not None and target is not None
+        if self.options.correct_only:
             # It takes the way of the features, so it stays with the vectors that the site chooses.
             hits = is_correct(teacher.logits, target)
             packed.append(hits.expand(-1, -1, aligned.shape[2]))
         generator = self.noise_generator(aligned.device)
-        (ours, theirs, *hit), weight = self.site.vectors(packed, target, generator)
+        (ours, theirs, *hit), weight = self.site.hash_vectors(packed, target, generator)
         for share in hit:
             weight = share[:, 0] if weight is None else weight * share[:, 0]
         loss, agreement = self.lsh(ours, theirs, weight)
         # Without any vector φ must still be in the graph: DDP waits for every parameter.
-        return {'loss_lshfm_mimic': self.beta * loss + aligned.sum() * 0, 'lshfm_bits': agreement}
+        return {'loss_lshfm_mimic': self.options.beta * loss + aligned.sum() * 0, 'lshfm_bits': agreement}
 
     def _neighbourhoods(self, pyramid: Pyramid, packed: Tensor) -> Tensor:
-        """The features of (B, C, N) with those around them, (B, C * unfold**2, N); zeros beyond the border."""
+        """Return the features of (B, C, N) with those around them, (B, C * unfold**2, N); zeros beyond the border."""
         side = self.unfold
         if side == 1:
             return packed
@@ -148,7 +151,7 @@ class LSHFMDistiller(Distiller):
 
 
 def is_correct(logits: Tensor, target: Target) -> Tensor:
-    """Whether the most likely class is the annotated one: the main one of mixed images.
+    """Return whether the most likely class is the annotated one: the main one of mixed images.
 
     Args:
         logits (Tensor): (B, K) or (B, K, M).
@@ -157,18 +160,11 @@ def is_correct(logits: Tensor, target: Target) -> Tensor:
     Returns:
         Tensor: 1 or 0, (B, 1, 1) or (B, 1, M), float32; 0 without any class.
     """
-    hits = main_classes(target.probability).gather(1, logits.argmax(dim=1, keepdim=True)).float()
+    hits = target.main_classes().gather(1, logits.argmax(dim=1, keepdim=True)).float()
     return hits.flatten(2) if hits.ndim > 2 else hits[:, :, None]
 
 
-def advise(site: Site, sigmoid: bool) -> Setting:
-    """The paper's setting for a task."""
-    if isinstance(site, (TwoStageDetectionSite, DenseDetectionSite)):
-        return OBJECTS
-    return SEVERAL_LABELS if sigmoid and isinstance(site, ClassificationSite) else IMAGES
-
-
 def kernel_size(model: nn.Module, classifiers: tuple[str, ...]) -> int:
-    """Side of a model's classification convolution, 1 for a linear layer or none."""
+    """Return the side of a model's classification convolution, 1 for a linear layer or none."""
     layers = [model.get_submodule(path) for path in classifiers]
     return max((layer.kernel_size[0] for layer in layers if isinstance(layer, nn.Conv2d)), default=1)

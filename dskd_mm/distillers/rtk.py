@@ -1,20 +1,76 @@
 """RTK-style attention: each layer of the student learns from the teacher's layers that resemble it most."""
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dskd_mm.distillers.base import Distiller, HeadLoss
-from dskd_mm.features import build_norm, find_module, match_space
-from dskd_mm.guidance import Target
+from dskd_mm.distillers.options import MethodOptions
+from dskd_mm.features import build_norm, match_space
 from dskd_mm.losses.base import check_weight
 from dskd_mm.registry import MODELS
-from dskd_mm.sites import NECK_SITES, Observed
-from dskd_mm.sites.neck import neck_levels
+from dskd_mm.sites import NECK_SITES, Site
+from dskd_mm.structures import ModelOutputs, TapSpec
+
+
+@dataclass(kw_only=True)
+class RTKOptions(MethodOptions):
+    """Options of :class:`RTKDistiller`.
+
+    Attributes:
+        embed_dims (int): Length d of queries and keys. Defaults to 128, as in AFD.
+        top_k (int): How many of the teacher's layers each layer of the student keeps, at least 2: a single one would have a
+            weight of 1 whatever the attention, which nothing would then train. Defaults to 2.
+        norm (str): Norm of queries and keys: 'BN', 'SyncBN' or 'GN'. Defaults to 'BN' in classification, as in AFD, and to 'GN'
+            elsewhere, segmentation included: batches are small there, and a batch norm would see one vector for each image,
+            whatever the size of its maps.
+        loss_weight (float): What the loss is multiplied with. Defaults to 200, as AFD's code does on CIFAR-100; a
+            reconstruction.
+    """
+
+    task_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = dict(classification=dict(norm='BN'))
+
+    embed_dims: int = 128
+    top_k: int = 2
+    norm: str = 'GN'
+    loss_weight: float = 200.0
+
+    def check(self, owner: str, site: Site, student: TapSpec, teacher: TapSpec) -> None:
+        """See :meth:`MethodOptions.check`."""
+        super().check(owner, site, student, teacher)
+        check_weight(owner, self.loss_weight)
+        pyramids = [name for spec in (student, teacher) for name, layer in spec.layers.items() if layer.index == 'all']
+        if pyramids:
+            raise ValueError(
+                f"Each of the layers of {owner} is one map, but layers.{pyramids[0]} has index='all': name its levels one by "
+                'one, each by its number.'
+            )
+        count = len(map_channels(teacher, student))
+        if not 2 <= self.top_k <= count:
+            found = f'{count} {"named in layers" if student.layers else "level(s) of the site"}'
+            raise ValueError(
+                f'{owner} keeps the top_k={self.top_k} teacher layers that fit best and expects at least 2 and no more than '
+                f"there are, but got {found}. Name several: layers=dict(stage1=dict(student=dict(path='backbone.layer1'), "
+                "teacher=dict(path='backbone.layer1')), stage2=...)."
+            )
+
+
+def map_channels(spec: TapSpec, student: TapSpec) -> list[int]:
+    """Return the channels of each map that is compared: of ``layers``, else of the levels of the site's feature.
+
+    Args:
+        spec (TapSpec): Where a model is tapped.
+        student (TapSpec): Where the student is: its levels are known.
+    """
+    if spec.layers:
+        return [layer.channels for layer in spec.layers.values()]
+    levels = student.num_levels or 1 if student.index == 'all' else max(len(student.strides), 1)
+    return [spec.channels] * levels
 
 
 @MODELS.register_module()
@@ -45,77 +101,31 @@ class RTKDistiller(Distiller):
     Args:
         student (dict | nn.Module): The student: a host's model.
         teacher (dict): ``dict(config=..., checkpoint=...)``, see :class:`~dskd_mm.teacher.FrozenTeacher`.
-        layers (dict[str, dict], optional): The layers of both, see above and :class:`Distiller`; losses of ``distill_losses``
-            may read them as well. Defaults to None: the levels of the site's feature.
-        embed_dims (int): Length d of queries and keys. Defaults to 128, as in AFD.
-        top_k (int): How many of the teacher's layers each layer of the student keeps, at least 2: a single one would have a
-            weight of 1 whatever the attention, which nothing would then train. Defaults to 2.
-        norm (str, optional): Norm of queries and keys: 'BN', 'SyncBN' or 'GN'. Defaults to None: 'BN' in classification, as in
-            AFD, and 'GN' elsewhere, segmentation included: batches are small there, and a batch norm would see one vector for
-            each image, whatever the size of its maps.
-        loss_weight (float): What the loss is multiplied with. Defaults to 200, as AFD's code does on CIFAR-100; a
-            reconstruction.
-        kwargs: Further arguments of :class:`Distiller`: site, distill_losses, warmup, noise_seed, data_preprocessor.
+        kwargs: Arguments of :class:`Distiller` and fields of :class:`RTKOptions`. Without ``layers`` the levels of the site's
+            feature are compared; losses of ``distill_losses`` may read ``layers`` as well.
 
     Raises:
         ValueError: If there are fewer layers than keys to keep, or an argument is out of its range.
     """
 
+    options_class = RTKOptions
+    options: RTKOptions
     default_sites = NECK_SITES
     compares_with_teacher = True
 
-    def __init__(
-        self,
-        student: dict | nn.Module,
-        teacher: dict,
-        layers: dict[str, dict] | None = None,
-        embed_dims: int = 128,
-        top_k: int = 2,
-        norm: str | None = None,
-        loss_weight: float = 200.0,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(student, teacher, layers=layers, **kwargs)
-        self.loss_weight = check_weight(self, loss_weight)
-        own, theirs = self.student_port, self.teacher_port
-        pyramids = [name for port in (own, theirs) for name, layer in port.layers.items() if layer.index == 'all']
-        if pyramids:
-            raise ValueError(
-                f"Each of the layers of RTKDistiller is one map, but layers.{pyramids[0]} has index='all': name its levels one "
-                'by one, each by its number.'
-            )
-        if own.layers:
-            channels = [layer.channels for layer in own.layers.values()], [layer.channels for layer in theirs.layers.values()]
-        else:
-            count = self._count_levels()
-            channels = [own.channels] * count, [theirs.channels] * count
-        if not 2 <= top_k <= len(channels[1]):
-            found = f'{len(channels[1])} {"named in layers" if own.layers else "level(s) of the site"}'
-            raise ValueError(
-                f'RTKDistiller keeps the top_k={top_k} teacher layers that fit best and expects at least 2 and no more than '
-                f"there are, but got {found}. Name several: layers=dict(stage1=dict(student=dict(path='backbone.layer1'), "
-                "teacher=dict(path='backbone.layer1')), stage2=...)."
-            )
-        norm = norm or ('BN' if self.site.task == 'classification' else 'GN')
-        self.attention = TeacherKeyAttention(*channels, embed_dims=embed_dims, top_k=top_k, norm=norm)
+    def __init__(self, student: dict | nn.Module, teacher: dict, **kwargs: Any) -> None:
+        super().__init__(student, teacher, **kwargs)
+        options = self.options
+        own, theirs = (map_channels(spec, self.student_spec) for spec in (self.student_spec, self.teacher_spec))
+        self.attention = TeacherKeyAttention(own, theirs, options.embed_dims, options.top_k, options.norm)
 
-    def distill(
-        self, student: Observed, teacher: Observed | None, target: Target | None, head_loss: HeadLoss
-    ) -> dict[str, Tensor]:
+    def distill(self, student: ModelOutputs, teacher: Any, target: Any, head_loss: HeadLoss) -> dict[str, Tensor]:
         """See :meth:`Distiller.distill`."""
-        assert teacher is not None
         loss, attention = self.attention(self._maps(student), self._maps(teacher))
-        return dict(loss_rtk_attention=self.loss_weight * loss, rtk_top=attention.detach().amax(dim=2).mean())
+        return dict(loss_rtk_attention=self.options.loss_weight * loss, rtk_top=attention.detach().amax(dim=2).mean())
 
-    def _maps(self, seen: Observed) -> list[Tensor]:
+    def _maps(self, seen: ModelOutputs) -> list[Tensor]:
         return [maps[0] for name, maps in seen.layers.items()] if seen.layers else seen.features
-
-    def _count_levels(self) -> int:
-        """How many levels the site's feature has, 1 if it does not tell."""
-        port = self.student_port
-        if port.index != 'all':
-            return max(len(port.strides), 1)
-        return neck_levels(find_module(self.student, port.features[0], 'student')) or 1
 
 
 class TeacherKeyAttention(nn.Module):
@@ -209,7 +219,7 @@ class TeacherKeyAttention(nn.Module):
 
 
 def value(feature: Tensor, size: torch.Size | None = None) -> Tensor:
-    """A map's normalised energy: the mean over channels of its square, flattened, of length 1.
+    """Return a map's normalised energy: the mean over channels of its square, flattened, of length 1.
 
     Args:
         feature (Tensor): Maps (B, C, H, W).

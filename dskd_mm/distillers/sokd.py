@@ -1,21 +1,61 @@
 """SoKD: the teacher's feature is augmented towards the student, and compared once more where both see something
 distinctive."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dskd_mm.diffusion.denoiser import mean_squared_error
-from dskd_mm.distillers.base import Distiller, HeadLoss, build, read_weights
+from dskd_mm.distillers.base import Distiller, HeadLoss
+from dskd_mm.distillers.options import MethodOptions
 from dskd_mm.features import ChannelAlign, FeatureAugmentation, build_norm
-from dskd_mm.guidance import Target
-from dskd_mm.registry import MODELS
-from dskd_mm.sites import NECK_SITES, Observed, Port
+from dskd_mm.functional import mean_squared_error
+from dskd_mm.registry import MODELS, build
+from dskd_mm.sites import NECK_SITES, Site
+from dskd_mm.structures import ModelOutputs, TapSpec
 
-LOSSES = dict(feature=1.0, detection=1.0, area=1.0)
+
+@dataclass(kw_only=True)
+class SoKDOptions(MethodOptions):
+    """Options of :class:`SoKDDistiller`.
+
+    Attributes:
+        search_iters (int): For how many iterations the policy is trained; 0 keeps its initial values. Defaults to 1000.
+        adapter (dict): Arguments of :class:`FeatureAdapter`. Its norm is the site's unless given ('GN' at pyramids, 'BN'
+            elsewhere), and it ends in a ReLU unless the site is a neck, whose features have both signs. Defaults to none.
+        augment (dict | False): Arguments of :class:`~dskd_mm.features.FeatureAugmentation`; False leaves the teacher's feature
+            as it is. Defaults to none.
+        detector (dict): Arguments of :class:`AreaDetector`. Defaults to none.
+        loss_weights (dict): Weights of 'feature', 'detection' (the paper's λ) and 'area' (its β). Without the latter two no
+            areas are sought. Those not named are 1.
+    """
+
+    losses: ClassVar[Mapping[str, float]] = dict(feature=1.0, detection=1.0, area=1.0)
+
+    search_iters: int = 1000
+    adapter: dict | None = None
+    augment: dict | Literal[False] | None = None
+    detector: dict | None = None
+    loss_weights: Any = None
+
+    def check(self, owner: str, site: Site, student: TapSpec, teacher: TapSpec) -> None:
+        """See :meth:`MethodOptions.check`."""
+        super().check(owner, site, student, teacher)
+        check_map(student, 'student')
+        weights = self.loss_weights
+        if self.search_iters < 0 or not any(weights.values()):
+            raise ValueError(
+                f'{owner} expects search_iters >= 0 and a positive loss weight, but got '
+                f'search_iters={self.search_iters}, loss_weights={weights}.'
+            )
+        if weights['area'] and not weights['detection']:
+            raise ValueError(
+                f"The heads that find the areas of {owner} learn from the loss 'detection' alone, but got "
+                f"loss_weights={weights}: set 'area' to 0 as well, or 'detection' to more than 0."
+            )
 
 
 @MODELS.register_module()
@@ -47,60 +87,26 @@ class SoKDDistiller(Distiller):
     Args:
         student (dict | nn.Module): The student: a host's model.
         teacher (dict): ``dict(config=..., checkpoint=...)``, see :class:`~dskd_mm.teacher.FrozenTeacher`.
-        search_iters (int): For how many iterations the policy is trained; 0 keeps its initial values. Defaults to 1000.
-        adapter (dict, optional): Arguments of :class:`FeatureAdapter`. Its norm is what the site advises unless given ('GN' at
-            pyramids, 'BN' elsewhere), and it ends in a ReLU unless the site is a neck, whose features have both signs.
-            Defaults to None.
-        augment (dict | False, optional): Arguments of :class:`~dskd_mm.features.FeatureAugmentation`; False leaves the
-            teacher's feature as it is. Defaults to None.
-        detector (dict, optional): Arguments of :class:`AreaDetector`. Defaults to None.
-        loss_weights (dict, optional): Weights of 'feature', 'detection' (the paper's λ) and 'area' (its β). Without the latter
-            two no areas are sought. Those not named are 1. Defaults to None.
-        kwargs: Arguments of :class:`Distiller`: site, layers, distill_losses, warmup, noise_seed, data_preprocessor.
+        kwargs: Arguments of :class:`Distiller` and fields of :class:`SoKDOptions`.
 
     Raises:
         ValueError: If the feature is a vector, which has no areas; if an argument is out of its range, or nothing would train
             the areas' heads.
     """
 
+    options_class = SoKDOptions
+    options: SoKDOptions
     default_sites = NECK_SITES
     compares_with_teacher = True
 
-    def __init__(
-        self,
-        student: dict | nn.Module,
-        teacher: dict,
-        search_iters: int = 1000,
-        adapter: dict | None = None,
-        augment: dict | Literal[False] | None = None,
-        detector: dict | None = None,
-        loss_weights: dict | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, student: dict | nn.Module, teacher: dict, **kwargs: Any) -> None:
         super().__init__(student, teacher, **kwargs)
-        check_map(self.student_port, 'student')
-        weights = self.loss_weights = read_weights(type(self).__name__, LOSSES, loss_weights)
-        if search_iters < 0 or not any(weights.values()):
-            raise ValueError(
-                'SoKDDistiller expects search_iters >= 0 and a positive loss weight, but got '
-                f'search_iters={search_iters}, loss_weights={weights}.'
-            )
-        if weights['area'] and not weights['detection']:
-            raise ValueError(
-                "The heads that find the areas of SoKDDistiller learn from the loss 'detection' alone, but got "
-                f"loss_weights={weights}: set 'area' to 0 as well, or 'detection' to more than 0."
-            )
-        self.search_iters = search_iters
-        channels = self.teacher_port.channels
-        advised = dict(
-            norm=self.site.norm,
-            final_relu=bool(self.teacher_port.classifiers),
-        )
-        self.adapter = build(
-            FeatureAdapter, {**advised, **(adapter or {})}, in_channels=self.student_port.channels, out_channels=channels
-        )
-        self.augment = None if augment is False else build(FeatureAugmentation, augment)
-        self.detector = build(AreaDetector, detector, channels=channels) if weights['detection'] else None
+        options, channels = self.options, self.teacher_spec.channels
+        adapter = dict(norm=self.site.norm, final_relu=bool(self.teacher_spec.classifiers)) | (options.adapter or {})
+        self.adapter = build(FeatureAdapter, adapter, in_channels=self.student_spec.channels, out_channels=channels)
+        self.augment = None if options.augment is False else build(FeatureAugmentation, options.augment)
+        has_detector = options.loss_weights['detection']
+        self.detector = build(AreaDetector, options.detector, channels=channels) if has_detector else None
 
     def load_teacher(self) -> None:
         """See :meth:`Distiller.load_teacher`.
@@ -109,14 +115,11 @@ class SoKDDistiller(Distiller):
             ValueError: If the teacher's feature is a vector.
         """
         super().load_teacher()
-        check_map(self.teacher_port, 'teacher')
+        check_map(self.teacher_spec, 'teacher')
 
-    def distill(
-        self, student: Observed, teacher: Observed | None, target: Target | None, head_loss: HeadLoss
-    ) -> dict[str, Tensor]:
+    def distill(self, student: ModelOutputs, teacher: Any, target: Any, head_loss: HeadLoss) -> dict[str, Tensor]:
         """See :meth:`Distiller.distill`."""
-        assert teacher is not None
-        weights = self.loss_weights
+        weights = self.options.loss_weights
         adapted = [self.adapter(level).float() for level in student.features]
         refined = self._refine(teacher.features, adapted)
         losses: dict[str, Tensor] = {}
@@ -124,8 +127,8 @@ class SoKDDistiller(Distiller):
             losses['loss_sokd_feature'] = weights['feature'] * total(map(mean_squared_error, adapted, refined))
         if self.detector is not None:
             found = [self.detector(level) for level in adapted]
-            wanted = [self.detector(level) for level in refined]
-            pairs = [pair for level in zip(found, wanted, strict=True) for pair in zip(*level, strict=True)]
+            expected = [self.detector(level) for level in refined]
+            pairs = [pair for level in zip(found, expected, strict=True) for pair in zip(*level, strict=True)]
             losses['loss_sokd_detection'] = weights['detection'] * total(mean_squared_error(*pair) for pair in pairs)
             if weights['area']:
                 masks = [self.detector.mask(*level) for level in found]
@@ -141,7 +144,7 @@ class SoKDDistiller(Distiller):
         if self.augment is None:
             return teacher
         generator = self.noise_generator(teacher[0].device)
-        if self.training and self.step_index < self.search_iters:
+        if self.training and self.step_index < self.options.search_iters:
             return self.augment.search(teacher, student, generator)
         with torch.no_grad():
             return self.augment(teacher, generator)
@@ -215,7 +218,7 @@ class AreaDetector(nn.Module):
         self.heat, self.size, self.offset = head(1), head(2), head(2)
 
     def forward(self, feature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the heads say of maps (B, C, H, W).
+        """Apply the heads to maps (B, C, H, W).
 
         Returns:
             tuple[Tensor, Tensor, Tensor]: Heatmap in (0, 1), (B, 1, H, W); width and height, and x and y of the offset, (B, 2,
@@ -225,7 +228,7 @@ class AreaDetector(nn.Module):
 
     @torch.no_grad()
     def mask(self, heat: Tensor, size: Tensor, offset: Tensor) -> Tensor:
-        """In how many areas each location lies.
+        """Count in how many areas each location lies.
 
         Args:
             heat (Tensor): Heatmap (B, 1, H, W).
@@ -253,21 +256,21 @@ class AreaDetector(nn.Module):
         return inside.sum(dim=1, keepdim=True).float()
 
 
-def check_map(port: Port, owner: str) -> None:
-    """Verify that a feature has height and width.
+def check_map(spec: TapSpec, owner: str) -> None:
+    """Refuse a feature without height and width.
 
     Raises:
         ValueError: If it is a vector.
     """
-    if not port.is_map:
+    if not spec.is_map:
         raise ValueError(
-            f"SoKDDistiller shears feature maps and seeks areas in them, but the {owner}'s feature, the {port.io} of "
-            f'{port.features[0]!r}, is one vector for each image or proposal. Tap a map: '
+            f"SoKDDistiller shears feature maps and seeks areas in them, but the {owner}'s feature, the {spec.io} of "
+            f'{spec.features[0]!r}, is one vector for each image or proposal. Tap a map: '
             "site=dict(feature=dict(path='backbone...', channels=...)) (teacher_feature for the teacher) in classification, "
             "site=dict(type='dskd_mm.NeckSite') in detection."
         )
 
 
 def total(values: Iterable[Tensor]) -> Tensor:
-    """Sum of scalars."""
+    """Return the sum of scalars."""
     return torch.stack(list(values)).sum()

@@ -1,48 +1,27 @@
 """VkD: feature distillation through an orthogonal projection."""
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
-from dskd_mm.distillers.base import Distiller, HeadLoss, build, read_weights
+from dskd_mm.distillers.base import Distiller, HeadLoss
+from dskd_mm.distillers.options import MethodOptions, check_choice
 from dskd_mm.features import Pyramid
-from dskd_mm.guidance import Target
+from dskd_mm.functional import mean, standardize
 from dskd_mm.losses import KDLoss
-from dskd_mm.losses.base import mean, standardize
-from dskd_mm.registry import MODELS
-from dskd_mm.sites import NECK_SITES, Observed
+from dskd_mm.registry import MODELS, build
+from dskd_mm.sites import NECK_SITES, Site
+from dskd_mm.structures import ModelOutputs, TapSpec
 
 EPSILON = 1e-5
 """Added to the variance of what is standardised, as batch and layer norms do."""
 
-
-class CayleyMap(nn.Module):
-    r"""PyTorch's parametrization by the Cayley map, :math:`B (I - A/2)^{-1} (I + A/2)`, A skew-symmetric, without its wait:
-    ``torch.linalg.solve`` tells the host whether the matrix is singular, which :math:`I - A/2` never is.
-
-    Args:
-        base (Tensor): B, an orthogonal matrix (n, n): where learning starts.
-    """
-
-    base: Tensor
-
-    def __init__(self, base: Tensor) -> None:
-        super().__init__()
-        self.register_buffer('base', base)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map any matrix to one of the same shape whose columns are orthonormal; its rows, if it is wide."""
-        if x.shape[0] < x.shape[1]:
-            return self.forward(x.mT).mT
-        size, columns = x.shape
-        lower = F.pad(x.tril(), (0, size - columns))
-        skew = lower - lower.mT
-        identity = torch.eye(size, dtype=x.dtype, device=x.device)
-        rotation = torch.linalg.solve_ex(identity - skew / 2, identity + skew / 2).result
-        return self.base @ rotation[:, :columns]
+DETECTION = dict(normalization='standardize', loss_weights=dict(feature=4.0))
 
 
 class OrthogonalProjection(nn.Module):
@@ -73,15 +52,59 @@ class OrthogonalProjection(nn.Module):
         self.linear = parametrizations.orthogonal(
             nn.Linear(in_channels, out_channels, bias=False), orthogonal_map=orthogonal_map
         )
-        if orthogonal_map == 'cayley':
-            maps: Any = self.linear.parametrizations
-            maps.weight[0] = CayleyMap(maps.weight[0].base)
 
     def forward(self, packed: Tensor) -> Tensor:
         """Map (B, in_channels, N) to (B, out_channels, N), in float32: in half precision P would not be orthogonal."""
         with torch.autocast(device_type=packed.device.type, enabled=False):
             weight: Any = self.linear.weight
             return weight @ packed.float()
+
+
+@dataclass(kw_only=True)
+class VkDOptions(MethodOptions):
+    """Options of :class:`VkDDistiller`.
+
+    Attributes:
+        normalization (str): 'layernorm' for a layer norm of the teacher's feature over its channels, without affine
+            parameters; 'standardize' for zero mean and unit variance of each channel over all locations of the batch, on both
+            sides; 'whiten' for a teacher's feature whose channels are uncorrelated, the paper's choice for generative tasks,
+            see :func:`whiten`. Defaults to 'layernorm' for classification and segmentation, 'standardize' for detectors.
+        pool (bool): Whether maps are averaged over their locations first. Defaults to True in classification only, our reading,
+            for what counts there is one vector of each image.
+        projector (dict): Further arguments of :class:`OrthogonalProjection`. Defaults to none.
+        temperature (float): Of the loss on the logits. Defaults to 1.
+        loss_weights (dict): Weights of 'feature' and 'logit'. Those not named are 1, but 4 for the feature of detectors and 0
+            for logits where the site has none.
+    """
+
+    task_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        'classification': dict(pool=True),
+        'dense_detection': DETECTION,
+        'two_stage_detection': DETECTION,
+        'neck': DETECTION,
+    }
+    losses: ClassVar[Mapping[str, float]] = dict(feature=1.0, logit=1.0)
+
+    normalization: str = 'layernorm'
+    pool: bool = False
+    projector: dict | None = None
+    temperature: float = 1.0
+    loss_weights: Any = None
+
+    @classmethod
+    def defaults(cls, given: Mapping[str, Any], site: Site, student: TapSpec, teacher: TapSpec) -> dict[str, Any]:
+        """See :meth:`MethodOptions.defaults`."""
+        values = super().defaults(given, site, student, teacher)
+        if not teacher.classifiers:
+            values['loss_weights']['logit'] = 0.0
+        return values
+
+    def check(self, owner: str, site: Site, student: TapSpec, teacher: TapSpec) -> None:
+        """See :meth:`MethodOptions.check`."""
+        super().check(owner, site, student, teacher)
+        check_choice(owner, 'normalization', self.normalization, ('layernorm', 'standardize', 'whiten'))
+        if self.loss_weights['logit'] and not teacher.classifiers:
+            raise ValueError(f'{type(site).__name__} has no class logits: set loss_weights=dict(logit=0) of {owner}.')
 
 
 @MODELS.register_module()
@@ -100,90 +123,54 @@ class VkDDistiller(Distiller):
     Args:
         student (dict | nn.Module): The student: a host's model. Detectors are distilled at their neck unless a site is given.
         teacher (dict): ``dict(config=..., checkpoint=...)``, see :class:`~dskd_mm.teacher.FrozenTeacher`.
-        normalization (str, optional): 'layernorm' for a layer norm of the teacher's feature over its channels, without affine
-            parameters; 'standardize' for zero mean and unit variance of each channel over all locations of the batch, on both
-            sides; 'whiten' for a teacher's feature whose channels are uncorrelated, the paper's choice for generative tasks,
-            see :func:`whiten`. Defaults to None: 'layernorm' for classification and segmentation, 'standardize' for
-            detectors.
-        pool (bool, optional): Whether maps are averaged over their locations first. Defaults to None: in classification only,
-            our reading, for what counts there is one vector of each image.
-        projector (dict, optional): Further arguments of :class:`OrthogonalProjection`. Defaults to None.
-        temperature (float): Of the loss on the logits. Defaults to 1.
-        loss_weights (dict, optional): Weights of 'feature' and 'logit'. Those not named are 1, but 4 for the feature of
-            detectors and 0 for logits where the site has none.
-        kwargs: Arguments of :class:`Distiller`: site, layers, distill_losses, warmup, noise_seed, data_preprocessor.
+        kwargs: Arguments of :class:`Distiller` and fields of :class:`VkDOptions`.
 
     Raises:
         ValueError: If a switch has an unknown value, or logits are asked for where there are none.
     """
 
+    options_class = VkDOptions
+    options: VkDOptions
     default_sites = NECK_SITES
     compares_with_teacher = True
 
-    def __init__(
-        self,
-        student: dict | nn.Module,
-        teacher: dict,
-        normalization: str | None = None,
-        pool: bool | None = None,
-        projector: dict | None = None,
-        temperature: float = 1.0,
-        loss_weights: dict | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, student: dict | nn.Module, teacher: dict, **kwargs: Any) -> None:
         super().__init__(student, teacher, **kwargs)
-        detects = self.site.task == 'detection'
-        if normalization is None:
-            normalization = 'standardize' if detects else 'layernorm'
-        known = ('layernorm', 'standardize', 'whiten')
-        if normalization not in known:
-            raise ValueError(f'normalization of VkDDistiller must be one of {known}, but got {normalization!r}.')
-        has_logits = bool(self.teacher_port.classifiers)
-        default = dict(feature=4.0 if detects else 1.0, logit=float(has_logits))
-        self.loss_weights = read_weights(type(self).__name__, default, loss_weights)
-        if self.loss_weights['logit'] and not has_logits:
-            raise ValueError(f'{type(self.site).__name__} has no class logits: set loss_weights=dict(logit=0) of VkDDistiller.')
-        self.normalization = normalization
-        self.pool = self.site.task == 'classification' if pool is None else pool
-        self.imitation = KDLoss(temperature)
-        channels = dict(in_channels=self.student_port.channels, out_channels=self.teacher_port.channels)
-        self.projector = build(OrthogonalProjection, projector, **channels)
+        self.imitation = KDLoss(self.options.temperature)
+        channels = dict(in_channels=self.student_spec.channels, out_channels=self.teacher_spec.channels)
+        self.projector = build(OrthogonalProjection, self.options.projector, **channels)
 
-    def distill(
-        self, student: Observed, teacher: Observed | None, target: Target | None, head_loss: HeadLoss
-    ) -> dict[str, Tensor]:
+    def distill(self, student: ModelOutputs, teacher: Any, target: Any, head_loss: HeadLoss) -> dict[str, Tensor]:
         """See :meth:`Distiller.distill`."""
-        assert teacher is not None
         ours, theirs = Pyramid.pack(student.features), Pyramid.pack(teacher.features)
         lengths = Pyramid.of(student.features).lengths
-        if self.pool:
+        if self.options.pool:
             ours, theirs, lengths = ours.float().mean(dim=2, keepdim=True), theirs.mean(dim=2, keepdim=True), [1]
         ours, theirs = self._normalize(self.projector(ours), theirs)
         levels = [smooth_l1(*pair) for pair in zip(ours.split(lengths, dim=2), theirs.split(lengths, dim=2), strict=True)]
-        losses = {'loss_vkd_feature': self.loss_weights['feature'] * torch.stack(levels).sum()}
-        if self.loss_weights['logit']:
-            assert student.logits is not None and teacher.logits is not None and target is not None
-            logit = self.imitation(student.logits, teacher.logits, target, self.teacher_port.sigmoid)
-            losses['loss_vkd_logit'] = self.loss_weights['logit'] * logit
+        losses = {'loss_vkd_feature': self.options.loss_weights['feature'] * torch.stack(levels).sum()}
+        if self.options.loss_weights['logit']:
+            logit = self.imitation(student.logits, teacher.logits, target, self.teacher_spec.sigmoid)
+            losses['loss_vkd_logit'] = self.options.loss_weights['logit'] * logit
         return losses
 
     def _normalize(self, ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(device_type=theirs.device.type, enabled=False):
             theirs = theirs.float()
-            if self.normalization == 'standardize':
+            if self.options.normalization == 'standardize':
                 return standardize(ours, EPSILON), standardize(theirs, EPSILON)
-            if self.normalization == 'whiten':
+            if self.options.normalization == 'whiten':
                 return ours, whiten(theirs)
             return ours, F.layer_norm(theirs.transpose(1, 2), theirs.shape[1:2]).transpose(1, 2)
 
 
 def smooth_l1(ours: Tensor, theirs: Tensor) -> Tensor:
-    """Smooth L1 distance, averaged over all elements; 0 and still in the graph without any (a batch without proposals)."""
+    """Return the mean smooth L1 distance; 0, still in the graph, without any element (a batch without proposals)."""
     return mean(F.smooth_l1_loss(ours, theirs, reduction='none'))
 
 
 def whiten(packed: Tensor, shrinkage: float = 1e-3) -> Tensor:
-    r"""Channels of (B, C, N) with zero mean and the identity as covariance over all images and locations.
+    r"""Return channels of (B, C, N) with zero mean and the identity as covariance over all images and locations.
 
     The paper does not say by which of the many square roots. This is :math:`L^{-1}(f-\mu)` of the Cholesky factor L, as in
     W-MSE (Ermolov et al. 2021), for the device need not wait as for eigenvectors. With fewer vectors than channels the

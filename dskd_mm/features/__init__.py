@@ -1,6 +1,6 @@
 """Getting features out of models and into one shape."""
 
-from dskd_mm.features.align import ChannelAlign, match_space
+from dskd_mm.features.align import ChannelAlign, match_levels, match_space
 from dskd_mm.features.augment import FeatureAugmentation
 from dskd_mm.features.channels import fill_channels, find_channels
 from dskd_mm.features.norm import build_norm
@@ -20,6 +20,7 @@ __all__ = [
     'fill_channels',
     'find_channels',
     'find_module',
+    'match_levels',
     'match_space',
     'per_location',
 ]

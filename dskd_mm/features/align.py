@@ -1,5 +1,7 @@
 """Aligning a student's features with a teacher's: channels and space."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -64,3 +66,24 @@ def match_space(feature: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
     if height <= feature.shape[2] and width <= feature.shape[3]:
         return F.adaptive_avg_pool2d(feature, (height, width))
     return F.interpolate(feature, size=(height, width), mode='bilinear', align_corners=False)
+
+
+def match_levels(maps: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
+    """Resize a teacher's maps, in float32, to the heights and widths of the student's, level by level.
+
+    Args:
+        maps (Sequence[Tensor]): (B, C, H, W) a level; vectors (B, C) stay as they are.
+        like (Sequence[Tensor]): The student's, as many.
+
+    Raises:
+        ValueError: If they have not as many levels.
+    """
+    if len(maps) != len(like):
+        raise ValueError(
+            f'The teacher has {len(maps)} levels, the student {len(like)}: they must have the same number. Choose a pair of '
+            'the same number of levels, or other taps in the site.'
+        )
+    return [
+        level.float() if level.ndim == 2 else match_space(level.float(), other.shape[2:])
+        for level, other in zip(maps, like, strict=True)
+    ]

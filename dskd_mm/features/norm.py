@@ -2,7 +2,25 @@
 
 import math
 
-from torch import nn
+from torch import Tensor, nn
+
+
+class SingleVectorError(ValueError):
+    """A batch norm was to be trained on one vector."""
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """PyTorch's, with an error of its own where there is nothing to take statistics over."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise maps (B, C, H, W).
+
+        Raises:
+            SingleVectorError: If it trains on a single vector.
+        """
+        if self.training and input.numel() == input.shape[1]:
+            raise SingleVectorError(f'A batch norm expects several vectors to train, but got one, {tuple(input.shape)}.')
+        return super().forward(input)
 
 
 def build_norm(norm: str | None, channels: int) -> nn.Module:
@@ -21,7 +39,7 @@ def build_norm(norm: str | None, channels: int) -> nn.Module:
     if norm is None:
         return nn.Identity()
     if norm == 'BN':
-        return nn.BatchNorm2d(channels)
+        return BatchNorm2d(channels)
     if norm == 'SyncBN':
         return nn.SyncBatchNorm(channels)
     if norm == 'GN':

@@ -63,3 +63,16 @@ class Pyramid:
 def per_location(module: MapFunction, packed: Tensor) -> Tensor:
     """Apply a module of 1x1 convolutions and norms to a packed pyramid (B, C, N): its norms then see all levels together."""
     return module(packed[..., None])[..., 0]
+
+
+def fold_priors(logits: Tensor, num_priors: int) -> Tensor:
+    """Part the channels of a dense head, (B, A*K, H, W), into classes and anchors: (B, K, H, W, A); as is for one anchor.
+
+    The order of the locations is that of mmdet's losses, which flatten (B, H, W, A*K).
+    """
+    return logits if num_priors == 1 else logits.unflatten(1, (num_priors, -1)).permute(0, 2, 3, 4, 1)
+
+
+def unfold_priors(logits: Tensor, num_priors: int) -> Tensor:
+    """The inverse of :func:`fold_priors`."""
+    return logits if num_priors == 1 else logits.permute(0, 4, 1, 2, 3).flatten(1, 2)

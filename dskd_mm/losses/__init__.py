@@ -1,8 +1,9 @@
 """Losses: tensors in, scalar out."""
 
 from dskd_mm.losses.at import ATLoss
-from dskd_mm.losses.base import AlignedFeatureLoss, FeatureLoss, LogitLoss
+from dskd_mm.losses.base import AlignedFeatureLoss, DistillLoss, FeatureLoss, LogitLoss
 from dskd_mm.losses.box import BoxLoss
+from dskd_mm.losses.build import build_loss
 from dskd_mm.losses.cwd import CWDLoss
 from dskd_mm.losses.dist import DISTLoss
 from dskd_mm.losses.dkd import DKDLoss
@@ -19,6 +20,7 @@ __all__ = [
     'CWDLoss',
     'DISTLoss',
     'DKDLoss',
+    'DistillLoss',
     'FeatureLoss',
     'FitNetLoss',
     'KDLoss',
@@ -26,4 +28,5 @@ __all__ = [
     'LogitLoss',
     'MGDLoss',
     'PKDLoss',
+    'build_loss',
 ]

@@ -3,7 +3,8 @@
 from torch import Tensor
 from torch.nn import functional as F
 
-from dskd_mm.losses.base import FeatureLoss, mean
+from dskd_mm.functional import mean
+from dskd_mm.losses.base import FeatureLoss
 from dskd_mm.registry import MODELS
 
 

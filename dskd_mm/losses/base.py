@@ -7,12 +7,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from dskd_mm.features import ChannelAlign, Pyramid, per_location
-from dskd_mm.guidance import Target
+from dskd_mm.features import ChannelAlign, Pyramid, match_levels, per_location
+from dskd_mm.structures import ModelOutputs, TapSpec, Target
 
 
-class LogitLoss(nn.Module):
-    """Base of the losses on class logits.
+class DistillLoss(nn.Module):
+    """Base of the losses that compare a student with its teacher.
+
+    A distiller binds a loss to both models once (:meth:`bind`), and gives it what they made of a batch in every step
+    (:meth:`compare_outputs`). ``forward`` compares tensors, and is where ``loss_weight`` is applied.
 
     Args:
         loss_weight (float): What the loss is multiplied with. Defaults to 1.
@@ -24,6 +27,74 @@ class LogitLoss(nn.Module):
     def __init__(self, loss_weight: float = 1.0) -> None:
         super().__init__()
         self.loss_weight = check_weight(self, loss_weight)
+
+    @classmethod
+    def arguments_for(cls, config: Mapping[str, Any], student: TapSpec, teacher: TapSpec, name: str) -> dict[str, Any]:
+        """Return the arguments that follow from the two models, such as channels; those of the config go before them.
+
+        Args:
+            config (Mapping): The config of the loss.
+            student (TapSpec): Where the student is tapped.
+            teacher (TapSpec): Where the teacher is tapped.
+            name (str): What the loss is called in messages.
+        """
+        return {}
+
+    def bind(self, student: TapSpec, teacher: TapSpec, name: str) -> None:
+        """Remember what is compared of the two models, and refuse a pair that the loss is not defined for.
+
+        Args:
+            student (TapSpec): Where the student is tapped.
+            teacher (TapSpec): Where the teacher is tapped.
+            name (str): What the loss is called in messages.
+
+        Raises:
+            ValueError: If the loss reads what there is not, or is not defined for it.
+        """
+
+    @abstractmethod
+    def compare_outputs(
+        self, student: ModelOutputs, teacher: ModelOutputs, target: Target | None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Compare what two models made of a batch, at what :meth:`bind` was told.
+
+        Args:
+            student (ModelOutputs): The student's, in the graph.
+            teacher (ModelOutputs): The teacher's.
+            target (Target, optional): The annotations, where there is a linear classifier.
+            generator (torch.Generator, optional): Where a random choice comes from. Defaults to None: torch's own.
+
+        Returns:
+            Tensor: A scalar, multiplied by ``loss_weight``.
+        """
+
+
+class LogitLoss(DistillLoss):
+    """Base of the losses on class logits.
+
+    Args:
+        loss_weight (float): What the loss is multiplied with. Defaults to 1.
+
+    Raises:
+        ValueError: If the weight is negative.
+    """
+
+    def __init__(self, loss_weight: float = 1.0) -> None:
+        super().__init__(loss_weight)
+        self.sigmoid = False
+
+    def bind(self, student: TapSpec, teacher: TapSpec, name: str) -> None:
+        """See :meth:`DistillLoss.bind`."""
+        if not teacher.classifiers:
+            raise ValueError(f'{name} ({type(self).__name__}) reads class logits, but this site has no linear classifier.')
+        self.check(teacher.num_classes, teacher.sigmoid)
+        self.sigmoid = teacher.sigmoid
+
+    def compare_outputs(
+        self, student: ModelOutputs, teacher: ModelOutputs, target: Target | None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """See :meth:`DistillLoss.compare_outputs`."""
+        return self(student.logits, teacher.logits, target, self.sigmoid)
 
     def check(self, num_classes: int, sigmoid: bool) -> None:
         """Refuse a classifier that the loss is not defined for: a distiller asks when it is built.
@@ -53,7 +124,7 @@ class LogitLoss(nn.Module):
         """
 
 
-class FeatureLoss(nn.Module):
+class FeatureLoss(DistillLoss):
     """Base of the losses on feature maps. Subclasses say in :meth:`compare` what they ask of one level.
 
     Student and teacher are compared as they are, so their channels must be equal or not matter; see
@@ -72,9 +143,19 @@ class FeatureLoss(nn.Module):
     """Whether the loss says nothing about vectors, maps (B, C, 1, 1) of one location."""
 
     def __init__(self, on: str = 'feature', loss_weight: float = 1.0) -> None:
-        super().__init__()
-        self.loss_weight = check_weight(self, loss_weight)
+        super().__init__(loss_weight)
         self.on = on
+
+    def bind(self, student: TapSpec, teacher: TapSpec, name: str) -> None:
+        """See :meth:`DistillLoss.bind`."""
+        self.check(student.describe(self.on, f'{name} ({type(self).__name__})').is_map)
+
+    def compare_outputs(
+        self, student: ModelOutputs, teacher: ModelOutputs, target: Target | None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """See :meth:`DistillLoss.compare_outputs`."""
+        maps = student.maps(self.on)
+        return self(maps, match_levels(teacher.maps(self.on), maps), generator)
 
     def check(self, is_map: bool) -> None:
         """Refuse vectors where the loss needs maps: a distiller asks when it is built, as far as it knows.
@@ -116,9 +197,7 @@ class FeatureLoss(nn.Module):
             Tensor: A scalar; 0, and still in the graph, if B is 0.
         """
 
-    def forward(
-        self, student: Sequence[Tensor], teacher: Sequence[Tensor], generator: torch.Generator | None = None
-    ) -> Tensor:
+    def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor], generator: torch.Generator | None = None) -> Tensor:
         """Compare two pyramids.
 
         Args:
@@ -162,45 +241,38 @@ class AlignedFeatureLoss(FeatureLoss):
             config = dict(kind='identity') if student_channels == teacher_channels else dict(norm=None)
         self.align = ChannelAlign(student_channels, teacher_channels, **config)
 
+    @classmethod
+    def arguments_for(cls, config: Mapping[str, Any], student: TapSpec, teacher: TapSpec, name: str) -> dict[str, Any]:
+        """Return the channels of both; see :meth:`DistillLoss.arguments_for`."""
+        on = config.get('on', 'feature')
+        reader = f'{name} ({cls.__name__})'
+        channels = student.describe(on, reader).channels, teacher.describe(on, reader).channels
+        return dict(zip(('student_channels', 'teacher_channels'), channels, strict=True))
+
     def prepare(self, student: Sequence[Tensor], generator: torch.Generator | None = None) -> list[Tensor]:
         """The student's maps with the teacher's channels, (B, C_t, H, W) a level; see :meth:`FeatureLoss.prepare`."""
         return Pyramid.of(student).unpack(per_location(self.align, Pyramid.pack(student)))
 
 
-def mean(values: Tensor) -> Tensor:
-    """The mean of a tensor; of an empty one 0, and still in the graph."""
-    return values.sum() / max(values.numel(), 1)
-
-
-def standardize(maps: Tensor, eps: float = 1e-8) -> Tensor:
-    """Bring each channel of maps (B, C, ...) to zero mean and unit variance over images and locations.
-
-    Args:
-        maps (Tensor): Of shape (B, C, ...).
-        eps (float): Added to the variance, which bounds the gradient of dead channels. Defaults to 1e-8.
-    """
-    dims = (0, *range(2, maps.ndim))
-    centered = maps - maps.mean(dim=dims, keepdim=True)
-    return centered / (centered.square().mean(dim=dims, keepdim=True) + eps).sqrt()
-
-
-def check_weight(owner: nn.Module, weight: float) -> float:
-    """A loss's weight, if it can be one.
+def check_weight(owner: nn.Module | str, weight: float) -> float:
+    """Return a loss's weight, if it can be one.
 
     Raises:
         ValueError: If it is negative.
     """
     if weight < 0:
-        raise ValueError(f'loss_weight of {type(owner).__name__} must not be negative, but got {weight}.')
+        name = owner if isinstance(owner, str) else type(owner).__name__
+        raise ValueError(f'loss_weight of {name} must not be negative, but got {weight}.')
     return weight
 
 
-def check_temperature(owner: nn.Module, temperature: float) -> float:
-    """A temperature, if it can be one.
+def check_temperature(owner: nn.Module | str, temperature: float) -> float:
+    """Return a temperature, if it can be one.
 
     Raises:
         ValueError: If it is not positive.
     """
     if temperature <= 0:
-        raise ValueError(f'temperature of {type(owner).__name__} must be positive, but got {temperature}.')
+        name = owner if isinstance(owner, str) else type(owner).__name__
+        raise ValueError(f'temperature of {name} must be positive, but got {temperature}.')
     return temperature

@@ -1,15 +1,16 @@
 """Knowledge distillation on the boxes of a detector."""
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 from torch.nn import functional as F
 
-from dskd_mm.guidance import Target
-from dskd_mm.losses.base import check_temperature, check_weight
+from dskd_mm.losses.base import DistillLoss, check_temperature
 from dskd_mm.registry import MODELS
+from dskd_mm.structures import ModelOutputs, TapSpec, Target
 
 
 @MODELS.register_module()
-class BoxLoss(nn.Module):
+class BoxLoss(DistillLoss):
     r"""What a student's boxes differ from its teacher's at foreground predictions.
 
     By the way in which a head encodes boxes:
@@ -33,9 +34,24 @@ class BoxLoss(nn.Module):
     """
 
     def __init__(self, temperature: float = 10.0, loss_weight: float = 1.0) -> None:
-        super().__init__()
+        super().__init__(loss_weight)
         self.temperature = check_temperature(self, temperature)
-        self.loss_weight = check_weight(self, loss_weight)
+        self.kind = ''
+
+    def bind(self, student: TapSpec, teacher: TapSpec, name: str) -> None:
+        """See :meth:`DistillLoss.bind`."""
+        if not student.boxes or student.boxes != teacher.boxes:
+            raise ValueError(
+                f'{name} ({type(self).__name__}) compares boxes of one encoding, but the student of this site has '
+                f'{student.boxes or "none"}, the teacher {teacher.boxes or "none"}: it is for detectors of one family.'
+            )
+        self.kind = student.boxes.kind
+
+    def compare_outputs(
+        self, student: ModelOutputs, teacher: ModelOutputs, target: Target | None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """See :meth:`DistillLoss.compare_outputs`."""
+        return self(student.boxes, teacher.boxes, target, self.kind)
 
     def forward(self, student: Tensor, teacher: Tensor, label: Target, kind: str) -> Tensor:
         """Compare two sets of boxes.

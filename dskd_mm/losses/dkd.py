@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from dskd_mm.guidance import Target
 from dskd_mm.losses.base import LogitLoss, check_temperature
 from dskd_mm.registry import MODELS
+from dskd_mm.structures import Target
 
 
 @MODELS.register_module()

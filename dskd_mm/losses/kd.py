@@ -4,9 +4,10 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from dskd_mm.guidance import Target, target_cross_entropy
+from dskd_mm.functional import target_cross_entropy
 from dskd_mm.losses.base import LogitLoss, check_temperature
 from dskd_mm.registry import MODELS
+from dskd_mm.structures import Target
 
 
 @MODELS.register_module()

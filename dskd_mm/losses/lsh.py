@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from dskd_mm.distributed import is_parallel, mean_over_ranks
+from dskd_mm.distributed import joined_mean, mean_over_ranks
 from dskd_mm.registry import MODELS
 
 CHUNK = 2**22
@@ -114,12 +114,8 @@ class LSHDistillLoss(nn.Module):
             projected = F.linear(target, self.projection)
             center = torch.where(weight[:, None] > 0, projected, torch.nan).nanmedian(dim=0).values
         center = torch.where(amount > 0, center, 0.0)
-        if is_parallel():
-            # Ranks must hash alike, so they share one centre, the joined batch's ('median': the mean of theirs); one without
-            # vectors takes part, or the others would wait for it.
-            shared = torch.cat([center * amount, amount])
-            torch.distributed.all_reduce(shared)
-            center, amount = shared[:-1] / shared[-1:].clamp(min=1e-12), shared[-1:]
+        # Ranks must hash alike, so they share one centre, the joined batch's ('median': the mean of theirs).
+        center, amount = joined_mean(center, amount)
         has_vectors = (amount > 0).float()
         # One batch that is not finite must not stay in the average for good.
         center = torch.where(torch.isfinite(center), center, self.center)

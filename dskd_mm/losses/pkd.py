@@ -4,7 +4,8 @@ from typing import Any
 
 from torch import Tensor
 
-from dskd_mm.losses.base import AlignedFeatureLoss, mean, standardize
+from dskd_mm.functional import mean, standardize
+from dskd_mm.losses.base import AlignedFeatureLoss
 from dskd_mm.registry import MODELS
 
 

@@ -157,15 +157,15 @@ def check_sample(report: Report, name: str, item: Any) -> None:
     sample = item.get('data_samples')
     if isinstance(report.model, Distiller) and sample is not None:
         with report.faults_in(f'{name} annotations'):
-            report.model.site.check([sample], report.model.student_port.num_classes)
+            report.model.site.check([sample], report.model.student_spec)
 
 
 def check_warmup(report: Report, iterations: int | None) -> None:
     """Tell of a training that is hardly longer than the time over which the losses of the distillation grow."""
-    if isinstance(report.model, Distiller) and iterations and report.model.warmup > iterations / 2:
+    if isinstance(report.model, Distiller) and iterations and report.model.options.warmup > iterations / 2:
         report.note(
             'warmup',
-            f'the losses of the distillation grow over {report.model.warmup} iterations, but this training has {iterations} '
+            f'the distillation losses grow over {report.model.options.warmup} iterations, but this training has {iterations} '
             f'on one device: set model.warmup={iterations // 10}, or train longer',
         )
 

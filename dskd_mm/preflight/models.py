@@ -13,7 +13,7 @@ from torch import nn
 from dskd_mm.distillers.base import Distiller
 from dskd_mm.preflight.data import is_downloaded, is_remote
 from dskd_mm.preflight.report import Report
-from dskd_mm.sites import Observation, Port
+from dskd_mm.structures import TapRecord, TapSpec
 from dskd_mm.teacher import build_in_scope
 from dskd_mm.utils.checkpoint import LoadReport, load_checkpoint_file, load_report, model_state
 from dskd_mm.utils.config import model_config
@@ -33,19 +33,19 @@ def check_models(report: Report) -> None:
         if report.model is not None:
             report.note('model', f'{type(report.model).__name__}, not distilled, {count_parameters(report.model)}')
         return
-    distiller, own, theirs = report.model, report.model.student_port, report.model.teacher_port
+    distiller, own, theirs = report.model, report.model.student_spec, report.model.teacher_spec
     report.note('student', f'{type(distiller.student).__name__}, {count_parameters(distiller.student)}')
     with report.faults_in('teacher'):
         report.teacher = skeleton(lambda: build_in_scope(distiller.teacher.config, None))
-        theirs = distiller.site.teacher_port(report.teacher, distiller.teacher)
+        theirs = distiller.site.teacher_spec(report.teacher, distiller.teacher)
         report.note('teacher', f'{type(report.teacher).__name__}, {count_parameters(report.teacher)}')
     with report.faults_in("student's taps"):
-        Observation(distiller.student, own, 'student')
+        TapRecord(distiller.student, own, 'student')
         report.note("student's taps", describe(own))
     if report.teacher is not None and needs_whole_teacher(distiller):
         with report.faults_in("teacher's taps"):
-            theirs = replace(theirs, layers=distiller.teacher_port.layers)
-            Observation(report.teacher, theirs, 'teacher')
+            theirs = replace(theirs, layers=distiller.teacher_spec.layers)
+            TapRecord(report.teacher, theirs, 'teacher')
             report.note("teacher's taps", describe(theirs))
     report.note('method', f'{type(distiller).__name__} at {type(distiller.site).__name__}')
 
@@ -72,7 +72,7 @@ def check_checkpoints(report: Report) -> None:
 def check_teacher_checkpoint(report: Report, distiller: Distiller) -> None:
     """Check that the checkpoint has all that is loaded of the teacher."""
     teacher, module = distiller.teacher, report.teacher
-    part = '' if needs_whole_teacher(distiller) else distiller.teacher_port.part
+    part = '' if needs_whole_teacher(distiller) else distiller.teacher_spec.part
     if part and module is not None:
         module = module.get_submodule(part)
     found = match(report, 'teacher', teacher.checkpoint, module, part)
@@ -137,7 +137,7 @@ def translates_weights(module: nn.Module) -> bool:
 
 def needs_whole_teacher(distiller: Distiller) -> bool:
     """Return whether more of the teacher is loaded than its classifier."""
-    return distiller.uses_teacher_forward or not distiller.teacher_port.classifiers
+    return distiller.uses_teacher_forward or not distiller.teacher_spec.classifiers
 
 
 def count_parameters(model: nn.Module) -> str:
@@ -145,12 +145,12 @@ def count_parameters(model: nn.Module) -> str:
     return f'{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters'
 
 
-def describe(port: Port) -> str:
+def describe(spec: TapSpec) -> str:
     """Return where a model is tapped, in a line."""
-    text = f'{port.io} of {", ".join(port.features[:2])}{", ..." if len(port.features) > 2 else ""}, {port.channels} channels'
-    if port.num_classes:
-        text += f', {port.num_classes} classes ({"sigmoid" if port.sigmoid else "softmax"})'
-    if port.strides:
-        text += f', {port.anchors} anchors at the strides {", ".join(str(w) for w, _ in port.strides)}'
-    layers = [f'{name}: {layer.path}, {layer.channels} channels' for name, layer in port.layers.items()]
+    text = f'{spec.io} of {", ".join(spec.features[:2])}{", ..." if len(spec.features) > 2 else ""}, {spec.channels} channels'
+    if spec.num_classes:
+        text += f', {spec.num_classes} classes ({"sigmoid" if spec.sigmoid else "softmax"})'
+    if spec.strides:
+        text += f', {spec.num_priors} anchors at the strides {", ".join(str(w) for w, _ in spec.strides)}'
+    layers = [f'{name}: {layer.path}, {layer.channels} channels' for name, layer in spec.layers.items()]
     return '; '.join([text, *layers])

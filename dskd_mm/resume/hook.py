@@ -15,6 +15,7 @@ from dskd_mm.distributed import bare_model
 from dskd_mm.registry import HOOKS
 from dskd_mm.resume.randomness import IN_MODEL, NumberedBatches, seed_batches, seed_generators
 from dskd_mm.resume.saving import ATOMIC, latest_checkpoint
+from dskd_mm.utils.checkpoint import load_safely_everywhere
 
 
 @HOOKS.register_module()
@@ -60,7 +61,6 @@ class ResumeHook(Hook):
         if not runner.cfg.get('resume'):
             return
         # OpenMMLab's mmengine 0.10.7 does not read its own checkpoints with torch 2.6 and newer.
-        from dskd_mm.utils.checkpoint import load_safely_everywhere  # which imports this package
 
         load_safely_everywhere()
         self._resumed_from = runner.cfg.get('load_from')

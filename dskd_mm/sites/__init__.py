@@ -1,6 +1,6 @@
 """Sites: where a recogniser's linear classifier sits, what enters it and what it should say. One file a task."""
 
-from dskd_mm.sites.base import NECK_SITES, SITES_BY_MODEL, Layer, Observation, Observed, Port, Site, build_site
+from dskd_mm.sites.base import NECK_SITES, SITES_BY_MODEL, Site, build_site
 from dskd_mm.sites.classification import ClassificationSite
 from dskd_mm.sites.dense_detection import DenseDetectionSite
 from dskd_mm.sites.neck import NeckSite
@@ -12,11 +12,7 @@ __all__ = [
     'SITES_BY_MODEL',
     'ClassificationSite',
     'DenseDetectionSite',
-    'Layer',
     'NeckSite',
-    'Observation',
-    'Observed',
-    'Port',
     'SegmentationSite',
     'Site',
     'TwoStageDetectionSite',

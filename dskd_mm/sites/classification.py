@@ -8,10 +8,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from dskd_mm.features import find_module
-from dskd_mm.guidance import Target
 from dskd_mm.guidance.classifier import computes_as
 from dskd_mm.registry import MODELS
-from dskd_mm.sites.base import Observation, Port, Site, check_annotated
+from dskd_mm.sites.annotations import check_annotated
+from dskd_mm.sites.base import Site
+from dskd_mm.structures import TapRecord, TapSpec, Target
 from dskd_mm.teacher import FrozenTeacher
 
 
@@ -34,8 +35,6 @@ class ClassificationSite(Site):
     """
 
     task = 'classification'
-    # A sure teacher's small probabilities say nothing unless they are weighted up, and that is too much at the very start.
-    defaults = dict(imitation=dict(type='dskd_mm.DKDLoss'), warmup=200)
     norm = 'BN'
     part = 'head'
 
@@ -53,19 +52,21 @@ class ClassificationSite(Site):
         self.teacher_feature = teacher_feature
         self.dense = dense
 
-    def student_port(self, model: nn.Module) -> Port:
-        """See :meth:`Site.student_port`."""
+    def student_spec(self, model: nn.Module) -> TapSpec:
+        """See :meth:`Site.student_spec`."""
         head = getattr(model, 'head', None)
         if not isinstance(head, nn.Module):
             raise ValueError(f'The student ({type(model).__name__}) has no head, so there is no classifier to distil for.')
-        return self._port(model, head, self.classifier, self.feature, 'student')
+        return self._spec(model, head, self.classifier, self.feature, 'student')
 
-    def teacher_port(self, model: nn.Module | None, teacher: FrozenTeacher) -> Port:
-        """See :meth:`Site.teacher_port`."""
+    def teacher_spec(self, model: nn.Module | None, teacher: FrozenTeacher) -> TapSpec:
+        """See :meth:`Site.teacher_spec`."""
         head = teacher.build_part(self.part) if model is None else model.get_submodule(self.part)
-        return self._port(model, head, self.teacher_classifier, self.teacher_feature, 'teacher')
+        return self._spec(model, head, self.teacher_classifier, self.teacher_feature, 'teacher')
 
-    def _port(self, model: nn.Module | None, head: nn.Module, classifier: str | None, feature: dict | None, owner: str) -> Port:
+    def _spec(
+        self, model: nn.Module | None, head: nn.Module, classifier: str | None, feature: dict | None, owner: str
+    ) -> TapSpec:
         if classifier is None:
             classifier = f'{self.part}.{find_classifier(head, owner)}'
         layer: Any = find_module(head, classifier.removeprefix(f'{self.part}.'), f"{owner}'s head")
@@ -75,7 +76,7 @@ class ClassificationSite(Site):
                 f"The {owner}'s classification layer {classifier!r} is expected to be a linear layer, but it is {layer}. "
                 'Name another one in the site.'
             )
-        port = Port(
+        spec = TapSpec(
             part=self.part,
             classifiers=(classifier,),
             sigmoid=is_multi_label(head),
@@ -84,6 +85,7 @@ class ClassificationSite(Site):
             io='input',
             channels=int(weight.shape[1]),
             is_map=False,
+            num_labels=int(weight.shape[0]),
         )
         if feature is not None:
             unknown = set(feature) - {'path', 'io', 'index', 'channels'}
@@ -96,23 +98,24 @@ class ClassificationSite(Site):
                     f"The classifier of images is guided at one map, but the index of the {owner}'s feature is 'all': give the "
                     'number of one.'
                 )
-            if owner == 'teacher' and feature['channels'] != port.channels:
+            if owner == 'teacher' and feature['channels'] != spec.channels:
                 raise ValueError(
                     f"The teacher's feature {feature['path']!r} has {feature['channels']} channels, but its classifier "
-                    f'{classifier!r}, which guides in the space of that feature, takes {port.channels}.'
+                    f'{classifier!r}, which guides in the space of that feature, takes {spec.channels}.'
                 )
-            port.features, port.channels, port.is_map = (feature['path'],), feature['channels'], True
-            port.io, port.index = feature.get('io', 'output'), feature.get('index')
+            spec.features, spec.channels, spec.is_map = (feature['path'],), feature['channels'], True
+            spec.io, spec.index = feature.get('io', 'output'), feature.get('index')
         elif model is not None and pools_into(model, layer):
-            port.features, port.is_map, port.is_pooled = ('neck',), True, True
-        return port
+            spec.features, spec.is_map, spec.is_pooled = ('neck',), True, True
+        return spec
 
-    def check(self, data_samples: Sequence[Any], num_classes: int) -> None:
+    def check(self, data_samples: Sequence[Any], spec: TapSpec) -> None:
         """Check labels on the CPU; those on an accelerator are not read back, which would make it wait.
 
         Raises:
             ValueError: If a label lies outside the classes, or a score has another length.
         """
+        num_classes = spec.num_labels
         check_annotated(data_samples, 'gt_label', 'gt_score')
         for i, sample in enumerate(data_samples):
             if 'gt_score' in sample:
@@ -130,21 +133,21 @@ class ClassificationSite(Site):
                     f'teacher knows the classes 0 to {num_classes - 1}: correct the annotations or num_classes.'
                 )
 
-    def target(self, seen: Observation, data_samples: Sequence[Any], num_classes: int, sigmoid: bool) -> Target:
-        """Labels as (B, K): one-hot, the soft labels of Mixup and CutMix, or multi-hot for independent classes."""
-        return label_target(data_samples, num_classes, seen.logits[0].device)
+    def target(self, record: TapRecord, data_samples: Sequence[Any], num_classes: int, sigmoid: bool) -> Target:
+        """Return labels as (B, K): one-hot, the soft labels of Mixup and CutMix, or multi-hot for independent classes."""
+        return label_target(data_samples, num_classes, record.logits[0].device)
 
-    def vectors(
+    def hash_vectors(
         self, tensors: Sequence[Tensor], target: Target | None, generator: torch.Generator
     ) -> tuple[list[Tensor], Tensor | None]:
-        """One vector per image, the average of the map; with ``dense`` one per location."""
+        """Return one vector per image, the average of the map; with ``dense`` one per location."""
         if self.dense:
             return [tensor.transpose(1, 2).flatten(0, 1) for tensor in tensors], None
         return [tensor.mean(dim=2) for tensor in tensors], None
 
 
 def label_target(data_samples: Sequence[Any], num_classes: int, device: torch.device) -> Target:
-    """The annotations of images as a distribution (B, K)."""
+    """Return the annotations of images as a distribution (B, K)."""
     if 'gt_score' in data_samples[0]:
         return Target(torch.stack([sample.gt_score for sample in data_samples]).float().to(device))
     classes = torch.arange(num_classes, device=device)
@@ -155,7 +158,7 @@ def label_target(data_samples: Sequence[Any], num_classes: int, device: torch.de
 
 
 def find_classifier(head: nn.Module, owner: str) -> str:
-    """Path, in a head, of its only plain linear layer with one output per class.
+    """Return the path, in a head, of its only plain linear layer with one output per class.
 
     Raises:
         ValueError: If there is none, or several.
@@ -180,7 +183,7 @@ def find_classifier(head: nn.Module, owner: str) -> str:
 
 
 def is_multi_label(head: nn.Module) -> bool:
-    """Whether a head's classes are independent, by its loss or its family."""
+    """Return whether a head's classes are independent, by its loss or its family."""
     loss = getattr(head, 'loss_module', None)
     # Label smoothing holds its cross-entropy, and the switch, in an attribute.
     uses_sigmoid = any(getattr(part, 'use_sigmoid', False) for part in (loss, getattr(loss, 'ce', None)))
@@ -188,12 +191,12 @@ def is_multi_label(head: nn.Module) -> bool:
 
 
 def pools_into(model: nn.Module, classifier: nn.Module) -> bool:
-    """Whether the model's neck is global average pooling and its result enters the classifier with nothing between."""
+    """Return whether the model's neck is global average pooling and its result enters the classifier with nothing between."""
     neck, head = getattr(model, 'neck', None), model.get_submodule('head')
     is_pooling = any(cls.__name__ == 'GlobalAveragePooling' for cls in type(neck).__mro__)
     return is_pooling and all(module in (head, classifier) or not has_own_parameters(module) for module in head.modules())
 
 
 def has_own_parameters(module: nn.Module) -> bool:
-    """Whether a module itself, not a child, holds parameters."""
+    """Return whether a module itself, not a child, holds parameters."""
     return any(True for _ in module.parameters(recurse=False))

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from dskd_mm.distributed import mean_over_ranks
 from dskd_mm.features import find_module
-from dskd_mm.guidance import Target
 from dskd_mm.registry import MODELS
-from dskd_mm.sites.base import Observation, Port, Site, box_encoding, check_objects
+from dskd_mm.sites.annotations import check_objects, read_assignment
+from dskd_mm.sites.base import Site
+from dskd_mm.structures import BoxEncoding, TapRecord, TapSpec, Target
 from dskd_mm.teacher import FrozenTeacher
 
 
@@ -32,14 +33,9 @@ class DenseDetectionSite(Site):
         teacher_classifier (str | Sequence[str], optional): The same of the teacher. Defaults to None.
     """
 
-    part = 'bbox_head'
+    task = 'dense_detection'
     norm = 'GN'  # few images on a device, and levels of a few locations: no batch statistics
-    # No pooling averages the noise of locations out: from the middle of the schedule the denoised feature would be worse than
-    # the student's own, and the virtual teacher with it.
-    # The classifier is a 3x3 convolution with an output for each class and anchor, as wide as those that make the feature: all
-    # over large maps, and for all classes, guidance would cost as much as the student. An image of COCO shows 3.5 classes on
-    # average (Lin et al. 2014, section 5).
-    defaults = dict(temperature=1.0, sampler=dict(start=0.1, scale=100.0), window=32, guided_classes=4)
+    part = 'bbox_head'
 
     def __init__(
         self,
@@ -52,50 +48,47 @@ class DenseDetectionSite(Site):
         self.focus = focus
         self.classifier = classifier
         self.teacher_classifier = teacher_classifier
-        self.num_objects = 0
 
-    def student_port(self, model: nn.Module) -> Port:
-        """See :meth:`Site.student_port`."""
-        head = find_module(model, self.part, 'student')
-        port = self._port(head, self.classifier, 'student')
-        self.num_objects = int(getattr(head, 'num_classes', port.num_classes))
-        return port
+    def student_spec(self, model: nn.Module) -> TapSpec:
+        """See :meth:`Site.student_spec`."""
+        return self._spec(find_module(model, self.part, 'student'), self.classifier, 'student')
 
-    def check(self, data_samples: Sequence[Any], num_classes: int) -> None:
+    def check(self, data_samples: Sequence[Any], spec: TapSpec) -> None:
         """Refuse labels of objects that the student does not know; see :meth:`Site.check`."""
-        check_objects(data_samples, self.num_objects)
+        check_objects(data_samples, spec.num_labels)
 
-    def teacher_port(self, model: nn.Module | None, teacher: FrozenTeacher) -> Port:
-        """See :meth:`Site.teacher_port`."""
+    def teacher_spec(self, model: nn.Module | None, teacher: FrozenTeacher) -> TapSpec:
+        """See :meth:`Site.teacher_spec`."""
         head = teacher.build_part(self.part) if model is None else model.get_submodule(self.part)
-        return self._port(head, self.teacher_classifier, 'teacher')
+        return self._spec(head, self.teacher_classifier, 'teacher')
 
-    def _port(self, head: nn.Module, classifier: str | Sequence[str] | None, owner: str) -> Port:
+    def _spec(self, head: nn.Module, classifier: str | Sequence[str] | None, owner: str) -> TapSpec:
         priors: Any = getattr(head, 'prior_generator', None)
         classes = getattr(head, 'cls_out_channels', None)
-        anchors = set(getattr(priors, 'num_base_priors', ()))
-        if classes is None or len(anchors) != 1:
+        per_location = set(getattr(priors, 'num_base_priors', ()))
+        if classes is None or len(per_location) != 1:
             raise ValueError(
                 f"The {owner}'s {type(head).__name__} is expected to predict cls_out_channels classes for the same number of "
-                f'priors at each location, but got {classes} classes and {sorted(anchors)} priors. Distil at the neck instead: '
-                "site=dict(type='dskd_mm.NeckSite')."
+                f'priors at each location, but got {classes} classes and {sorted(per_location)} priors. Distil at the neck '
+                "instead: site=dict(type='dskd_mm.NeckSite')."
             )
-        count = anchors.pop()
+        num_priors = per_location.pop()
         if classifier is None:
-            names = find_classifiers(head, classes * count, owner)
+            names = find_classifiers(head, classes * num_priors, owner)
         else:
             names = [classifier] if isinstance(classifier, str) else list(classifier)
             names = [name.removeprefix(f'{self.part}.') for name in names]
         layers: list[Any] = [find_module(head, name, f"{owner}'s head") for name in names]
         channels = {(getattr(layer, 'in_channels', None), getattr(layer, 'out_channels', None)) for layer in layers}
-        if len(channels) != 1 or next(iter(channels))[1] != classes * count:
+        if len(channels) != 1 or next(iter(channels))[1] != classes * num_priors:
             raise ValueError(
                 f"The {owner}'s classification layers {names} are expected to be convolutions of equal width with "
-                f'{count} x {classes} outputs, but got (inputs, outputs) {sorted(channels, key=str)}. Name others in the site.'
+                f'{num_priors} x {classes} outputs, but got (inputs, outputs) {sorted(channels, key=str)}. '
+                'Name others in the site.'
             )
         paths = tuple(f'{self.part}.{name}' for name in names)
         normalized = bool(getattr(head, 'norm_on_bbox', False))
-        return Port(
+        return TapSpec(
             part=self.part,
             classifiers=paths,
             sigmoid=bool(getattr(head, 'use_sigmoid_cls', False)),
@@ -103,7 +96,9 @@ class DenseDetectionSite(Site):
             features=paths,
             io='input',
             channels=int(layers[0].in_channels),
-            anchors=count,
+            is_dense=True,
+            num_labels=int(getattr(head, 'num_classes', classes)),
+            num_priors=num_priors,
             strides=tuple((int(w), int(h)) for w, h in priors.strides),
             calls=dict(loss=f'{self.part}.loss_cls'),
             boxes=box_encoding(head),
@@ -111,28 +106,31 @@ class DenseDetectionSite(Site):
             box_scales=tuple(float(w) for w, _ in priors.strides) if owner == 'student' and normalized else (),
         )
 
-    def run_teacher(self, teacher: FrozenTeacher, inputs: Tensor, data_samples: Sequence[Any], student: Observation) -> None:
+    def run_teacher(
+        self, teacher: FrozenTeacher, spec: TapSpec, inputs: Tensor, data_samples: Sequence[Any], student: TapRecord
+    ) -> None:
         """See :meth:`Site.run_teacher`."""
         model: Any = teacher.model
         # mmdet's mode 'tensor' calls the head's forward past its hooks.
         model.bbox_head(model.extract_feat(teacher.adapt(inputs)))
 
-    def target(self, seen: Observation, data_samples: Sequence[Any], num_classes: int, sigmoid: bool) -> Target:
-        """The student's own assignment as (B, K, M); background is all zeros for independent classes."""
-        logits, anchors = seen.logits, seen.port.anchors
-        lengths = [level.shape[2] * level.shape[3] * anchors for level in logits]
-        labels, weight = assigned(seen.calls('loss'), len(logits[0]), lengths, num_classes, type(self).__name__)
-        count = self.count(labels, weight, sigmoid)
-        return Target(labels, weight, count, background=not sigmoid, focus=self.focus if sigmoid else 0.0)
+    def target(self, record: TapRecord, data_samples: Sequence[Any], num_classes: int, sigmoid: bool) -> Target:
+        """Return the student's own assignment as (B, K, M); background is all zeros for independent classes."""
+        logits, num_priors = record.logits, record.spec.num_priors
+        lengths = [level.shape[2] * level.shape[3] * num_priors for level in logits]
+        labels, weight = read_assignment(record.calls('loss'), len(logits[0]), lengths, num_classes, type(self).__name__)
+        avg_factor = self.avg_factor(labels, weight, sigmoid)
+        return Target(labels, weight, avg_factor, background=not sigmoid, focus=self.focus if sigmoid else 0.0)
 
-    def count(self, probability: Tensor, weight: Tensor, sigmoid: bool) -> Tensor:
-        """The number of predictions that count, with independent classes of those for objects; see :meth:`Site.count`."""
+    def avg_factor(self, probability: Tensor, weight: Tensor, sigmoid: bool) -> Tensor:
+        """Return the number of predictions that count, with independent classes of those for objects; see
+        :meth:`Site.avg_factor`."""
         counted = (probability.amax(dim=1, keepdim=True) > 0) if sigmoid else torch.ones_like(weight)
         return mean_over_ranks((counted * (weight > 0)).sum().float())
 
 
 def find_classifiers(head: nn.Module, outputs: int, owner: str) -> list[str]:
-    """Names of a dense head's classification convolutions.
+    """Return the names of a dense head's classification convolutions.
 
     Args:
         head (nn.Module): A dense head of mmdet.
@@ -167,57 +165,23 @@ def find_classifiers(head: nn.Module, outputs: int, owner: str) -> list[str]:
     )
 
 
-def assigned(
-    calls: Sequence[tuple[tuple[Any, ...], dict[str, Any]]], batch: int, lengths: Sequence[int], num_classes: int, site: str
-) -> tuple[Tensor, Tensor]:
-    """What a head's own classification loss was told.
+def box_encoding(head: nn.Module) -> BoxEncoding | None:
+    """Return how a head of mmdet encodes the boxes that it returns after the classes.
 
     Args:
-        calls (Sequence): Arguments of its calls: (prediction, target, weight), of each level or of all levels at once,
-            flattened in the order (B, H, W, anchors). A target is a label of each prediction (for background K, or K - 1 where
-            it has an output of its own), a pair of it and a quality score, or a distribution over classes.
-        batch (int): Number of images B.
-        lengths (Sequence[int]): Number of predictions at each level for an image.
-        num_classes (int): Number of classes K.
-        site (str): Name of the site, for the error.
+        head (nn.Module): A dense head, or the box head of a two-stage detector.
 
     Returns:
-        tuple[Tensor, Tensor]: Distribution (B, K, M) and weight (B, 1, M).
-
-    Raises:
-        ValueError: If the calls do not cover all predictions.
+        BoxEncoding, optional: None if it has no single loss of boxes (RepPoints) or another coder.
     """
-    per_level = len(calls) == len(lengths)
-    expected = [batch * length for length in lengths] if per_level else [batch * sum(lengths)]
-    got = [args[0].shape[0] for args, _ in calls]
-    if got != expected:
-        raise ValueError(
-            f'The classification loss of the student is expected to be called for all predictions, {expected}, but its calls '
-            f'got {got} of them: the head selects or weighs them in a way of its own, which {site} does not know. Distil at '
-            "the neck instead: site=dict(type='dskd_mm.NeckSite')."
-        )
-    labels: list[Tensor] = []
-    scores: list[Tensor] = []
-    weights: list[Tensor] = []
-    for args, kwargs in calls:
-        prediction = args[0]
-        target = args[1] if len(args) > 1 else kwargs['target']
-        weight = args[2] if len(args) > 2 else kwargs.get('weight')
-        label, score = target if isinstance(target, (tuple, list)) else (target, None)
-        weight = prediction.new_ones(len(prediction)) if weight is None else weight.reshape(len(prediction), -1).amax(dim=1)
-        for found, value in ((labels, label), (scores, score), (weights, weight.float())):
-            if value is not None:
-                found += (value,) if per_level else value.split([batch * length for length in lengths])
-
-    def joined(levels: Sequence[Tensor]) -> Tensor:
-        return torch.cat([level.detach().reshape(batch, -1, *level.shape[1:]) for level in levels], dim=1)
-
-    label = joined(labels)
-    if label.ndim == 2:
-        classes = torch.arange(num_classes, device=label.device)
-        probability = (label[:, None] == classes[:, None]).float()
-    else:
-        probability = label.float()[:, :, :num_classes].transpose(1, 2).contiguous()
-    if scores:
-        probability = probability * joined(scores)[:, None].float()
-    return probability, joined(weights)[:, None]
+    coder: Any = getattr(head, 'bbox_coder', None)
+    # RepPoints inherits the former, but learns by two others, and returns points while it trains.
+    if not hasattr(head, 'loss_bbox') or hasattr(head, 'loss_bbox_init'):
+        return None
+    if hasattr(head, 'reg_max'):
+        return BoxEncoding('distribution')
+    kinds = {'DeltaXYWHBBoxCoder': 'delta', 'DistancePointBBoxCoder': 'distance'}
+    kind = kinds.get(type(coder).__name__)
+    if kind == 'delta' and not getattr(head, 'reg_class_agnostic', True):
+        kind = 'class_delta'
+    return None if kind is None else BoxEncoding(kind, tuple(getattr(coder, 'stds', ())))

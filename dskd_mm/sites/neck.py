@@ -6,9 +6,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from dskd_mm.features import find_module
-from dskd_mm.guidance import Target
 from dskd_mm.registry import MODELS
-from dskd_mm.sites.base import Observation, Port, Site
+from dskd_mm.sites.base import Site
+from dskd_mm.structures import TapRecord, TapSpec, Target
 from dskd_mm.teacher import FrozenTeacher
 
 
@@ -27,37 +27,23 @@ class NeckSite(Site):
         vectors_per_image (int): How many locations of an image are hashed. Defaults to 256.
     """
 
+    task = 'neck'
     part = 'neck'
-    defaults = dict(target='label', loss_weights=dict(virtual=0.0, logit=0.0))
 
     def __init__(self, channels: int | None = None, teacher_channels: int | None = None, vectors_per_image: int = 256) -> None:
         self.channels = channels
         self.teacher_channels = teacher_channels
         self.vectors_per_image = vectors_per_image
-        self._levels: int | None = None
 
-    def student_port(self, model: nn.Module) -> Port:
-        """See :meth:`Site.student_port`."""
-        neck = find_module(model, self.part, 'student')
-        self._levels = neck_levels(neck)
-        return self._port(neck, self.channels, 'student')
+    def student_spec(self, model: nn.Module) -> TapSpec:
+        """See :meth:`Site.student_spec`."""
+        return self._spec(find_module(model, self.part, 'student'), self.channels, 'student')
 
-    def teacher_port(self, model: nn.Module | None, teacher: FrozenTeacher) -> Port:
-        """See :meth:`Site.teacher_port`.
+    def teacher_spec(self, model: nn.Module | None, teacher: FrozenTeacher) -> TapSpec:
+        """See :meth:`Site.teacher_spec`."""
+        return self._spec(teacher.build_part(self.part), self.teacher_channels, 'teacher')
 
-        Raises:
-            ValueError: If its neck is known to have other levels than the student's.
-        """
-        neck = teacher.build_part(self.part)
-        levels = neck_levels(neck)
-        if self._levels and levels and self._levels != levels:
-            raise ValueError(
-                f"The student's neck makes {self._levels} levels, the teacher's ({type(neck).__name__}) {levels}: the "
-                "teacher's head takes no other number. Give both necks the same num_outs."
-            )
-        return self._port(neck, self.teacher_channels, 'teacher')
-
-    def _port(self, neck: nn.Module, channels: int | None, owner: str) -> Port:
+    def _spec(self, neck: nn.Module, channels: int | None, owner: str) -> TapSpec:
         if channels is None:
             channels = neck_channels(neck)
         if channels is None:
@@ -66,7 +52,7 @@ class NeckSite(Site):
                 f"The {owner}'s neck ({type(neck).__name__}) is expected to tell its out_channels, one number for all levels, "
                 f'but does not. Give it with site=dict({argument}=...).'
             )
-        return Port(
+        return TapSpec(
             part=self.part,
             classifiers=(),
             sigmoid=False,
@@ -75,19 +61,22 @@ class NeckSite(Site):
             io='output',
             channels=channels,
             index='all',
+            num_levels=neck_levels(neck),
         )
 
-    def target(self, seen: Observation, data_samples: Sequence[Any], num_classes: int, sigmoid: bool) -> Target | None:
-        """None: it is the head's own loss that knows what to do with annotations."""
+    def target(self, record: TapRecord, data_samples: Sequence[Any], num_classes: int, sigmoid: bool) -> Target | None:
+        """Return None: it is the head's own loss that knows what to do with annotations."""
         return None
 
-    def run_teacher(self, teacher: FrozenTeacher, inputs: Tensor, data_samples: Sequence[Any], student: Observation) -> None:
+    def run_teacher(
+        self, teacher: FrozenTeacher, spec: TapSpec, inputs: Tensor, data_samples: Sequence[Any], student: TapRecord
+    ) -> None:
         """Run the teacher up to its neck; see :meth:`Site.run_teacher`."""
         model: Any = teacher.model
         model.extract_feat(teacher.adapt(inputs))
 
     def head_loss(self, teacher: FrozenTeacher, maps: Sequence[Tensor], inputs: Tensor, data_samples: Sequence[Any]) -> Tensor:
-        """Sum of the losses of the teacher's head on maps; see :meth:`Site.head_loss`."""
+        """Return the sum of the losses of the teacher's head on maps; see :meth:`Site.head_loss`."""
         model: Any = teacher.model
         # Heads return what their losses expect only while they train (FCOS in units of the stride, DINO with its denoising
         # queries). The flags of these modules alone say so: norms and dropout below them stay as they are.
@@ -106,7 +95,7 @@ class NeckSite(Site):
 
 
 def neck_channels(neck: nn.Module) -> int | None:
-    """Channels that all outputs of a neck have, by its own word or its output convolutions."""
+    """Return the channels that all outputs of a neck have, by its own word or its output convolutions."""
     told: Any = getattr(neck, 'out_channels', None)
     if isinstance(told, int):
         return told
@@ -118,7 +107,7 @@ def neck_channels(neck: nn.Module) -> int | None:
 
 
 def neck_levels(neck: nn.Module) -> int | None:
-    """Number of levels of a neck, None if it does not tell."""
+    """Return the number of levels of a neck, None if it does not tell."""
     told: Any = getattr(neck, 'num_outs', None)
     convolutions: Any = getattr(neck, 'convs', None)
     if told is None and isinstance(convolutions, nn.ModuleList):  # ChannelMapper

@@ -8,9 +8,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from dskd_mm.features import find_module
-from dskd_mm.guidance import Target
 from dskd_mm.registry import MODELS
-from dskd_mm.sites.base import Observation, Port, Site, check_annotated
+from dskd_mm.sites.annotations import check_annotated
+from dskd_mm.sites.base import Site
+from dskd_mm.structures import TapRecord, TapSpec, Target
 from dskd_mm.teacher import FrozenTeacher
 
 
@@ -31,8 +32,6 @@ class SegmentationSite(Site):
 
     task = 'segmentation'
     norm = 'BN'
-    # No pooling averages the noise of pixels out, see DenseDetectionSite.
-    defaults = dict(sampler=dict(start=0.1, scale=100.0), window=32, loss_weights=dict(channel=3.0))
     part = 'decode_head'
 
     def __init__(
@@ -41,59 +40,57 @@ class SegmentationSite(Site):
         self.vectors_per_image = vectors_per_image
         self.classifier = classifier
         self.teacher_classifier = teacher_classifier
-        self.ignore_index = 255
 
-    def student_port(self, model: nn.Module) -> Port:
-        """See :meth:`Site.student_port`."""
+    def student_spec(self, model: nn.Module) -> TapSpec:
+        """See :meth:`Site.student_spec`."""
         part, head = self.part, find_module(model, self.part, 'student')
         if isinstance(head, nn.ModuleList):
             part, head = f'{part}.{len(head) - 1}', head[-1]
-        self.ignore_index = int(getattr(head, 'ignore_index', 255))
-        return make_port(head, part, self.classifier, 'student')
+        return decode_head_spec(head, part, self.classifier, 'student')
 
-    def teacher_port(self, model: nn.Module | None, teacher: FrozenTeacher) -> Port:
-        """See :meth:`Site.teacher_port`."""
+    def teacher_spec(self, model: nn.Module | None, teacher: FrozenTeacher) -> TapSpec:
+        """See :meth:`Site.teacher_spec`."""
         part, config = self.part, teacher.part_config(self.part)
         if isinstance(config, list):
             part = f'{part}.{len(config) - 1}'
         head = teacher.build_part(part) if model is None else model.get_submodule(part)
-        return make_port(head, part, self.teacher_classifier, 'teacher')
+        return decode_head_spec(head, part, self.teacher_classifier, 'teacher')
 
-    def check(self, data_samples: Sequence[Any], num_classes: int) -> None:
+    def check(self, data_samples: Sequence[Any], spec: TapSpec) -> None:
         """Check label maps on the CPU; those on an accelerator are not read back, which would make it wait.
 
         Raises:
             ValueError: If a label lies outside the classes.
         """
         check_annotated(data_samples, 'gt_sem_seg')
-        highest = max(num_classes, 2) - 1  # one output tells two classes apart
+        highest = spec.num_labels - 1
         for i, sample in enumerate(data_samples):
             labels = sample.gt_sem_seg.data
             if labels.device.type != 'cpu':
                 continue
-            wrong = (labels != self.ignore_index) & ((labels < 0) | (labels > highest))
+            wrong = (labels != spec.ignore_index) & ((labels < 0) | (labels > highest))
             if bool(wrong.any()):
                 raise ValueError(
                     f'Sample {i} ({sample.get("img_path", "image in memory")}) has the labels '
                     f'{sorted(labels[wrong].unique().tolist())[:5]} in its label map, but the teacher knows the classes 0 to '
-                    f'{highest} and ignores {self.ignore_index}: correct the annotations, num_classes or reduce_zero_label.'
+                    f'{highest} and ignores {spec.ignore_index}: correct the annotations, num_classes or reduce_zero_label.'
                 )
 
-    def target(self, seen: Observation, data_samples: Sequence[Any], num_classes: int, sigmoid: bool) -> Target:
-        """Label maps as one-hot maps (B, K, M); ignored pixels weigh nothing."""
-        (logits,) = seen.logits
+    def target(self, record: TapRecord, data_samples: Sequence[Any], num_classes: int, sigmoid: bool) -> Target:
+        """Return label maps as one-hot maps (B, K, M); ignored pixels weigh nothing."""
+        (logits,) = record.logits
         labels = torch.stack([sample.gt_sem_seg.data for sample in data_samples]).to(logits.device)
         labels = F.interpolate(labels.float(), size=logits.shape[2:], mode='nearest').flatten(2).long()
-        weight = (labels != self.ignore_index).float()
+        weight = (labels != record.spec.ignore_index).float()
         first = 1 if num_classes == 1 else 0  # a single output stands for the class 1
         classes = torch.arange(first, first + num_classes, device=logits.device)
         # Comparison instead of one_hot: that reads the labels back from the device.
         probability = (labels == classes[:, None]).float()
-        return Target(probability, weight, self.count(probability, weight, sigmoid))
+        return Target(probability, weight, self.avg_factor(probability, weight, sigmoid))
 
 
-def make_port(head: nn.Module, part: str, classifier: str | None, owner: str) -> Port:
-    """The port of a decode head.
+def decode_head_spec(head: nn.Module, part: str, classifier: str | None, owner: str) -> TapSpec:
+    """Return where a decode head is tapped.
 
     Raises:
         ValueError: If the classification layer is no convolution.
@@ -109,7 +106,7 @@ def make_port(head: nn.Module, part: str, classifier: str | None, owner: str) ->
     has_dropout = name == 'conv_seg' and isinstance(getattr(head, 'dropout', None), nn.Module)
     losses: Any = getattr(head, 'loss_decode', None)
     first = losses[0] if isinstance(losses, nn.ModuleList) else losses
-    return Port(
+    return TapSpec(
         part=part,
         classifiers=(f'{part}.{name}',),
         sigmoid=layer.out_channels == 1 or bool(getattr(first, 'use_sigmoid', False)),
@@ -117,4 +114,7 @@ def make_port(head: nn.Module, part: str, classifier: str | None, owner: str) ->
         features=(f'{part}.dropout' if has_dropout else f'{part}.{name}',),
         io='input',
         channels=layer.in_channels,
+        is_dense=True,
+        num_labels=max(layer.out_channels, 2),  # one output tells two classes apart
+        ignore_index=int(getattr(head, 'ignore_index', 255)),
     )

@@ -6,10 +6,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from dskd_mm.features import find_module
-from dskd_mm.guidance import Target
 from dskd_mm.registry import MODELS
-from dskd_mm.sites.base import Observation, Port, Site, box_encoding, check_objects
-from dskd_mm.sites.dense_detection import assigned
+from dskd_mm.sites.annotations import check_objects, read_assignment
+from dskd_mm.sites.base import Site
+from dskd_mm.sites.dense_detection import box_encoding
+from dskd_mm.structures import TapRecord, TapSpec, Target
 from dskd_mm.teacher import FrozenTeacher
 
 
@@ -26,78 +27,79 @@ class TwoStageDetectionSite(Site):
         teacher_classifier (str): The same of the teacher. Defaults to 'fc_cls'.
     """
 
+    task = 'two_stage_detection'
     norm = 'BN'  # hundreds of proposals an image
-    # Box heads end in 1024 channels, for which the denoiser of vectors would have 17 M parameters.
-    defaults = dict(temperature=1.0, autoencoder=dict(latent_channels=256))
+    part = 'roi_head.bbox_head'
 
     def __init__(self, stage: int = -1, classifier: str = 'fc_cls', teacher_classifier: str = 'fc_cls') -> None:
         self.stage = stage
         self.classifier = classifier
         self.teacher_classifier = teacher_classifier
-        self.num_objects = 0
 
-    def student_port(self, model: nn.Module) -> Port:
-        """See :meth:`Site.student_port`."""
-        heads = find_module(model, 'roi_head.bbox_head', 'student')
-        stage = self._stage(len(heads)) if isinstance(heads, nn.ModuleList) else ''
-        head = model.get_submodule(f'roi_head.bbox_head{stage}')
-        port = make_port(head, stage, self.classifier, 'student')
-        self.num_objects = int(getattr(head, 'num_classes', port.num_classes))
-        return port
+    def student_spec(self, model: nn.Module) -> TapSpec:
+        """See :meth:`Site.student_spec`."""
+        heads = find_module(model, self.part, 'student')
+        stage = self._stage(len(heads)) if isinstance(heads, nn.ModuleList) else None
+        return box_head_spec(model.get_submodule(staged(self.part, stage)), stage, self.classifier, 'student')
 
-    def check(self, data_samples: Sequence[Any], num_classes: int) -> None:
+    def check(self, data_samples: Sequence[Any], spec: TapSpec) -> None:
         """Refuse labels of objects that the student does not know; see :meth:`Site.check`."""
-        check_objects(data_samples, self.num_objects)
+        check_objects(data_samples, spec.num_labels)
 
-    def teacher_port(self, model: nn.Module | None, teacher: FrozenTeacher) -> Port:
-        """See :meth:`Site.teacher_port`."""
-        config = teacher.part_config('roi_head.bbox_head')
-        stage = self._stage(len(config)) if isinstance(config, list) else ''
-        part = f'roi_head.bbox_head{stage}'
+    def teacher_spec(self, model: nn.Module | None, teacher: FrozenTeacher) -> TapSpec:
+        """See :meth:`Site.teacher_spec`."""
+        config = teacher.part_config(self.part)
+        stage = self._stage(len(config)) if isinstance(config, list) else None
+        part = staged(self.part, stage)
         head = teacher.build_part(part) if model is None else model.get_submodule(part)
-        return make_port(head, stage, self.teacher_classifier, 'teacher')
+        return box_head_spec(head, stage, self.teacher_classifier, 'teacher')
 
-    def _stage(self, count: int) -> str:
-        if not -count <= self.stage < count:
-            raise ValueError(f'stage of {type(self).__name__} expects one of the {count} stages, but got {self.stage}.')
-        return f'.{self.stage % count}'
+    def _stage(self, num_stages: int) -> int:
+        if not -num_stages <= self.stage < num_stages:
+            raise ValueError(f'stage of {type(self).__name__} expects one of the {num_stages} stages, but got {self.stage}.')
+        return self.stage % num_stages
 
-    def target(self, seen: Observation, data_samples: Sequence[Any], num_classes: int, sigmoid: bool) -> Target:
-        """Labels of the sampled proposals, (N, K); the last class is background."""
-        (logits,) = seen.logits
+    def target(self, record: TapRecord, data_samples: Sequence[Any], num_classes: int, sigmoid: bool) -> Target:
+        """Return the labels of the sampled proposals, (N, K); the last class is background."""
+        (logits,) = record.logits
         if len(logits):
-            labels, weight = assigned(seen.calls('loss'), len(logits), [1], num_classes, type(self).__name__)
+            labels, weight = read_assignment(record.calls('loss'), len(logits), [1], num_classes, type(self).__name__)
         else:
             # Without any proposal mmdet calls no loss.
             labels, weight = logits.new_zeros(0, num_classes, 1), logits.new_zeros(0, 1, 1)
         labels, weight = labels[:, :, 0], weight[:, :, 0]
-        return Target(labels, weight, self.count(labels, weight, sigmoid), background=not seen.port.sigmoid)
+        return Target(labels, weight, self.avg_factor(labels, weight, sigmoid), background=not record.spec.sigmoid)
 
-    def run_teacher(self, teacher: FrozenTeacher, inputs: Tensor, data_samples: Sequence[Any], student: Observation) -> None:
+    def run_teacher(
+        self, teacher: FrozenTeacher, spec: TapSpec, inputs: Tensor, data_samples: Sequence[Any], student: TapRecord
+    ) -> None:
         """Run the teacher's box head on the student's proposals; see :meth:`Site.run_teacher`."""
         model: Any = teacher.model
         args, kwargs = student.calls('extractor')[0]
         rois = args[1] if len(args) > 1 else kwargs['rois']
-        part = self.teacher_port(model, teacher).part
-        stage = part.removeprefix('roi_head.bbox_head').removeprefix('.')
         features = model.extract_feat(teacher.adapt(inputs))
-        model.roi_head._bbox_forward(*([int(stage)] if stage else []), features, rois.detach())
+        model.roi_head._bbox_forward(*(() if spec.stage is None else (spec.stage,)), features, rois.detach())
 
 
-def make_port(head: nn.Module, stage: str, classifier: str, owner: str) -> Port:
-    """The port of a box head.
+def staged(path: str, stage: int | None) -> str:
+    """Return the path of a module of one stage, of the only one without stages."""
+    return path if stage is None else f'{path}.{stage}'
+
+
+def box_head_spec(head: nn.Module, stage: int | None, classifier: str, owner: str) -> TapSpec:
+    """Return where a box head is tapped.
 
     Raises:
         ValueError: If the classification layer is no linear layer.
     """
-    part = f'roi_head.bbox_head{stage}'
+    part = staged(TwoStageDetectionSite.part, stage)
     layer: Any = find_module(head, classifier, f"{owner}'s box head")
     if not isinstance(layer, nn.Linear):
         raise ValueError(
             f"The {owner}'s classification layer '{part}.{classifier}' is expected to be linear, but it is {layer}. Name "
             "another one in the site, or distil at the neck with site=dict(type='dskd_mm.NeckSite')."
         )
-    return Port(
+    return TapSpec(
         part=part,
         classifiers=(f'{part}.{classifier}',),
         sigmoid=bool(getattr(getattr(head, 'loss_cls', None), 'use_sigmoid', False)),
@@ -106,6 +108,8 @@ def make_port(head: nn.Module, stage: str, classifier: str, owner: str) -> Port:
         io='input',
         channels=layer.in_features,
         is_map=False,
-        calls=dict(loss=f'{part}.loss_cls', extractor=f'roi_head.bbox_roi_extractor{stage}'),
+        num_labels=int(getattr(head, 'num_classes', layer.out_features)),
+        stage=stage,
+        calls=dict(loss=f'{part}.loss_cls', extractor=staged('roi_head.bbox_roi_extractor', stage)),
         boxes=box_encoding(head),
     )

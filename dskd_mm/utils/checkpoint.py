@@ -18,7 +18,7 @@ from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 from torch.serialization import safe_globals
 
-from dskd_mm.resume.saving import save_atomically
+from dskd_mm.utils.atomic import save_atomically
 
 STUDENT_PREFIX = 'student.'
 

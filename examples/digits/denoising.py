@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from benchmarks.style import BLUE, GREY, ORANGE, new_figure, tidy
 from dskd_mm.distillers import DSKDDistiller
-from dskd_mm.features import FeatureTap, per_location
 from dskd_mm.guidance import TeacherClassifier
-from dskd_mm.sites import ClassificationSite, Observation, Port
 from dskd_mm.sites.classification import label_target
+from dskd_mm.structures import TapRecord, TapSpec
 
 
 @dataclass
@@ -94,60 +93,46 @@ def denoising_trajectory(distiller: DSKDDistiller, inputs: Tensor, data_samples:
     Raises:
         ValueError: If the distiller does not denoise, or its images have not one class each.
     """
-    if not distiller.samples:
+    if distiller.diffusion is None:
         raise ValueError('This distiller does not denoise: its loss_weights turn both lsh and virtual off.')
-    has_images = isinstance(distiller.site, ClassificationSite)
-    if not has_images or distiller.teacher_port.sigmoid:
+    has_images = distiller.site.task == 'classification'
+    if not has_images or distiller.teacher_spec.sigmoid:
         kind = 'images into several classes at once' if has_images else f'what {type(distiller.site).__name__} finds in them'
         raise ValueError(f'Trajectories are drawn for images of one class each, but this teacher classifies {kind}.')
     if not distiller.teacher.is_loaded:
         distiller.load_teacher()
     (classifier,) = distiller.classifiers
     teacher = run_teacher(distiller, inputs)
-    # A training step in a copy, to see what the sampler is really called with.
-    distiller = copy.deepcopy(distiller).train()
-    calls: list[tuple] = []
-    distiller.sampler.register_forward_pre_hook(lambda module, args: calls.append(args))
-    with FeatureTap(distiller, 'align') as tap, Observation(distiller.student, distiller.student_port, 'student') as seen:
-        distiller.loss(inputs, list(data_samples))
-        size = seen.features[0].shape[2:]
-        aligned = tap.value[..., 0].float()
-    denoiser, schedule, start, noise, guidance, gamma = calls[0]
-    scale = distiller.feature_std if distiller.normalize else torch.ones_like(distiller.feature_std)
 
-    def sample(guidance: Any) -> Tensor:
+    def sample(guided: bool) -> Tensor:
         steps: list[Tensor] = []
-        distiller.sampler(denoiser, schedule, start, noise, guidance, gamma, steps)
-        steps = [step * scale for step in steps]
-        if distiller.autoencoder is not None:
-            steps = [per_location(distiller.autoencoder.decode, step).float() for step in steps]
-        return torch.stack([aligned, *steps]).unflatten(3, size)
+        batch, _ = copy.deepcopy(distiller).train().denoise(inputs, list(data_samples), guided, steps)
+        return torch.stack([batch.aligned, *steps]).unflatten(3, batch.pyramid.sizes[0])
 
-    label = label_target(data_samples, classifier.num_classes, inputs.device)
+    sampler, label = distiller.diffusion.sampler, label_target(data_samples, classifier.num_classes, inputs.device)
     return DenoisingTrajectory(
-        guided=sample(guidance),
-        unguided=sample(None),
+        guided=sample(True),
+        unguided=sample(False),
         teacher=teacher,
         labels=label.probability.argmax(dim=1),
-        timesteps=schedule.timesteps(distiller.sampler.steps, distiller.sampler.start),
+        timesteps=distiller.diffusion.schedule.timesteps(sampler.steps, sampler.start),
         classifier=classifier,
     )
 
 
 def run_teacher(distiller: DSKDDistiller, inputs: Tensor) -> Tensor:
-    """The teacher's features (B, C, H, W) of images that are preprocessed for the student."""
+    """Return the teacher's features (B, C, H, W) of images that are preprocessed for the student."""
     # A copy, because a distiller may be content with the classifier alone: then it must not get the whole teacher from here.
-    teacher, port = copy.copy(distiller.teacher), distiller.teacher_port
+    teacher = copy.copy(distiller.teacher)
     if teacher.model is None:
-        preprocessor = distiller.data_preprocessor
-        teacher.load(port.part, port.classifiers, port.sigmoid, port.anchors, inputs.device, True, preprocessor)
-    assert teacher.model is not None
-    return run_tapped(teacher.model, distiller.site.teacher_port(teacher.model, teacher), teacher.adapt(inputs))
+        teacher.load(distiller.teacher_spec, inputs.device, True, distiller.data_preprocessor)
+    model = teacher.require_model()
+    return run_tapped(model, distiller.site.teacher_spec(model, teacher), teacher.adapt(inputs))
 
 
-def run_tapped(model: nn.Module, port: Port, inputs: Tensor) -> Tensor:
-    """Run a model on images and return the feature at its port, (B, C, H, W); a vector gets H = W = 1."""
-    with Observation(model, port, 'model') as seen:
+def run_tapped(model: nn.Module, spec: TapSpec, inputs: Tensor) -> Tensor:
+    """Run a model on images and return its feature, (B, C, H, W); a vector gets H = W = 1."""
+    with TapRecord(model, spec, 'model') as seen:
         model(inputs, mode='tensor')
         return seen.features[0].float()
 

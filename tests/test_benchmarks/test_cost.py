@@ -86,7 +86,7 @@ def test_features_alone_grow_with_steps_and_locations():
     assert cost.Growing('cpu', **small).step() > 0
     growing = cost.Growing('cpu', **dict(large, levels=3, steps=2))
     assert [tuple(level.shape) for level in growing.model.student.maps] == [(1, 16, s, s) for s in (8, 4, 2)]
-    assert growing.model.sampler.steps == 2
+    assert growing.model.diffusion.sampler.steps == 2
     assert growing.step() > 0
 
 

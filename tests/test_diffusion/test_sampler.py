@@ -8,7 +8,8 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
 
 from dskd_mm.diffusion import DDIMSchedule, DiffusionDenoiser, TeacherGuidedSampler
-from dskd_mm.guidance import ClassifierGuidance, Target, TeacherClassifier
+from dskd_mm.guidance import ClassifierGuidance, TeacherClassifier
+from dskd_mm.structures import Target
 
 
 @pytest.fixture

@@ -7,9 +7,8 @@ import torch
 from rival_checks import assert_behaves, assert_survives_nothing, needs_mmdet, needs_mmseg, rival_config
 from torch import nn
 
-from dskd_mm.distillers.diffkd import FeatureDiffusion
-from dskd_mm.guidance import Target
-from dskd_mm.sites import Observed
+from dskd_mm.distillers.diffkd import DenoisedPair
+from dskd_mm.structures import ModelOutputs, Target
 from support import assert_refused, build_distiller, dense_distiller_config
 
 METHOD = 'DiffKDDistiller'
@@ -29,23 +28,23 @@ def no_head_loss(maps):
 def straight_line(pair, ours, theirs, generator):
     """One pair of one level, written down once more: what is denoised, what it should be, the losses beside."""
     z, wanted, reconstruction = pair.align.layers[0](ours), theirs, None
-    if pair.autoencoder is not None:
-        hidden = pair.autoencoder.encoder(theirs)
-        reconstruction = ((pair.autoencoder.decoder(hidden) - theirs) ** 2).mean()
+    if pair.diffusion.autoencoder is not None:
+        hidden = pair.diffusion.autoencoder.encoder(theirs)
+        reconstruction = ((pair.diffusion.autoencoder.decoder(hidden) - theirs) ** 2).mean()
         wanted = hidden.detach()
     t = torch.randint(1000, (len(z),), generator=generator)
     noise = torch.randn(wanted.shape, generator=generator)
     a = torch.tensor([TABLE[i] for i in t.tolist()])[:, None, None, None]
-    predicted = pair.denoiser(a.sqrt() * wanted + (1 - a).sqrt() * noise, t)
+    predicted = pair.diffusion.denoiser(a.sqrt() * wanted + (1 - a).sqrt() * noise, t)
     diff = ((predicted - noise) ** 2).mean()
 
-    adapter = pair.noise_adapter
+    adapter = pair.diffusion.noise_adapter
     scores = adapter.fc(adapter.features(z).mean(dim=(2, 3)))
     gamma = torch.exp(scores[:, 0]) / torch.exp(scores).sum(dim=1)
     gamma = gamma[:, None, None, None]
     x = gamma * z + (1 - gamma) * torch.randn(z.shape, generator=generator)
     for t in (400, 300, 200, 100, 0):
-        epsilon = pair.denoiser(x, t)
+        epsilon = pair.diffusion.denoiser(x, t)
         clean = (x - math.sqrt(1 - TABLE[t]) * epsilon) / math.sqrt(TABLE[t])
         following = TABLE[t - 100] if t else 1.0
         x = math.sqrt(following) * clean + math.sqrt(1 - following) * epsilon
@@ -62,7 +61,7 @@ def test_losses_of_classification_are_the_straight_line(tmp_path, monkeypatch, p
     seen = [torch.randn(4, 16, 3, 2, requires_grad=True), torch.randn(4, 5, requires_grad=True)]
     shown = [torch.randn(4, 24, 3, 2), 2 * torch.randn(4, 5)]
     target = Target(torch.eye(5)[:4])
-    found = distiller.distill(Observed([seen[0]], [seen[1]]), Observed([shown[0]], [shown[1]]), target, no_head_loss)
+    found = distiller.distill(ModelOutputs([seen[0]], [seen[1]]), ModelOutputs([shown[0]], [shown[1]]), target, no_head_loss)
 
     generator = torch.Generator().manual_seed(11)
     expected = {}
@@ -91,7 +90,7 @@ def test_losses_of_classification_are_the_straight_line(tmp_path, monkeypatch, p
 
 def test_levels_share_a_denoiser_and_their_losses_are_summed():
     torch.manual_seed(0)
-    pair = FeatureDiffusion(4, 6, norm='GN')
+    pair = DenoisedPair(4, 6, norm='GN')
     levels = [torch.randn(2, 4, 4, 6), torch.randn(2, 4, 2, 3)]
     wanted = [torch.randn(2, 6, 4, 6), torch.randn(2, 6, 2, 3)]
     refined, clean, found = pair(levels, wanted, torch.Generator().manual_seed(5))
@@ -103,31 +102,41 @@ def test_levels_share_a_denoiser_and_their_losses_are_summed():
     diff = 0.0
     for level in wanted:
         noise = torch.randn(level.shape, generator=generator)
-        diff = diff + ((pair.denoiser(a.sqrt() * level + (1 - a).sqrt() * noise, t) - noise) ** 2).mean()
+        diff = diff + ((pair.diffusion.denoiser(a.sqrt() * level + (1 - a).sqrt() * noise, t) - noise) ** 2).mean()
     torch.testing.assert_close(found['diff'], diff)
 
 
 def test_pair_has_the_networks_of_the_paper():
     """At 256 channels a denoiser of 0.205 M parameters, its norms' affine ones and embedding aside; five steps from 400."""
-    pair = FeatureDiffusion(64, 256)
-    sizes = [sum(p.numel() for p in m.parameters()) for m in pair.denoiser.layers.modules() if isinstance(m, nn.Conv2d)]
+    pair = DenoisedPair(64, 256)
+    sizes = [
+        sum(p.numel() for p in m.parameters()) for m in pair.diffusion.denoiser.layers.modules() if isinstance(m, nn.Conv2d)
+    ]
     assert sum(sizes) == 204_800
-    assert pair.denoiser.time_embedding.weight.shape == (1280, 256)
-    assert pair.schedule.timesteps(pair.sampler.steps, pair.sampler.start) == [400, 300, 200, 100, 0]
-    assert pair.sampler.noise == 'adapter' and pair.noise_adapter.features.layers[0].out_channels == 256 // 8
+    assert pair.diffusion.denoiser.time_embedding.weight.shape == (1280, 256)
+    assert pair.diffusion.schedule.timesteps(pair.diffusion.sampler.steps, pair.diffusion.sampler.start) == [
+        400,
+        300,
+        200,
+        100,
+        0,
+    ]
+    assert (
+        pair.diffusion.sampler.noise == 'adapter' and pair.diffusion.noise_adapter.features.layers[0].out_channels == 256 // 8
+    )
     (phi, norm) = pair.align.layers
     assert phi.kernel_size == (1, 1) and phi.bias is not None and isinstance(norm, nn.Identity)
 
 
 def test_another_start_needs_no_adapter_and_a_long_schedule_gets_its_embeddings():
-    pair = FeatureDiffusion(4, 4, sampler=dict(noise='schedule', steps=2), schedule=dict(num_train_steps=2000))
-    assert pair.noise_adapter is None and pair.denoiser.time_embedding.num_embeddings == 2000
+    pair = DenoisedPair(4, 4, sampler=dict(noise='schedule', steps=2), schedule=dict(num_train_steps=2000))
+    assert pair.diffusion.noise_adapter is None and pair.diffusion.denoiser.time_embedding.num_embeddings == 2000
     _, _, found = pair([torch.randn(2, 4, 3, 3)], [torch.randn(2, 4, 3, 3)], torch.Generator())
     assert set(found) == {'diff'}
 
 
 def test_no_proposals_give_zeros_in_the_graph():
-    pair = FeatureDiffusion(4, 6, kernel_size=1)
+    pair = DenoisedPair(4, 6, kernel_size=1)
     (refined,), _, found = pair([torch.zeros(0, 4, 1, 1)], [torch.zeros(0, 6, 1, 1)], torch.Generator())
     assert refined.shape == (0, 6, 1, 1) and found['diff'] == 0 and found['gamma'] == 0
     (refined.sum() + found['diff']).backward()
@@ -180,7 +189,7 @@ def test_a_layer_has_neighbours_where_the_sites_feature_has_none(tmp_path):
 
 def kernel_size(pair):
     """Of the widest convolution in its denoiser."""
-    return max(m.kernel_size[0] for m in pair.denoiser.modules() if isinstance(m, nn.Conv2d))
+    return max(m.kernel_size[0] for m in pair.diffusion.denoiser.modules() if isinstance(m, nn.Conv2d))
 
 
 @needs_mmseg
@@ -199,7 +208,7 @@ def test_class_maps_keep_their_height_and_width(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(distiller.pairs['logits'], 'forward', lambda ours, theirs, g: seen.append((ours, theirs)) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        distiller.distill(Observed([features], [logits]), Observed([features], [2 * logits]), None, no_head_loss)
+        distiller.distill(ModelOutputs([features], [logits]), ModelOutputs([features], [2 * logits]), None, no_head_loss)
     ((ours, theirs),) = seen
     assert torch.equal(ours[0], logits) and torch.equal(theirs[0], 2 * logits)
 
@@ -227,3 +236,14 @@ def test_images_without_annotations(tmp_path, kind):
 )
 def test_what_has_no_meaning_is_refused(tmp_path, kind, pairs, words):
     assert_refused(rival_config(METHOD, kind, tmp_path), lambda config: config.update(pairs=pairs), words)
+
+
+def test_checkpoints_from_before_the_diffusion_had_a_module_load(tmp_path):
+    pairs = dict(feature=dict(autoencoder=dict(latent_channels=6)), logits=dict())
+    config = rival_config(METHOD, 'gap', tmp_path, pairs=pairs)
+    state = build_distiller(config).state_dict()
+    old = {key.replace('.diffusion.', '.'): value for key, value in state.items()}
+    assert set(old) != set(state)
+    other = build_distiller(config)
+    other.load_state_dict(old)
+    assert all(torch.equal(value, state[key]) for key, value in other.state_dict().items())

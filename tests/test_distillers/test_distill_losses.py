@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from dskd_mm.distillers.base import check_names
 from dskd_mm.losses import KDLoss
-from dskd_mm.sites import Observed
+from dskd_mm.structures import ModelOutputs
 from dskd_mm.testing import gradients, random_batch
 from support import build_distiller
 
@@ -136,8 +136,8 @@ def test_channels_of_layers_need_not_be_given(tmp_path: Any, kind: str, layers: 
         build_distiller(rival_config('ConfigurableDistiller', kind, tmp_path, distill_losses=losses, layers=config))
         for config in (layers, paths)
     )
-    assert found.student_port.layers == given.student_port.layers
-    assert found.teacher_port.layers == given.teacher_port.layers
+    assert found.student_spec.layers == given.student_spec.layers
+    assert found.teacher_spec.layers == given.teacher_spec.layers
     shapes = [{name: value.shape for name, value in model.state_dict().items()} for model in (given, found)]
     assert shapes[0] == shapes[1]
     assert found.teacher.model is None
@@ -201,7 +201,7 @@ def test_noise_of_losses_is_not_that_of_the_method(tmp_path: Any) -> None:
 @pytest.mark.parametrize('anchors', [1, 3])
 def test_logits_are_maps_of_their_levels(anchors: int) -> None:
     raw = [torch.randn(2, anchors * 5, *size) for size in ((4, 6), (2, 3))]
-    seen = Observed([torch.zeros(2, 7, 4, 6), torch.zeros(2, 7, 2, 3)], raw, anchors=anchors)
+    seen = ModelOutputs([torch.zeros(2, 7, 4, 6), torch.zeros(2, 7, 2, 3)], raw, num_priors=anchors)
     maps = seen.maps('logits')
     assert torch.equal(seen.logits, torch.cat([level.flatten(2) for level in maps], dim=2))
     for level, found in zip(raw, maps, strict=True):
@@ -213,7 +213,7 @@ def test_logits_are_maps_of_their_levels(anchors: int) -> None:
 
 def test_logits_of_images_are_maps_of_one_location() -> None:
     logits = torch.randn(2, 5)
-    (found,) = Observed([torch.zeros(2, 7, 4, 6)], [logits]).maps('logits')
+    (found,) = ModelOutputs([torch.zeros(2, 7, 4, 6)], [logits]).maps('logits')
     assert torch.equal(found[:, :, 0, 0], logits) and found.shape == (2, 5, 1, 1)
 
 
@@ -370,9 +370,7 @@ def test_a_name_that_student_and_method_use_is_refused() -> None:
 
 @needs_mmdet
 def test_other_levels_are_refused(tmp_path: Any) -> None:
-    layers = dict(
-        m=dict(student=dict(path='neck', channels=8, index='all'), teacher=dict(path='neck', channels=12, index=0))
-    )
+    layers = dict(m=dict(student=dict(path='neck', channels=8, index='all'), teacher=dict(path='neck', channels=12, index=0)))
     losses = dict(a=dict(**PKD, on='m'))
     distiller = build_distiller(
         rival_config('ConfigurableDistiller', 'retinanet', tmp_path, distill_losses=losses, layers=layers)

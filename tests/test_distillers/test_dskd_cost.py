@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import dskd_mm
 from dskd_mm.features import Pyramid
-from dskd_mm.guidance import ClassifierJudge, target_cross_entropy
+from dskd_mm.functional import target_cross_entropy
+from dskd_mm.guidance import ClassifierGuide
 from dskd_mm.testing import (
     assert_distils,
     assert_nothing_is_unused,
@@ -83,7 +84,7 @@ def test_maps_that_fit_into_the_window_are_taken_whole(folder, kind):
 @pytest.mark.parametrize('kind', DENSE)
 def test_anchor_and_sampler_see_the_window_alone(folder, kind):
     distiller = build(kind, folder, window=3)
-    samples, aligned = watch(distiller.sampler, 'forward'), []
+    samples, aligned = watch(distiller.diffusion.sampler, 'forward'), []
     distiller.align.register_forward_hook(lambda module, args, output: aligned.append(output))
     losses_of(distiller, kind)
     (sample,), (z,) = [call.result for call in samples], aligned
@@ -98,10 +99,10 @@ def test_anchor_and_sampler_see_the_window_alone(folder, kind):
     pyramid = Pyramid(sizes)
     logits = pyramid.map(distiller.classifiers, aligned[0][..., 0])
     counted = target.weight > 0
-    if distiller.teacher_port.sigmoid:
+    if distiller.teacher_spec.sigmoid:
         counted = counted & (target.probability > 0).any(dim=1, keepdim=True)
-    assert float(target.count) == float(counted.sum())
-    expected = target_cross_entropy(logits, target, distiller.teacher_port.sigmoid)
+    assert float(target.avg_factor) == float(counted.sum())
+    expected = target_cross_entropy(logits, target, distiller.teacher_spec.sigmoid)
     torch.testing.assert_close(losses['loss_dskd_anchor'], expected)
 
 
@@ -152,8 +153,8 @@ def test_guided_classes_are_a_number_of_classes(folder):
 
 @pytest.mark.parametrize('kind', [kind for kind in DENSE if kind != 'fcn'])
 def test_guided_classes_are_those_of_each_image(folder, kind, monkeypatch):
-    chosen, at_stake = [], ClassifierJudge.at_stake
-    monkeypatch.setattr(ClassifierJudge, 'at_stake', lambda *args: chosen.append(at_stake(*args)) or chosen[-1])
+    chosen, select_classes = [], ClassifierGuide.select_classes
+    monkeypatch.setattr(ClassifierGuide, 'select_classes', lambda *args: chosen.append(select_classes(*args)) or chosen[-1])
     losses_of(build(kind, folder, guided_classes=1), kind)
     losses_of(build(kind, folder, guided_classes=2), kind)
     (of_two_images, everything) = chosen
@@ -172,7 +173,7 @@ def test_guided_classes_need_a_linear_classifier(folder):
 
 def test_sampling_takes_place_every_so_many_iterations(folder):
     distiller = build('images', folder, sampling_interval=3)
-    batch, calls = batch_for(distiller, 'images'), watch(distiller.sampler, 'forward')
+    batch, calls = batch_for(distiller, 'images'), watch(distiller.diffusion.sampler, 'forward')
     for iteration in range(7):
         distiller.zero_grad(set_to_none=True)
         losses = distiller(**batch, mode='loss')

@@ -11,11 +11,12 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dskd_mm.distillers.base import match_levels
-from dskd_mm.distillers.dskd import hit_rate
-from dskd_mm.guidance import Target
+from dskd_mm.distillers.dskd_options import TASK_DEFAULTS
+from dskd_mm.features import Pyramid, match_levels
+from dskd_mm.functional import hit_rate
 from dskd_mm.losses import DISTLoss, DKDLoss, KDLoss
-from dskd_mm.sites import ClassificationSite, Observed
+from dskd_mm.sites import ClassificationSite
+from dskd_mm.structures import ModelOutputs, Target
 from dskd_mm.testing import TOY_KINDS, classifier_config, random_batch, random_teacher
 
 CLASSES = 5
@@ -135,7 +136,7 @@ def straight_line(
     t = torch.randint(1000, (len(z),), generator=generator)
     noise = torch.randn(z.shape, generator=generator)
     a = torch.tensor([alpha[i] for i in t.tolist()])[:, None, None, None]
-    predicted = distiller.denoiser(a.sqrt() * clean / std + (1 - a).sqrt() * noise, t)
+    predicted = distiller.diffusion.denoiser(a.sqrt() * clean / std + (1 - a).sqrt() * noise, t)
     expected['diff'] = ((predicted - noise) ** 2).mean()
 
     x = z.detach() / std
@@ -143,7 +144,7 @@ def straight_line(
     batch, channels, height, width = z.shape
     for t in (400, 300, 200, 100, 0):
         with torch.no_grad():
-            epsilon = distiller.denoiser(x, t)
+            epsilon = distiller.diffusion.denoiser(x, t)
         root, sigma = math.sqrt(alpha[t]), math.sqrt(1 - alpha[t])
         seen = x if point == 'noisy' else (x - sigma * epsilon) / root
         step_by_logit = (guide - softmax(classify(seen * std))) @ weight
@@ -207,8 +208,8 @@ def test_every_term_is_the_straight_line(teachers, monkeypatch, prior, target, u
     expected = straight_line(
         distiller, feature, logits, labels, teacher_feature, teacher_logits, prior, target, unit, point, scale, decoupled
     )
-    student = Observed([feature], [logits])
-    teacher = Observed(match_levels([teacher_feature], [feature]), [teacher_logits])
+    student = ModelOutputs([feature], [logits])
+    teacher = ModelOutputs(match_levels([teacher_feature], [feature]), [teacher_logits])
     annotations = distiller.site.target(SimpleNamespace(logits=[logits]), samples, CLASSES, False)
     losses = distiller.distill(student, teacher, annotations, no_head_loss)
 
@@ -223,14 +224,14 @@ def test_every_term_is_the_straight_line(teachers, monkeypatch, prior, target, u
             torch.testing.assert_close(value, expected[name.removeprefix('dskd_')], rtol=1e-3, atol=0.01, msg=name)
 
     # What each term trains: only diff the denoiser, neither the denoised feature nor the teacher has a gradient.
-    for name, trained in dict(anchor='align', lsh='align', diff='denoiser', virtual='logits', logit='logits').items():
+    for name, trained in dict(anchor='align', lsh='align', diff='diffusion.denoiser', virtual='logits', logit='logits').items():
         distiller.zero_grad()
         feature.grad = logits.grad = None
         losses[f'loss_dskd_{name}'].backward(retain_graph=True)
         got = {
             part
-            for part in ('align', 'denoiser')
-            for p in getattr(distiller, part).parameters()
+            for part in ('align', 'diffusion.denoiser')
+            for p in distiller.get_submodule(part).parameters()
             if p.grad is not None and p.grad.abs().max() > 0
         }
         if logits.grad is not None and logits.grad.abs().max() > 0:
@@ -314,7 +315,7 @@ def test_a_copy_made_before_the_teacher_was_loaded_distils_alike(teachers):
     twin = copy.deepcopy(distiller)
     first, second = step(distiller), step(twin)
     assert distiller.teacher is twin.teacher
-    assert twin.teacher_port == distiller.teacher_port and torch.equal(twin.lsh.std, distiller.lsh.std)
+    assert twin.teacher_spec == distiller.teacher_spec and torch.equal(twin.lsh.std, distiller.lsh.std)
     torch.testing.assert_close(second, first)
 
 
@@ -326,8 +327,8 @@ def test_a_copy_made_before_the_teacher_was_loaded_distils_alike(teachers):
 def test_every_family_of_classifier_trains(teachers, kind, prior):
     distiller = build(kind, teachers[kind], prior=prior)
     assert_trains(distiller, step(distiller, multi_label=kind == 'multi_label'))
-    is_map = distiller.student_port.is_map
-    kernels = {layer.kernel_size for layer in distiller.denoiser.modules() if isinstance(layer, nn.Conv2d)}
+    is_map = distiller.student_spec.is_map
+    kernels = {layer.kernel_size for layer in distiller.diffusion.denoiser.modules() if isinstance(layer, nn.Conv2d)}
     assert ((3, 3) in kernels) == is_map
 
 
@@ -456,32 +457,42 @@ def test_strength_of_guidance_shows_in_the_denoised_features_class(teachers):
     assert accuracies[1] == 1
 
 
-class AdvisingSite(ClassificationSite):
-    defaults = dict(
-        target='label',
-        temperature=2.0,
-        denoiser=dict(norm='GN'),
-        sampler=dict(steps=3, scale=2.0),
-        autoencoder=dict(latent_channels=8),
-        loss_weights=dict(logit=0.0, lsh=3.0),
-    )
+class ToySite(ClassificationSite):
+    """A task with a row of its own in the table of defaults."""
+
+    task = 'toy'
+
+
+ROW = dict(
+    target='label',
+    temperature=2.0,
+    denoiser=dict(norm='GN'),
+    sampler=dict(steps=3, scale=2.0),
+    autoencoder=dict(latent_channels=8),
+    loss_weights=dict(logit=0.0, lsh=3.0),
+)
+
+
+@pytest.fixture
+def toy_row(monkeypatch) -> None:
+    monkeypatch.setitem(TASK_DEFAULTS, 'toy', ROW)
 
 
 def kinds(module: nn.Module) -> set[str]:
     return {type(layer).__name__ for layer in module.modules()}
 
 
-def test_a_site_advises_what_is_not_given(teachers):
-    distiller = build('gap', teachers['gap'], site=AdvisingSite())
-    assert (distiller.target, distiller.temperature) == ('label', 2.0)
-    assert (distiller.sampler.steps, distiller.sampler.scale) == (3, 2.0)
-    assert 'GroupNorm' in kinds(distiller.denoiser) and 'BatchNorm2d' not in kinds(distiller.denoiser)
-    assert distiller.autoencoder.decoder.in_channels == distiller.denoiser.channels == 8
-    assert distiller.loss_weights == dict(diff=1.0, lsh=3.0, anchor=1.0, virtual=1.0, logit=0.0, channel=0.0, box=0.0)
+def test_a_task_decides_what_is_not_given(teachers, toy_row):
+    distiller = build('gap', teachers['gap'], site=ToySite())
+    assert (distiller.options.target, distiller.options.temperature) == ('label', 2.0)
+    assert (distiller.diffusion.sampler.steps, distiller.diffusion.sampler.scale) == (3, 2.0)
+    assert 'GroupNorm' in kinds(distiller.diffusion.denoiser) and 'BatchNorm2d' not in kinds(distiller.diffusion.denoiser)
+    assert distiller.diffusion.autoencoder.decoder.in_channels == distiller.diffusion.denoiser.channels == 8
+    assert distiller.options.loss_weights == dict(diff=1.0, lsh=3.0, anchor=1.0, virtual=1.0, logit=0.0, channel=0.0, box=0.0)
     assert_trains(distiller, step(distiller))
 
 
-def test_what_is_given_goes_before_a_sites_advice(teachers):
+def test_what_is_given_goes_before_the_tasks_row(teachers, toy_row):
     given = dict(
         target='soft',
         temperature=1.0,
@@ -490,39 +501,45 @@ def test_what_is_given_goes_before_a_sites_advice(teachers):
         autoencoder=False,
         loss_weights=dict(logit=0.5),
     )
-    distiller = build('gap', teachers['gap'], site=AdvisingSite(), **given)
-    assert (distiller.target, distiller.temperature) == ('soft', 1.0)
-    assert (distiller.sampler.steps, distiller.sampler.scale) == (2, 2.0), 'what is not named keeps the advice'
-    assert 'BatchNorm2d' in kinds(distiller.denoiser) and 'GroupNorm' not in kinds(distiller.denoiser)
-    assert distiller.autoencoder is None
-    assert distiller.denoiser.channels == 24
-    assert distiller.loss_weights == dict(diff=1.0, lsh=3.0, anchor=1.0, virtual=1.0, logit=0.5, channel=0.0, box=0.5)
+    distiller = build('gap', teachers['gap'], site=ToySite(), **given)
+    assert (distiller.options.target, distiller.options.temperature) == ('soft', 1.0)
+    assert (distiller.diffusion.sampler.steps, distiller.diffusion.sampler.scale) == (2, 2.0), (
+        'what is not named keeps the advice'
+    )
+    assert 'BatchNorm2d' in kinds(distiller.diffusion.denoiser) and 'GroupNorm' not in kinds(distiller.diffusion.denoiser)
+    assert distiller.diffusion.autoencoder is None
+    assert distiller.diffusion.denoiser.channels == 24
+    assert distiller.options.loss_weights == dict(diff=1.0, lsh=3.0, anchor=1.0, virtual=1.0, logit=0.5, channel=0.0, box=0.5)
 
 
-def test_a_latent_no_narrower_than_the_features_is_not_advised(teachers):
-    site = AdvisingSite()
-    site.defaults = dict(autoencoder=dict(latent_channels=24))
-    assert build('gap', teachers['gap'], site=site).autoencoder is None
+def test_a_latent_no_narrower_than_the_features_is_no_default(teachers, monkeypatch):
+    monkeypatch.setitem(TASK_DEFAULTS, 'toy', dict(autoencoder=dict(latent_channels=24)))
+    assert build('gap', teachers['gap'], site=ToySite()).diffusion.autoencoder is None
 
 
 def test_images_have_the_defaults_of_the_core(teachers):
     distiller = build('gap', teachers['gap'])
-    assert (distiller.target, distiller.temperature, distiller.autoencoder) == ('soft', 4.0, None)
-    assert {name for name, weight in distiller.loss_weights.items() if weight != 1} == {'channel'}
-    assert 'BatchNorm2d' in kinds(distiller.denoiser)
-    assert (type(distiller.imitation), distiller.imitation.temperature, distiller.warmup) == (DKDLoss, 4.0, 200)
+    assert (distiller.options.target, distiller.options.temperature, distiller.diffusion.autoencoder) == ('soft', 4.0, None)
+    assert {name for name, weight in distiller.options.loss_weights.items() if weight != 1} == {'channel'}
+    assert 'BatchNorm2d' in kinds(distiller.diffusion.denoiser)
+    assert (type(distiller.imitation), distiller.imitation.temperature, distiller.options.warmup) == (DKDLoss, 4.0, 200)
 
 
 def test_how_predictions_follow_can_be_told(teachers):
     softer = build('gap', teachers['gap'], temperature=2.0)
     assert (type(softer.imitation), softer.imitation.temperature) == (DKDLoss, 2.0)
     other = build('gap', teachers['gap'], imitation=dict(type='dskd_mm.DISTLoss', beta=2.0, temperature=1), warmup=3)
-    assert (type(other.imitation), other.imitation.beta, other.imitation.temperature, other.warmup) == (DISTLoss, 2.0, 1, 3)
+    assert (type(other.imitation), other.imitation.beta, other.imitation.temperature, other.options.warmup) == (
+        DISTLoss,
+        2.0,
+        1,
+        3,
+    )
     for follows in (dict(target='label'), dict(loss_weights=dict(logit=0))):
-        assert build('gap', teachers['gap'], **follows).warmup == 200
+        assert build('gap', teachers['gap'], **follows).options.warmup == 200
     teacher_free = dict(target='label', loss_weights=dict(logit=0))
-    assert build('gap', teachers['gap'], **teacher_free).warmup == 0, 'nothing there that would have to begin small'
-    assert build('gap', teachers['gap'], warmup=5, **teacher_free).warmup == 5
+    assert build('gap', teachers['gap'], **teacher_free).options.warmup == 0, 'nothing there that would have to begin small'
+    assert build('gap', teachers['gap'], warmup=5, **teacher_free).options.warmup == 5
     coupled = build('gap', teachers['gap'], imitation=dict(type='dskd_mm.KDLoss'), temperature=3.0)
     assert (type(coupled.imitation), coupled.imitation.temperature) == (KDLoss, 3.0)
     assert_trains(other, step(other))
@@ -555,16 +572,21 @@ def test_warm_up_raises_all_but_what_the_diffusion_learns_by(teachers):
         assert float(warm['distill_warmup']) == min((i + 1) / 4, 1)
 
 
+def spread(distiller: nn.Module, prior: Tensor) -> float:
+    """What features are divided by after a batch."""
+    distiller.diffusion.loss(prior.flatten(2), Pyramid([(4, 4)]), torch.Generator().manual_seed(0))
+    return float(distiller.diffusion.scale)
+
+
 def test_spread_of_features_is_a_running_average(teachers):
     distiller = build('gap', teachers['gap'])
     priors = [torch.randn(2, 24, 4, 4) * factor for factor in (2, 4, 6)]
     expected = float(priors[0].std())
     for i, prior in enumerate(priors):
         expected = expected if i == 0 else 0.99 * expected + 0.01 * float(prior.std())
-        assert float(distiller._update_scale(prior)) == pytest.approx(expected, rel=1e-5)
-    assert float(distiller._update_scale(priors[0] / 0)) == pytest.approx(expected), 'a bad batch must leave no trace'
-    fixed = build('gap', teachers['gap'], normalize=False)
-    assert fixed._update_scale(priors[0]) == 1
+        assert spread(distiller, prior) == pytest.approx(expected, rel=1e-5)
+    assert spread(distiller, priors[0] / 0) == pytest.approx(expected), 'a bad batch must leave no trace'
+    assert spread(build('gap', teachers['gap'], normalize=False), priors[0]) == 1
 
 
 def test_noise_follows_from_seed_rank_and_iteration_alone(teachers, monkeypatch):
@@ -694,3 +716,15 @@ def test_a_wrong_label_is_reported_before_the_students_loss_stumbles(teachers):
     samples[2].set_gt_label(CLASSES)
     with pytest.raises(ValueError, match=r'Sample 2 .* has the label \[5\]'):
         distiller(images, samples, mode='loss')
+
+
+def test_checkpoints_from_before_the_diffusion_had_a_module_load(teachers):
+    """Their keys are renamed on load: nothing is missing, nothing is left over, whatever prefix a wrapper gives."""
+    distiller = build('gap', teachers['gap'], autoencoder=dict(latent_channels=8), detach=False, sampler=dict(noise='adapter'))
+    step(distiller)
+    state = distiller.state_dict()
+    old = {key.replace('diffusion.std', 'feature_std').removeprefix('diffusion.'): value for key, value in state.items()}
+    assert {'feature_std', 'denoiser.time_embedding.weight'} <= set(old) and not [key for key in old if 'diffusion' in key]
+    other = build('gap', teachers['gap'], autoencoder=dict(latent_channels=8), detach=False, sampler=dict(noise='adapter'))
+    other.load_state_dict(old)
+    assert all(torch.equal(value, state[key]) for key, value in other.state_dict().items())

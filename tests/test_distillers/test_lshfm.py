@@ -10,8 +10,7 @@ from torch.nn import functional as F
 
 from dskd_mm.distillers.lshfm import is_correct
 from dskd_mm.features import Pyramid
-from dskd_mm.guidance import Target
-from dskd_mm.sites import Observed
+from dskd_mm.structures import ModelOutputs, Target
 from support import assert_refused, build_distiller
 
 METHOD = 'LSHFMDistiller'
@@ -49,7 +48,9 @@ def test_loss_of_pooled_maps_is_the_plain_loop(tmp_path, correct, beta):
     for image, right in enumerate(correct or []):
         opinion[image, LABELS[image] if right else LABELS[image] + 1] += 3
     target = Target(torch.eye(5)[LABELS])
-    found = distiller.distill(Observed([ours], [torch.randn(4, 5)]), Observed([theirs], [opinion]), target, no_head_loss)
+    found = distiller.distill(
+        ModelOutputs([ours], [torch.randn(4, 5)]), ModelOutputs([theirs], [opinion]), target, no_head_loss
+    )
     (layer,) = distiller.align.layers[:1]
     a = F.linear(ours.mean(dim=(2, 3)), layer.weight.flatten(1), layer.bias).detach().double().numpy()
     (classifier,) = distiller.teacher.classifiers
@@ -105,7 +106,7 @@ def test_what_a_teacher_gets_right(logits, probability, expected):
 )
 def test_defaults_are_the_papers(tmp_path, kind, site, beta, shape, bias):
     distiller = build_distiller(rival_config(METHOD, kind, tmp_path, **(dict(site=site) if site else {})))
-    assert (distiller.beta, tuple(distiller.lsh.projection.shape), distiller.lsh.bias) == (beta, shape, bias)
+    assert (distiller.options.beta, tuple(distiller.lsh.projection.shape), distiller.lsh.bias) == (beta, shape, bias)
     assert distiller.lsh.magnitude == 1.0
 
 

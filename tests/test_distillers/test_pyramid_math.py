@@ -9,9 +9,10 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dskd_mm.guidance import Target, TeacherClassifier
-from dskd_mm.sites import Observed, Site
-from dskd_mm.sites.base import location_classes, sample_stratified
+from dskd_mm.guidance import TeacherClassifier
+from dskd_mm.sites import Site
+from dskd_mm.sites.annotations import location_classes, sample_stratified
+from dskd_mm.structures import ModelOutputs, Target
 from dskd_mm.testing import classifier_config, random_teacher
 
 SIZES = [(4, 3), (2, 2), (1, 1)]
@@ -25,7 +26,7 @@ class ToySite(Site):
     """Hashes a choice of locations; what is tapped is given by hand."""
 
     vectors_per_image = VECTORS
-    student_port = teacher_port = target = None
+    student_spec = teacher_spec = target = None
 
 
 @pytest.fixture(scope='module')
@@ -70,7 +71,7 @@ def denoise(distiller: nn.Module, z: Tensor, clean: Tensor, guide: Callable[[Ten
         alpha.append(product)
 
     def predict(x: Tensor, t: int | Tensor) -> Tensor:
-        return torch.cat([distiller.denoiser(level, t).flatten(2) for level in per_level(x)], dim=2)
+        return torch.cat([distiller.diffusion.denoiser(level, t).flatten(2) for level in per_level(x)], dim=2)
 
     t = torch.randint(1000, (BATCH,), generator=generator)
     noise = torch.randn(BATCH, WIDTH, sum(LENGTHS), generator=generator)
@@ -111,6 +112,7 @@ def test_levels_of_a_dense_detector_are_the_straight_line(teacher, shared, prior
     distiller = build(teacher, prior=prior, target=target, loss_weights=WEIGHTS)
     layers = [nn.Conv2d(WIDTH, ANCHORS * CLASSES, 3, padding=1) for _ in range(1 if shared else len(SIZES))]
     distiller.teacher.classifiers = [TeacherClassifier.from_layer(layer, True, ANCHORS) for layer in layers]
+    distiller.imitation.sigmoid = True  # as if it had been bound to such a teacher
     each = [layer.requires_grad_(False) for layer in (layers * len(SIZES) if shared else layers)]
 
     student_maps = [torch.randn(BATCH, 16, *size, requires_grad=True) for size in SIZES]
@@ -165,14 +167,20 @@ def test_levels_of_a_dense_detector_are_the_straight_line(teacher, shared, prior
         hits = (said.argmax(dim=1) == labels)[objects].float()
         expected[name] = (hits * weight[:, 0][objects]).sum() / weight[:, 0][objects].sum().clamp(min=1)
 
-    losses = distiller.distill(Observed(student_maps, [logits]), Observed(teacher_maps, [teacher_logits]), annotations, None)
+    losses = distiller.distill(
+        ModelOutputs(student_maps, [logits]), ModelOutputs(teacher_maps, [teacher_logits]), annotations, None
+    )
     assert_losses(losses, expected)
 
-    for name, trained in dict(anchor='align', lsh='align', diff='denoiser', virtual='logits', logit='logits').items():
+    for name, trained in dict(anchor='align', lsh='align', diff='diffusion.denoiser', virtual='logits', logit='logits').items():
         distiller.zero_grad()
         logits.grad = None
         losses[f'loss_dskd_{name}'].backward(retain_graph=True)
-        got = {part for part in ('align', 'denoiser') if any(moves(p) for p in getattr(distiller, part).parameters())}
+        got = {
+            part
+            for part in ('align', 'diffusion.denoiser')
+            if any(moves(p) for p in distiller.get_submodule(part).parameters())
+        }
         assert got | ({'logits'} if moves(logits) else set()) == {trained}, name
 
 
@@ -187,7 +195,7 @@ def test_background_that_is_ignored_everywhere_trains_nothing_by_its_classes(tea
     target = Target(torch.zeros(BATCH, CLASSES, sum(LENGTHS)), torch.zeros(BATCH, 1, sum(LENGTHS)), torch.tensor(0.0), 1.0)
     maps = [torch.randn(BATCH, 16, *size, requires_grad=True) for size in SIZES]
     logits = torch.randn(BATCH, CLASSES, sum(LENGTHS), requires_grad=True)
-    losses = distiller.distill(Observed(maps, [logits]), None, target, None)
+    losses = distiller.distill(ModelOutputs(maps, [logits]), None, target, None)
     assert all(torch.isfinite(value) for value in losses.values())
     for name in ('anchor', 'virtual', 'lsh'):
         assert losses[f'loss_dskd_{name}'] == 0
@@ -228,7 +236,7 @@ def test_a_head_without_a_linear_classifier_is_the_straight_line(teacher, unit):
     rows = torch.arange(BATCH)[:, None]
     chosen = [v.transpose(1, 2)[rows, index].reshape(-1, WIDTH) for v in (z, denoised)]
     expected['lsh'], expected['bits'] = hashing(distiller, *chosen, kept.flatten())
-    assert_losses(distiller.distill(Observed(student_maps), None, None, head_loss), expected)
+    assert_losses(distiller.distill(ModelOutputs(student_maps), None, None, head_loss), expected)
 
 
 @pytest.mark.parametrize(
@@ -259,7 +267,7 @@ def test_switches_train_on_levels(teacher, switches, dense):
     maps = [torch.randn(BATCH, 16, *size, requires_grad=True) for size in SIZES]
     logits = torch.randn(BATCH, CLASSES, sum(LENGTHS), requires_grad=True)
     target = Target(torch.rand(BATCH, CLASSES, sum(LENGTHS)).softmax(dim=1)) if dense else None
-    observed = Observed(maps, [logits] if dense else [])
+    observed = ModelOutputs(maps, [logits] if dense else [])
     losses = distiller.distill(observed, None, target, lambda levels: sum(layer(level).square().mean() for level in levels))
     assert all(torch.isfinite(value) for value in losses.values())
     distiller.parse_losses(losses)[0].backward()

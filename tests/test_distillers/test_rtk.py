@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from dskd_mm.distillers.rtk import TeacherKeyAttention
+from dskd_mm.features.norm import BatchNorm2d
 from dskd_mm.sites import NeckSite
 from dskd_mm.testing import random_batch
 from support import build_distiller, watch
@@ -170,7 +171,7 @@ def test_it_behaves_with_named_layers(tmp_path: Path, kind: str) -> None:
     distiller = assert_behaves(config, kind, 'rtk', {'_attention', '_top'})
     assert 0.5 <= float(distiller(**rival_batch(distiller, kind), mode='loss')['rtk_top']) <= 1
     norms = {type(layers[1]) for layers in distiller.attention.queries}
-    assert norms == {nn.BatchNorm2d if kind == 'gap' else nn.GroupNorm}
+    assert norms == {BatchNorm2d if kind == 'gap' else nn.GroupNorm}
 
 
 @needs_mmdet

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dskd_mm.distillers.sokd import AreaDetector, FeatureAdapter
+from dskd_mm.features.norm import BatchNorm2d
 from dskd_mm.sites import NeckSite
 from dskd_mm.testing import assert_nothing_is_unused, classifier_config, random_teacher, train
 from support import build_distiller, watch
@@ -82,7 +83,7 @@ def test_the_adapter(norm: str | None, final_relu: bool) -> None:
     torch.manual_seed(0)
     adapter = FeatureAdapter(3, 8, norm, final_relu)
     kinds = [type(module) for module in adapter.modules() if not list(module.children())]
-    between = {'BN': nn.BatchNorm2d, 'GN': nn.GroupNorm, None: nn.Identity}[norm]
+    between = {'BN': BatchNorm2d, 'GN': nn.GroupNorm, None: nn.Identity}[norm]
     expected = [nn.Conv2d, between, nn.Conv2d, between, nn.ReLU, nn.Conv2d, between, nn.ReLU]
     assert kinds == (expected if final_relu else expected[:-1])
     found = adapter(torch.randn(2, 3, 5, 6))

@@ -11,9 +11,8 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from dskd_mm.distillers.vkd import OrthogonalProjection, smooth_l1, whiten
-from dskd_mm.guidance import Target
-from dskd_mm.losses.base import standardize
-from dskd_mm.sites import Observed
+from dskd_mm.functional import standardize
+from dskd_mm.structures import ModelOutputs, Target
 from dskd_mm.utils.checkpoint import load_checkpoint_file
 from support import assert_refused, build_distiller, distiller_run_config, toy_runner
 
@@ -183,7 +182,9 @@ def test_losses_of_classification_are_the_formula(tmp_path, pool):
     torch.manual_seed(0)
     ours, theirs = torch.randn(4, 16, 3, 2), 3 * torch.randn(4, 24, 3, 2)
     logits, opinion = torch.randn(4, 5), 2 * torch.randn(4, 5)
-    found = distiller.distill(Observed([ours], [logits]), Observed([theirs], [opinion]), Target(torch.eye(5)[:4]), no_head_loss)
+    found = distiller.distill(
+        ModelOutputs([ours], [logits]), ModelOutputs([theirs], [opinion]), Target(torch.eye(5)[:4]), no_head_loss
+    )
     a, b = ours.flatten(2).numpy(), theirs.flatten(2).numpy()
     if pool is None:
         a, b = a.mean(axis=2, keepdims=True), b.mean(axis=2, keepdims=True)
@@ -200,7 +201,7 @@ def test_levels_are_standardised_together_and_summed(tmp_path):
     torch.manual_seed(0)
     sizes = [(4, 6), (2, 3), (1, 2)]
     ours, theirs = ([torch.randn(2, c, *size) * (i + 1) for i, size in enumerate(sizes)] for c in (8, 12))
-    (found,) = distiller.distill(Observed(ours), Observed(theirs), None, no_head_loss).values()
+    (found,) = distiller.distill(ModelOutputs(ours), ModelOutputs(theirs), None, no_head_loss).values()
     weight = distiller.projector.linear.weight.detach().numpy()
     sides = []
     for levels in (ours, theirs):

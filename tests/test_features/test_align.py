@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from dskd_mm.features import ChannelAlign, build_norm, match_space
+from dskd_mm.features.norm import BatchNorm2d
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,7 @@ def test_group_norm_keeps_at_least_four_channels_together(channels, groups):
         assert norm(torch.randn(2, channels, 1, 1)).std() > 0.5
 
 
-@pytest.mark.parametrize(('name', 'kind'), [('BN', nn.BatchNorm2d), ('SyncBN', nn.SyncBatchNorm), (None, nn.Identity)])
+@pytest.mark.parametrize(('name', 'kind'), [('BN', BatchNorm2d), ('SyncBN', nn.SyncBatchNorm), (None, nn.Identity)])
 def test_norms_by_name(name, kind):
     assert type(build_norm(name, 4)) is kind
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dskd_mm.guidance import ClassifierGuidance, Target, TeacherClassifier
+from dskd_mm.guidance import ClassifierGuidance, TeacherClassifier
+from dskd_mm.structures import Target
 
 
 def orthogonal_weight(classes: int, channels: int, norm: float) -> Tensor:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from dskd_mm.guidance import Target, target_cross_entropy
-from dskd_mm.guidance.classifier import total_divergence
+from dskd_mm.functional import target_cross_entropy, total_divergence
+from dskd_mm.structures import Target
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_pieces_are_the_levels_and_keep_the_rest(lengths, weighted, counted, foc
     assert [piece.probability.shape[2] for piece in pieces] == lengths
     for piece, w in zip(pieces, weight.split(lengths, dim=2), strict=True):
         assert torch.equal(piece.weight, w) if weighted else piece.weight is None
-        assert piece.count is count
+        assert piece.avg_factor is count
         assert piece.focus == focus
 
 
@@ -144,7 +144,7 @@ def test_predictions_of_all_levels_are_the_sum_of_the_pieces(focus):
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize('sigmoid', [False, True])
 def test_the_gradient_that_comes_with_the_value_is_autograds(monkeypatch, chunk, shape, dtype, sigmoid):
-    monkeypatch.setattr('dskd_mm.guidance.classifier.CHUNK', chunk)
+    monkeypatch.setattr('dskd_mm.functional.CHUNK', chunk)
     torch.manual_seed(0)
     logits = (2 * torch.randn(shape)).to(dtype).requires_grad_()
     weight = torch.rand(shape[0], 1, *shape[2:]) * (torch.rand(shape[0], 1, *shape[2:]) > 0.3)

@@ -9,8 +9,10 @@ from scipy import special
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dskd_mm.guidance import Target, TeacherClassifier, target_cross_entropy
-from dskd_mm.guidance.classifier import fold_anchors, unfold_anchors
+from dskd_mm.features.pyramid import fold_priors, unfold_priors
+from dskd_mm.functional import target_cross_entropy
+from dskd_mm.guidance import TeacherClassifier
+from dskd_mm.structures import Target
 
 # Derandomised: the same examples in every run.
 random_shapes = settings(derandomize=True, deadline=None, max_examples=60)
@@ -144,17 +146,17 @@ def test_gradient_of_conv_classifier_is_autograds(
 def test_predictions_are_in_the_order_of_mmdets_losses(anchors, size):
     """mmdet flattens (B, A*K, H, W) by permute(0, 2, 3, 1).reshape(B, -1, K)."""
     logits = torch.randn(2, anchors * 5, *size)
-    folded = fold_anchors(logits, anchors)
+    folded = fold_priors(logits, anchors)
     assert folded.shape == ((2, 5, *size) if anchors == 1 else (2, 5, *size, anchors))
     flat = logits.permute(0, 2, 3, 1).reshape(2, -1, 5)
     assert torch.equal(folded.flatten(2), flat.transpose(1, 2))
-    assert torch.equal(unfold_anchors(folded, anchors), logits)
+    assert torch.equal(unfold_priors(folded, anchors), logits)
 
 
 def test_several_anchors_are_several_classifiers():
     torch.manual_seed(0)
     weight, bias = torch.randn(3, 5, 4, 1, 1), torch.randn(3, 5)
-    classifier = TeacherClassifier(weight.flatten(0, 1), bias.flatten(), anchors=3)
+    classifier = TeacherClassifier(weight.flatten(0, 1), bias.flatten(), num_priors=3)
     each = [TeacherClassifier(weight[a], bias[a]) for a in range(3)]
     x = torch.randn(2, 4, 3, 3)
     logits = torch.stack([single(x) for single in each], dim=4)
@@ -170,9 +172,9 @@ def test_several_anchors_are_several_classifiers():
 @pytest.mark.parametrize(('shape', 'anchors'), [((10, 4, 1, 1), 3), ((9, 4), 3)], ids=['indivisible', 'linear'])
 def test_outputs_that_are_not_of_so_many_anchors_are_refused(shape, anchors):
     with pytest.raises(ValueError, match=rf'multiple of its {anchors} anchors as output channels, but got .*\({shape[0]}, 4'):
-        TeacherClassifier(torch.zeros(shape), anchors=anchors)
+        TeacherClassifier(torch.zeros(shape), num_priors=anchors)
     with pytest.raises(ValueError, match='anchors'):
-        TeacherClassifier.from_layer(nn.Linear(4, 9), anchors=3)
+        TeacherClassifier.from_layer(nn.Linear(4, 9), num_priors=3)
 
 
 @pytest.mark.parametrize('sigmoid', [False, True])

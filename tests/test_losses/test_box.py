@@ -4,8 +4,8 @@ import pytest
 import torch
 from scipy.stats import entropy
 
-from dskd_mm.guidance import Target
 from dskd_mm.losses import BoxLoss
+from dskd_mm.structures import Target
 
 BATCH, CLASSES, PLACES = 2, 3, 7
 
@@ -56,15 +56,13 @@ def test_offsets_of_the_annotated_class_alone_are_compared() -> None:
 
 def test_background_is_no_foreground(label: Target) -> None:
     with_background = torch.cat([label.probability, 1 - label.probability.sum(dim=1, keepdim=True)], dim=1)
-    same = Target(with_background, label.weight, label.count, background=True)
+    same = Target(with_background, label.weight, label.avg_factor, background=True)
     assert BoxLoss()(sides(0), sides(1), same, 'delta') == BoxLoss()(sides(0), sides(1), label, 'delta') > 0
 
 
 def test_distributions_are_compared_by_their_divergence(label: Target) -> None:
     bins, temperature = 5, 3.0
-    student, teacher = (
-        torch.randn(BATCH, 4 * bins, PLACES, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)
-    )
+    student, teacher = (torch.randn(BATCH, 4 * bins, PLACES, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
     expected = 0.0
     for b, i in COUNTED:
         for side in range(4):

@@ -11,6 +11,7 @@ from scipy.stats import pearsonr
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dskd_mm.features.norm import BatchNorm2d
 from dskd_mm.losses import AlignedFeatureLoss, ATLoss, CWDLoss, FeatureLoss, FitNetLoss, MGDLoss, PKDLoss
 
 BATCH, STUDENT, TEACHER = 3, 4, 6
@@ -135,9 +136,9 @@ def test_bad_arguments(build: Callable[[], FeatureLoss], words: list[str]) -> No
 @pytest.mark.parametrize(
     ('loss', 'parts'),
     [
-        (FitNetLoss(4, 4), [nn.Conv2d, nn.BatchNorm2d]),
-        (FitNetLoss(4, 6), [nn.Conv2d, nn.BatchNorm2d]),
-        (FitNetLoss(4, 6, align={}), [nn.Conv2d, nn.BatchNorm2d]),
+        (FitNetLoss(4, 4), [nn.Conv2d, BatchNorm2d]),
+        (FitNetLoss(4, 6), [nn.Conv2d, BatchNorm2d]),
+        (FitNetLoss(4, 6, align={}), [nn.Conv2d, BatchNorm2d]),
         (CWDLoss(4, 4), []),
         (CWDLoss(4, 6), [nn.Conv2d, nn.Identity]),
         (PKDLoss(4, 4, align=dict(norm='GN')), [nn.Conv2d, nn.GroupNorm]),
@@ -197,9 +198,7 @@ def test_cwd_is_the_divergence_over_locations(temperature: float) -> None:
     total = 0.0
     for image in range(BATCH):
         for channel in range(TEACHER):
-            p, q = (
-                log_softmax(maps.detach()[image, channel].numpy().reshape(-1) / temperature) for maps in (ours, theirs)
-            )
+            p, q = (log_softmax(maps.detach()[image, channel].numpy().reshape(-1) / temperature) for maps in (ours, theirs))
             total += sum(math.exp(b) * (b - a) for a, b in zip(p.tolist(), q.tolist(), strict=True))
     expected = 2.5 * temperature**2 * total / (BATCH * TEACHER)
     value = CWDLoss(TEACHER, TEACHER, temperature, loss_weight=2.5)([ours], [theirs])

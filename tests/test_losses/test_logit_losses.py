@@ -10,10 +10,10 @@ from scipy.stats import pearsonr
 from torch import Tensor
 from torch.nn import functional as F
 
-from dskd_mm.guidance import Target
 from dskd_mm.losses import DISTLoss, DKDLoss, KDLoss, LogitLoss
 from dskd_mm.losses.dist import pearson
 from dskd_mm.losses.dkd import decoupled_divergences
+from dskd_mm.structures import Target
 
 IMAGES, CLASSES, PREDICTIONS = 3, 4, 5
 SHAPES = [(IMAGES, CLASSES), (IMAGES, CLASSES, PREDICTIONS)]

@@ -265,7 +265,7 @@ def test_ranks_share_one_center_even_if_one_has_no_vectors(monkeypatch, masked):
     barrier, lock = threading.Barrier(2, timeout=600), threading.Lock()
     arrived: list[Tensor] = []
 
-    def all_reduce(tensor: Tensor) -> None:
+    def all_reduce(tensor: Tensor, op: str = 'sum') -> None:
         with lock:
             arrived.append(tensor.clone())
         barrier.wait()
@@ -275,9 +275,8 @@ def test_ranks_share_one_center_even_if_one_has_no_vectors(monkeypatch, masked):
             arrived.clear()
         barrier.wait()
 
-    monkeypatch.setattr(torch.distributed, 'is_initialized', lambda: True)
-    monkeypatch.setattr(torch.distributed, 'get_world_size', lambda: 2)
-    monkeypatch.setattr(torch.distributed, 'all_reduce', all_reduce)
+    monkeypatch.setattr('dskd_mm.distributed.is_distributed', lambda: True)
+    monkeypatch.setattr('dskd_mm.distributed.all_reduce', all_reduce)
     vectors = torch.randn(4, 3)
 
     def run(rank: int) -> Tensor:

@@ -7,7 +7,8 @@ import pytest
 import torch
 from mmengine.fileio import get_file_backend
 
-from dskd_mm.resume.saving import ATOMIC, is_intact, latest_checkpoint, write_atomically
+from dskd_mm.resume.saving import ATOMIC, is_intact, latest_checkpoint
+from dskd_mm.utils.atomic import write_atomically
 
 
 def write(path: Path, age: int = 0) -> str:

@@ -415,7 +415,7 @@ def check_windows() -> None:
         model.zero_grad()
         losses_of(model, model(**copy.deepcopy(batch), mode='loss'), ours_only=False).backward()
     assert [call.args[0] is None for call in counts] == [RANK > 0] * 2
-    assert_equal_everywhere({f'count {i}': call.result.count for i, call in enumerate(counts)})
+    assert_equal_everywhere({f'count {i}': call.result.avg_factor for i, call in enumerate(counts)})
     trained = {name: parameter for name, parameter in distiller.named_parameters() if parameter.requires_grad}
     assert_equal_everywhere({name: parameter.grad for name, parameter in trained.items()})
 

@@ -11,10 +11,11 @@ from torch.nn import functional as F
 
 from dskd_mm.diffusion import DDIMSchedule, TeacherGuidedSampler
 from dskd_mm.features import Pyramid, match_space, per_location
-from dskd_mm.guidance import Target, TeacherClassifier
-from dskd_mm.guidance.classifier import fold_anchors, unfold_anchors
+from dskd_mm.features.pyramid import fold_priors, unfold_priors
+from dskd_mm.guidance import TeacherClassifier
 from dskd_mm.losses import KDLoss, LSHDistillLoss
-from dskd_mm.sites.base import location_classes, sample_stratified
+from dskd_mm.sites.annotations import location_classes, sample_stratified
+from dskd_mm.structures import Target
 
 # Derandomised: what passes here passes there. Machines that test are shared, so no example has a deadline.
 properties = settings(
@@ -117,7 +118,7 @@ def test_a_target_is_cut_into_levels(lengths: list[int], batch: int, classes: in
         assert piece.probability.shape == (batch, classes, length)
         assert (piece.weight is None) == (weight is None)
         # All that concerns the whole stays with each.
-        assert (piece.count, piece.focus, piece.background) == (target.count, 0.5, True)
+        assert (piece.avg_factor, piece.focus, piece.background) == (target.avg_factor, 0.5, True)
     if weight is not None:
         assert torch.equal(torch.cat([piece.weight for piece in pieces if piece.weight is not None], dim=2), weight)
 
@@ -335,8 +336,8 @@ def test_anchors_are_folded_and_unfolded(
     batch: int, classes: int, anchors: int, height: int, width: int, seed: int
 ) -> None:
     logits = randn(seed, batch, anchors * classes, height, width)
-    folded = fold_anchors(logits, anchors)
-    assert torch.equal(unfold_anchors(folded, anchors), logits)
+    folded = fold_priors(logits, anchors)
+    assert torch.equal(unfold_priors(folded, anchors), logits)
     # The order of mmdet's losses: rows, columns, anchors.
     flat = logits.permute(0, 2, 3, 1).reshape(batch, -1, classes)
     assert torch.equal(folded.flatten(2).transpose(1, 2), flat)

@@ -9,18 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dskd_mm.distributed import mean_over_ranks
-from dskd_mm.guidance import Target, target_cross_entropy
-from dskd_mm.sites import (
-    ClassificationSite,
-    DenseDetectionSite,
-    NeckSite,
-    Observation,
-    Port,
-    SegmentationSite,
-    Site,
-    TwoStageDetectionSite,
-)
-from dskd_mm.sites.base import location_classes, sample_stratified
+from dskd_mm.functional import target_cross_entropy
+from dskd_mm.sites import ClassificationSite, DenseDetectionSite, NeckSite, SegmentationSite, Site, TwoStageDetectionSite
+from dskd_mm.sites.annotations import location_classes, sample_stratified
+from dskd_mm.structures import TapRecord, TapSpec, Target
 
 examples = settings(derandomize=True, deadline=None, max_examples=60)
 
@@ -34,9 +26,9 @@ def generator(seed: int = 0) -> torch.Generator:
     [
         (ClassificationSite, 'classification', 'BN'),
         (SegmentationSite, 'segmentation', 'BN'),
-        (TwoStageDetectionSite, 'detection', 'BN'),
-        (DenseDetectionSite, 'detection', 'GN'),
-        (NeckSite, 'detection', 'GN'),
+        (TwoStageDetectionSite, 'two_stage_detection', 'BN'),
+        (DenseDetectionSite, 'dense_detection', 'GN'),
+        (NeckSite, 'neck', 'GN'),
     ],
 )
 def test_what_a_site_tells_methods(site, task, norm):
@@ -183,13 +175,13 @@ class ToySite(Site):
     def __init__(self, vectors_per_image: int | None) -> None:
         self.vectors_per_image = vectors_per_image
 
-    student_port = teacher_port = target = None
+    student_spec = teacher_spec = target = None
 
 
 def test_all_locations_are_hashed_unless_there_is_a_limit():
     first, second = torch.randn(2, 2, 3, 6)
     for limit in (None, 6, 100):
-        (mine, other), weight = ToySite(limit).vectors([first, second], None, generator())
+        (mine, other), weight = ToySite(limit).hash_vectors([first, second], None, generator())
         assert weight is None
         assert mine.shape == (12, 3)
         torch.testing.assert_close(mine[6 + 4], first[1, :, 4])
@@ -199,7 +191,7 @@ def test_all_locations_are_hashed_unless_there_is_a_limit():
 def test_what_is_ignored_weighs_nothing_when_all_is_hashed():
     weight = torch.tensor([[[1.0, 0, 0.5]], [[0, 1, 1]]])
     target = Target(torch.rand(2, 4, 3), weight)
-    _, counts = ToySite(None).vectors([torch.randn(2, 5, 3)], target, generator())
+    _, counts = ToySite(None).hash_vectors([torch.randn(2, 5, 3)], target, generator())
     assert counts.tolist() == [1, 0, 1, 0, 1, 1]
 
 
@@ -210,7 +202,7 @@ def test_chosen_vectors_are_at_the_same_locations_of_all_tensors(annotated):
     second = torch.cat([first + 1000, -first], dim=1)
     weight = (torch.arange(30) % 2).expand(2, 1, 30).float()
     target = Target(torch.rand(2, 3, 30), weight) if annotated else None
-    (mine, other), counts = ToySite(count).vectors([first, second], target, generator())
+    (mine, other), counts = ToySite(count).hash_vectors([first, second], target, generator())
     assert mine.shape == (2 * count, 1)
     assert other.shape == (2 * count, 2)
     torch.testing.assert_close(other, torch.cat([mine + 1000, -mine], dim=1))
@@ -220,7 +212,7 @@ def test_chosen_vectors_are_at_the_same_locations_of_all_tensors(annotated):
         assert all(value // 30 == image for value in values)
         if annotated:
             assert all(value % 2 == 1 for value in values), 'ignored locations are left out while there are others'
-    again, _ = ToySite(count).vectors([first, second], target, generator())
+    again, _ = ToySite(count).hash_vectors([first, second], target, generator())
     torch.testing.assert_close(again[0], mine)
 
 
@@ -230,14 +222,15 @@ def test_rare_classes_are_among_the_chosen_vectors():
     probability[0, 2, 2 * 17 + 1] = 0.4
     place = torch.arange(400.0)[None, None]
     met = [
-        17 in ToySite(4).vectors([place], Target(probability), generator(seed))[0][0].flatten().tolist() for seed in range(50)
+        17 in ToySite(4).hash_vectors([place], Target(probability), generator(seed))[0][0].flatten().tolist()
+        for seed in range(50)
     ]
     assert sum(met) > 40
 
 
 def test_gradients_reach_the_chosen_locations_alone():
     feature = torch.randn(1, 3, 10, requires_grad=True)
-    (vectors,), _ = ToySite(4).vectors([feature], None, generator())
+    (vectors,), _ = ToySite(4).hash_vectors([feature], None, generator())
     vectors.sum().backward()
     assert (feature.grad.abs().sum(dim=1) > 0).sum() == 4
 
@@ -265,9 +258,9 @@ class Neck(nn.Module):
         return x, x[:, :, ::2, ::2], x[:, :, ::4, ::4]
 
 
-def make_port(features: tuple[str, ...], classifiers: tuple[str, ...] = ('shared',), **kwargs) -> Port:
+def make_spec(features: tuple[str, ...], classifiers: tuple[str, ...] = ('shared',), **kwargs) -> TapSpec:
     settings = dict(io='input', channels=3, strides=((1, 1), (2, 2), (4, 4)), calls=dict(loss='loss'))
-    return Port(part='', classifiers=classifiers, sigmoid=False, num_classes=4, features=features, **{**settings, **kwargs})
+    return TapSpec(part='', classifiers=classifiers, sigmoid=False, num_classes=4, features=features, **{**settings, **kwargs})
 
 
 OWN = ('own.0', 'own.1', 'own.2')
@@ -282,12 +275,12 @@ OWN = ('own.0', 'own.1', 'own.2')
 def test_all_levels_are_observed(features, options, classifiers):
     torch.manual_seed(0)
     model, images = Levels(), torch.randn(2, 3, 8, 8)
-    port = make_port(features, classifiers, **options)
-    assert port.is_pyramid
+    spec = make_spec(features, classifiers, **options)
+    assert spec.is_pyramid
     levels = model.neck(images)
     layers = [model.shared] * 3 if classifiers == ('shared',) else model.own
     expected = [layer(level) for layer, level in zip(layers, levels, strict=True)]
-    with Observation(model, port, 'student') as seen:
+    with TapRecord(model, spec, 'student') as seen:
         model(images)
         torch.testing.assert_close(seen.features, list(levels))
         torch.testing.assert_close(seen.logits, expected)
@@ -301,7 +294,7 @@ def test_all_levels_are_observed(features, options, classifiers):
 
 def test_a_layer_that_fires_less_often_than_there_are_levels_is_noticed():
     model = Levels()
-    with Observation(model, make_port(('own.0',), ('own.0', 'own.1')), 'student') as seen:
+    with TapRecord(model, make_spec(('own.0',), ('own.0', 'own.1')), 'student') as seen:
         model(torch.randn(2, 3, 8, 8))
         with pytest.raises(ValueError, match=r"input of 'own.0' in the student is expected to fire for each of the 3 levels"):
             _ = seen.features
@@ -311,9 +304,9 @@ def test_a_layer_that_fires_less_often_than_there_are_levels_is_noticed():
 
 def test_only_the_last_call_counts_where_there_are_no_levels():
     model, images = Levels(), torch.randn(2, 3, 8, 8)
-    port = make_port(('shared',), strides=())
-    assert not port.is_pyramid
-    with Observation(model, port, 'student') as seen:
+    spec = make_spec(('shared',), strides=())
+    assert not spec.is_pyramid
+    with TapRecord(model, spec, 'student') as seen:
         model(images)
         assert [level.shape for level in seen.features] == [(2, 3, 2, 2)]
         assert [level.shape for level in seen.logits] == [(2, 4, 2, 2)]
@@ -323,8 +316,8 @@ def test_only_the_last_call_counts_where_there_are_no_levels():
 def test_features_are_maps_of_the_expected_channels(shape, is_fine):
     """A vector is a map of a single location."""
     model = nn.Sequential(nn.Identity())
-    port = make_port(('0',), ('0',), strides=(), calls={})
-    with Observation(model, port, 'teacher') as seen:
+    spec = make_spec(('0',), ('0',), strides=(), calls={})
+    with TapRecord(model, spec, 'teacher') as seen:
         value = model(torch.randn(shape))
         if is_fine:
             assert torch.equal(seen.features[0], value[:, :, None, None])
@@ -335,7 +328,7 @@ def test_features_are_maps_of_the_expected_channels(shape, is_fine):
 
 def test_an_error_in_the_pass_leaves_no_hook():
     model = Levels()
-    with pytest.raises(RuntimeError), Observation(model, make_port(('shared',)), 'student'):
+    with pytest.raises(RuntimeError), TapRecord(model, make_spec(('shared',)), 'student'):
         model(torch.randn(2, 5, 8, 8))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
@@ -356,17 +349,18 @@ def test_losses_divided_by_the_mean_count_have_the_gradient_of_the_joined_batch(
     torch.manual_seed(0)
     counts = [torch.tensor(3.0), torch.tensor(0.0)]
 
-    for name, stub in dict(
-        is_initialized=lambda: True, get_world_size=lambda: 2, all_reduce=lambda tensor: tensor.copy_(sum(counts))
-    ).items():
-        monkeypatch.setattr(torch.distributed, name, stub)
+    def all_reduce(tensor: Tensor, op: str) -> None:
+        assert op == 'mean'
+        tensor.copy_(sum(counts) / 2)
+
+    monkeypatch.setattr('dskd_mm.distributed.all_reduce', all_reduce)
     logits, q = torch.randn(4, 3, 5, requires_grad=True), torch.rand(4, 3, 5)
     losses = [
-        target_cross_entropy(logits[half], Target(q[half], count=mean_over_ranks(count)), sigmoid=True)
+        target_cross_entropy(logits[half], Target(q[half], avg_factor=mean_over_ranks(count)), sigmoid=True)
         for half, count in zip((slice(2), slice(2, 4)), counts, strict=True)
     ]
     assert counts[0] == 3, 'the count given is left as it was'
-    joined = target_cross_entropy(logits, Target(q, count=sum(counts)), sigmoid=True)
+    joined = target_cross_entropy(logits, Target(q, avg_factor=sum(counts)), sigmoid=True)
     (expected,) = torch.autograd.grad(joined, logits)
     (gradient,) = torch.autograd.grad(sum(losses) / 2, logits)
     torch.testing.assert_close(gradient, expected)

@@ -11,13 +11,13 @@ from mmpretrain.structures import DataSample
 from torch import nn
 from torch.nn import functional as F
 
-from dskd_mm.guidance import Target
-from dskd_mm.sites import ClassificationSite, Observation, build_site
+from dskd_mm.sites import ClassificationSite, build_site
+from dskd_mm.structures import TapRecord, TapSpec, Target
 from dskd_mm.teacher import FrozenTeacher
 from dskd_mm.testing import classifier_config, random_batch
 
 # Of models of width 4: classifier, module and side of the feature, its channels, whether it is a map, whether sigmoid.
-PORTS = {
+SPECS = {
     'gap': ('head.fc', 'neck', 16, True, False),
     'stacked': ('head.layers.2.fc', 'head.layers.2.fc', 12, False, False),
     'vit': ('head.layers.head', 'head.layers.head', 16, False, False),
@@ -26,6 +26,11 @@ PORTS = {
     'swin': ('head.fc', 'neck', 32, True, False),
     'multi_label': ('head.fc', 'neck', 16, True, True),
 }
+
+
+def checked_spec(num_labels: int = 5) -> TapSpec:
+    """What annotations are checked against."""
+    return TapSpec('head', ('head.fc',), False, num_labels, ('head.fc',), 'input', 8, num_labels=num_labels)
 
 
 def build_head(**config) -> nn.Module:
@@ -43,15 +48,15 @@ def seen_logits(batch: int, num_classes: int) -> SimpleNamespace:
     return SimpleNamespace(logits=[torch.zeros(batch, num_classes)])
 
 
-@pytest.mark.parametrize('kind', PORTS)
+@pytest.mark.parametrize('kind', SPECS)
 def test_classifier_and_feature_are_found(kind):
     model = MODELS.build(classifier_config(kind))
-    port = ClassificationSite().student_port(model)
-    (classifier,), (feature,) = port.classifiers, port.features
-    assert (classifier, feature, port.channels, port.is_map, port.sigmoid) == PORTS[kind]
-    assert port.io == 'input'
-    assert port.is_pooled == port.is_map
-    assert (port.part, port.num_classes, port.anchors, port.is_pyramid) == ('head', 5, 1, False)
+    spec = ClassificationSite().student_spec(model)
+    (classifier,), (feature,) = spec.classifiers, spec.features
+    assert (classifier, feature, spec.channels, spec.is_map, spec.sigmoid) == SPECS[kind]
+    assert spec.io == 'input'
+    assert spec.is_pooled == spec.is_map
+    assert (spec.part, spec.num_classes, spec.num_priors, spec.is_pyramid) == ('head', 5, 1, False)
 
 
 @pytest.mark.parametrize(
@@ -67,46 +72,46 @@ def test_classifier_and_feature_are_found(kind):
 def test_the_loss_tells_whether_classes_are_independent(loss, independent):
     config = classifier_config('gap')
     config.head.loss = loss
-    assert ClassificationSite().student_port(MODELS.build(config)).sigmoid is independent
+    assert ClassificationSite().student_spec(MODELS.build(config)).sigmoid is independent
     teacher = teacher_of(dict(type='LinearClsHead', num_classes=5, in_channels=16, loss=loss))
-    assert ClassificationSite().teacher_port(None, teacher).sigmoid is independent
+    assert ClassificationSite().teacher_spec(None, teacher).sigmoid is independent
 
 
-@pytest.mark.parametrize('kind', PORTS)
+@pytest.mark.parametrize('kind', SPECS)
 def test_the_logits_are_the_classifier_on_the_tapped_feature(kind):
     model = MODELS.build(classifier_config(kind)).eval()
-    port = ClassificationSite().student_port(model)
-    (path,) = port.classifiers
+    spec = ClassificationSite().student_spec(model)
+    (path,) = spec.classifiers
     layer = model.get_submodule(path)
-    with torch.no_grad(), Observation(model, port, 'student') as seen:
+    with torch.no_grad(), TapRecord(model, spec, 'student') as seen:
         logits = model(random_batch()[0])
         ((feature,), (tapped,)) = seen.features, seen.logits
-    assert feature.shape[:2] == (4, port.channels)
+    assert feature.shape[:2] == (4, spec.channels)
     # Vectors come as maps of a single location.
     assert feature.ndim == 4
-    assert (feature.shape[2:] != (1, 1)) == port.is_map
+    assert (feature.shape[2:] != (1, 1)) == spec.is_map
     torch.testing.assert_close(F.linear(feature.flatten(2).mean(dim=2), layer.weight, layer.bias), logits)
     assert torch.equal(tapped, logits)
 
 
-@pytest.mark.parametrize('kind', PORTS)
+@pytest.mark.parametrize('kind', SPECS)
 def test_a_teacher_is_understood_from_its_head_alone(kind):
     config = classifier_config(kind)
-    port = ClassificationSite().teacher_port(None, teacher_of(config.head))
-    classifier, _, channels, _, sigmoid = PORTS[kind]
-    assert (port.classifiers, port.channels, port.sigmoid) == ((classifier,), channels, sigmoid)
-    assert (port.part, port.num_classes) == ('head', 5)
+    spec = ClassificationSite().teacher_spec(None, teacher_of(config.head))
+    classifier, _, channels, _, sigmoid = SPECS[kind]
+    assert (spec.classifiers, spec.channels, spec.sigmoid) == ((classifier,), channels, sigmoid)
+    assert (spec.part, spec.num_classes) == ('head', 5)
     # With the whole model there, it is where a student of the same kind is tapped.
     model = MODELS.build(config)
-    assert ClassificationSite().teacher_port(model, teacher_of(config.head)) == ClassificationSite().student_port(model)
+    assert ClassificationSite().teacher_spec(model, teacher_of(config.head)) == ClassificationSite().student_spec(model)
 
 
 def test_the_last_level_of_several_is_the_feature():
     config = classifier_config('gap')
     config.backbone.out_indices = (0, 2)
     model = MODELS.build(config).eval()
-    port = ClassificationSite().student_port(model)
-    with torch.no_grad(), Observation(model, port, 'student') as seen:
+    spec = ClassificationSite().student_spec(model)
+    with torch.no_grad(), TapRecord(model, spec, 'student') as seen:
         model(random_batch()[0])
         assert [level.shape for level in seen.features] == [(4, 16, 4, 4)]
 
@@ -114,8 +119,8 @@ def test_the_last_level_of_several_is_the_feature():
 def test_other_poolings_leave_the_classifiers_own_input():
     config = classifier_config('gap')
     config.neck = dict(type='GeneralizedMeanPooling')
-    port = ClassificationSite().student_port(MODELS.build(config))
-    assert (port.features, port.is_map) == (('head.fc',), False)
+    spec = ClassificationSite().student_spec(MODELS.build(config))
+    assert (spec.features, spec.is_map) == (('head.fc',), False)
 
 
 @pytest.mark.parametrize(
@@ -136,19 +141,19 @@ def test_no_classifier_or_several_are_a_clear_error(head, message):
     model = MODELS.build(config)
     model.head = build_head(**head)
     with pytest.raises(ValueError, match=message):
-        ClassificationSite().student_port(model)
+        ClassificationSite().student_spec(model)
 
 
 def test_the_error_about_a_teacher_names_its_own_argument():
     teacher = teacher_of(dict(type='DeiTClsHead', num_classes=5, in_channels=8))
     with pytest.raises(ValueError, match=r"The teacher's head.*site=dict\(teacher_classifier="):
-        ClassificationSite().teacher_port(None, teacher)
+        ClassificationSite().teacher_spec(None, teacher)
 
 
 def test_a_named_classifier_settles_it():
     teacher = teacher_of(dict(type='DeiTClsHead', num_classes=5, in_channels=8))
     site = ClassificationSite(teacher_classifier='head.layers.head_dist')
-    assert site.teacher_port(None, teacher).classifiers == ('head.layers.head_dist',)
+    assert site.teacher_spec(None, teacher).classifiers == ('head.layers.head_dist',)
 
 
 @pytest.mark.parametrize(
@@ -161,38 +166,38 @@ def test_a_named_classifier_settles_it():
 def test_a_wrongly_named_classifier_is_refused(path, message):
     model = MODELS.build(classifier_config('gap'))
     with pytest.raises(ValueError, match=message):
-        ClassificationSite(classifier=path).student_port(model)
+        ClassificationSite(classifier=path).student_spec(model)
 
 
 def test_a_model_without_head_is_refused():
     with pytest.raises(ValueError, match='has no head'):
-        ClassificationSite().student_port(nn.Linear(2, 2))
+        ClassificationSite().student_spec(nn.Linear(2, 2))
 
 
 def test_a_feature_of_ones_own_is_tapped():
     model = MODELS.build(classifier_config('gap'))
-    port = ClassificationSite(feature=dict(path='backbone.layer2', channels=8)).student_port(model)
-    assert (port.features, port.io, port.channels) == (('backbone.layer2',), 'output', 8)
-    assert (port.is_map, port.is_pooled) == (True, False)
+    spec = ClassificationSite(feature=dict(path='backbone.layer2', channels=8)).student_spec(model)
+    assert (spec.features, spec.io, spec.channels) == (('backbone.layer2',), 'output', 8)
+    assert (spec.is_map, spec.is_pooled) == (True, False)
 
 
 @pytest.mark.parametrize('feature', [dict(path='neck'), dict(channels=4), dict(path='neck', channels=4, layer=1)])
 def test_an_incomplete_feature_is_refused(feature):
     model = MODELS.build(classifier_config('gap'))
     with pytest.raises(ValueError, match=r'student expects dict\(path=..., channels=...'):
-        ClassificationSite(feature=feature).student_port(model)
+        ClassificationSite(feature=feature).student_spec(model)
 
 
 def test_a_feature_of_several_levels_is_refused():
     model = MODELS.build(classifier_config('gap'))
     with pytest.raises(ValueError, match=r"at one map, but the index of the student's feature is 'all'"):
-        ClassificationSite(feature=dict(path='backbone', channels=16, index='all')).student_port(model)
+        ClassificationSite(feature=dict(path='backbone', channels=16, index='all')).student_spec(model)
 
 
 def test_a_teachers_feature_needs_the_width_of_its_classifier():
     teacher = teacher_of(classifier_config('gap').head)
     with pytest.raises(ValueError, match=r"'backbone.layer2' has 8 channels, but its classifier 'head.fc'.* takes 16"):
-        ClassificationSite(teacher_feature=dict(path='backbone.layer2', channels=8)).teacher_port(None, teacher)
+        ClassificationSite(teacher_feature=dict(path='backbone.layer2', channels=8)).teacher_spec(None, teacher)
 
 
 def samples(*labels) -> list[DataSample]:
@@ -204,7 +209,7 @@ def test_single_labels_become_one_hot():
     assert target.probability.tolist() == [[0, 0, 1, 0], [1, 0, 0, 0]]
     assert target.probability.dtype == torch.float32
     assert target.weight is None
-    assert target.count is None
+    assert target.avg_factor is None
     assert target.focus == 0
 
 
@@ -223,7 +228,7 @@ def test_mixed_images_have_mixed_targets(augment):
     data = dict(inputs=torch.rand(4, 3, 8, 8), data_samples=samples(0, 1, 2, 3))
     mixed = preprocessor(data, training=True)['data_samples']
     site = ClassificationSite()
-    site.check(mixed, 5)
+    site.check(mixed, checked_spec())
     target = site.target(seen_logits(4, 5), mixed, 5, False).probability
     torch.testing.assert_close(target, torch.stack([sample.gt_score for sample in mixed]))
     torch.testing.assert_close(target.sum(dim=1), torch.ones(4))
@@ -234,13 +239,13 @@ def test_mixed_images_have_mixed_targets(augment):
 def test_a_label_outside_the_classes_is_named(label):
     bad = DataSample(metainfo=dict(img_path='cat.png')).set_gt_label(label)
     with pytest.raises(ValueError, match=r'Sample 1 \(cat.png\) has the label .*classes 0 to 4'):
-        ClassificationSite().check([*samples(4), bad], 5)
+        ClassificationSite().check([*samples(4), bad], checked_spec())
 
 
 def test_a_score_over_other_classes_is_refused():
     sample = DataSample().set_gt_label(0).set_gt_score(torch.ones(3) / 3)
     with pytest.raises(ValueError, match='Sample 0 has a gt_score over 3 classes, but the teacher knows 5'):
-        ClassificationSite().check([sample], 5)
+        ClassificationSite().check([sample], checked_spec())
 
 
 def test_vectors_are_averages_or_single_locations():
@@ -248,7 +253,7 @@ def test_vectors_are_averages_or_single_locations():
     target, generator = Target(torch.eye(3)[:2]), torch.Generator().manual_seed(0)
     packed = [feature.flatten(2), other.flatten(2)]
     for site in (ClassificationSite(), ClassificationSite(dense=True)):
-        vectors, weight = site.vectors(packed, target, generator)
+        vectors, weight = site.hash_vectors(packed, target, generator)
         assert weight is None
         for vector, value in zip(vectors, (feature, other), strict=True):
             if site.dense:

@@ -16,14 +16,14 @@ from mmengine.config import ConfigDict
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from dskd_mm.guidance import Target
 from dskd_mm.sites import DenseDetectionSite, build_site
+from dskd_mm.structures import Target
 from dskd_mm.testing import assert_distils, distillation_losses
 from support import DENSE_CLASSES, Call, assert_refused, build_distiller, detection_batch, detector_config, random_boxes, watch
 
 KINDS = ['retinanet', 'retinanet_softmax', 'fcos', 'atss', 'gfl', 'rtmdet']
 # Classification layers, predictions at each location, number of classes with that of the background.
-PORTS = {
+SPECS = {
     'retinanet': (('bbox_head.retina_cls',), 9, DENSE_CLASSES),
     'retinanet_softmax': (('bbox_head.retina_cls',), 9, DENSE_CLASSES + 1),
     'fcos': (('bbox_head.conv_cls',), 1, DENSE_CLASSES),
@@ -44,12 +44,12 @@ def test_the_classifier_is_found(kind: str) -> None:
     model = MODELS.build(detector_config(kind))
     site = build_site(None, model)
     assert isinstance(site, DenseDetectionSite)
-    port = site.student_port(model)
-    assert (port.classifiers, port.anchors, port.num_classes) == PORTS[kind]
-    assert port.features == port.classifiers and port.io == 'input'
-    assert port.sigmoid == (kind != 'retinanet_softmax')
-    assert port.strides == tuple(STRIDES[: 3 if kind == 'rtmdet' else 5])
-    assert port.channels == 8
+    spec = site.student_spec(model)
+    assert (spec.classifiers, spec.num_priors, spec.num_classes) == SPECS[kind]
+    assert spec.features == spec.classifiers and spec.io == 'input'
+    assert spec.sigmoid == (kind != 'retinanet_softmax')
+    assert spec.strides == tuple(STRIDES[: 3 if kind == 'rtmdet' else 5])
+    assert spec.channels == 8
 
 
 def observe(distiller: Any, batch: dict[str, Any]) -> Call:
@@ -99,7 +99,7 @@ def test_the_target_is_the_students_own_assignment(configs: dict[str, ConfigDict
     read = assignment(kind, distiller.student.bbox_head, 2)
     target = observe(distiller, detection_batch(distiller, OBJECTS)).args[2]
     labels, weights, scores = read()
-    classes = PORTS[kind][2]
+    classes = SPECS[kind][2]
     expected = torch.zeros(2, classes, labels.shape[1])
     for image, place in itertools.product(range(2), range(labels.shape[1])):
         label = int(labels[image, place])
@@ -111,7 +111,7 @@ def test_the_target_is_the_students_own_assignment(configs: dict[str, ConfigDict
     assert bool(foreground.any())
     # Independent classes are divided by the number of objects' predictions, exclusive ones by that of all.
     counted = weights > 0 if kind == 'retinanet_softmax' else foreground & (scores > 0)
-    assert int(target.count) == int(counted.sum())
+    assert int(target.avg_factor) == int(counted.sum())
     assert target.focus == (0 if kind == 'retinanet_softmax' else 1)
 
 
@@ -132,7 +132,7 @@ def test_the_target_lies_where_the_object_is(configs: dict[str, ConfigDict], kin
     distiller = build(configs, kind)
     call = observe(distiller, detection_batch(distiller, [[], [(left, top, right, bottom, label)]]))
     student, target = call.args[0], call.args[2]
-    places = packed_places([feature.shape[2:] for feature in student.features], PORTS[kind][1])
+    places = packed_places([feature.shape[2:] for feature in student.features], SPECS[kind][1])
     found = target.probability[:, :DENSE_CLASSES] * target.weight
     assert not bool(found[0].any())
     assert found[1].amax(dim=1).nonzero().flatten().tolist() == [label]
@@ -242,13 +242,13 @@ def test_levels_of_unequal_anchors_are_refused() -> None:
     anchors = dict(type='SSDAnchorGenerator', scale_major=False, **sizes)
     model = with_head(type='SSDHead', in_channels=(8, 8), anchor_generator=anchors)
     with pytest.raises(ValueError, match=r'SSDHead is expected .* same number of priors .* \[4, 6\] priors.*dskd_mm.NeckSite'):
-        DenseDetectionSite().student_port(model)
+        DenseDetectionSite().student_spec(model)
 
 
 def test_relatives_have_their_classifier_found_too() -> None:
     model = with_head(type='RepPointsHead', in_channels=8, feat_channels=8, point_feat_channels=8, norm_cfg=None)
-    port = DenseDetectionSite().student_port(model)
-    assert (port.classifiers, port.anchors) == (('bbox_head.reppoints_cls_out',), 1)
+    spec = DenseDetectionSite().student_spec(model)
+    assert (spec.classifiers, spec.num_priors) == (('bbox_head.reppoints_cls_out',), 1)
 
 
 def test_features_that_are_not_finite_are_named_with_their_level(configs: dict[str, ConfigDict]) -> None:
@@ -289,7 +289,7 @@ def test_every_class_is_hashed_and_nothing_that_is_ignored() -> None:
     packed = torch.arange(length, dtype=torch.float32).reshape(1, 1, length)
     counts = torch.zeros(length)
     for seed in range(50):
-        (vectors,), chosen = site.vectors([packed], Target(probability, weight), torch.Generator().manual_seed(seed))
+        (vectors,), chosen = site.hash_vectors([packed], Target(probability, weight), torch.Generator().manual_seed(seed))
         assert vectors.shape == (8, 1) and chosen is not None and bool(chosen.all())
         assert len(vectors.unique()) == 8
         counts[vectors.long().flatten()] += 1

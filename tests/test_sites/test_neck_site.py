@@ -41,9 +41,9 @@ def test_the_neck_is_tapped(configs: dict[str, ConfigDict], kind: str) -> None:
     model = MODELS.build(detector_config(kind))
     site = build_site(configs[kind].get('site'), model)
     assert isinstance(site, NeckSite)
-    port = site.student_port(model)
-    assert (port.features, port.io, port.index, port.channels) == (('neck',), 'output', 'all', 8)
-    assert port.classifiers == () and port.num_classes == 0
+    spec = site.student_spec(model)
+    assert (spec.features, spec.io, spec.index, spec.channels) == (('neck',), 'output', 'all', 8)
+    assert spec.classifiers == () and spec.num_classes == 0
 
 
 @pytest.mark.parametrize('kind', ['detr', 'retinanet'])
@@ -122,12 +122,12 @@ REFUSED: dict[str, tuple[str, Callable[[ConfigDict], Any], list[str]]] = {
     'other levels': (
         'retinanet',
         lambda config: config.teacher.config.model.neck.update(num_outs=4),
-        ["student's neck makes 5 levels", "teacher's (FPN) 4", 'the same num_outs'],
+        ["student's neck makes 5 levels", "the teacher's 4", 'the same num_outs'],
     ),
     'other levels of a mapper': (
         'detr',
         lambda config: config.teacher.config.model.neck.update(num_outs=3),
-        ["student's neck makes 1 levels", "teacher's (ChannelMapper) 3"],
+        ["student's neck makes 1 levels", "the teacher's 3"],
     ),
 }
 
@@ -142,8 +142,8 @@ def test_a_neck_that_does_not_tell_its_channels() -> None:
     model = MODELS.build(detector_config('retinanet'))
     model.neck = nn.Sequential(nn.Conv2d(4, 8, 1), nn.Conv2d(8, 16, 1))
     with pytest.raises(ValueError, match=r"student's neck \(Sequential\).*out_channels.*site=dict\(channels=\.\.\.\)"):
-        NeckSite().student_port(model)
-    assert NeckSite(channels=16).student_port(model).channels == 16
+        NeckSite().student_spec(model)
+    assert NeckSite(channels=16).student_spec(model).channels == 16
 
 
 def test_features_that_are_not_finite_are_named_with_their_level(configs: dict[str, ConfigDict]) -> None:

@@ -57,13 +57,13 @@ def test_the_classifier_is_found(kind: str) -> None:
     model = MODELS.build(segmentor_config(kind))
     site = build_site(None, model)
     assert isinstance(site, SegmentationSite)
-    port = site.student_port(model)
+    spec = site.student_spec(model)
     part = 'decode_head.1' if kind == 'ocrnet' else 'decode_head'
-    assert (port.part, port.classifiers, port.io) == (part, (f'{part}.conv_seg',), 'input')
+    assert (spec.part, spec.classifiers, spec.io) == (part, (f'{part}.conv_seg',), 'input')
     # Before the dropout, which would differ between student and teacher.
-    assert port.features == (f'{part}.dropout',)
-    assert (port.num_classes, port.sigmoid) == ((1, True) if kind == 'binary' else (DENSE_CLASSES, False))
-    assert port.channels == 8 and not port.is_pyramid
+    assert spec.features == (f'{part}.dropout',)
+    assert (spec.num_classes, spec.sigmoid) == ((1, True) if kind == 'binary' else (DENSE_CLASSES, False))
+    assert spec.channels == 8 and not spec.is_pyramid
 
 
 def test_auxiliary_heads_are_left_alone(configs: dict[str, ConfigDict]) -> None:
@@ -82,14 +82,14 @@ def nearest(labels: Tensor, height: int, width: int) -> np.ndarray:
 @pytest.mark.parametrize('kind', KINDS)
 def test_the_target_is_the_resized_label_map(configs: dict[str, ConfigDict], kind: str) -> None:
     distiller = build(configs, kind)
-    calls, logits = watch(distiller, 'distill'), watch(distiller.student.get_submodule(distiller.student_port.part), 'cls_seg')
+    calls, logits = watch(distiller, 'distill'), watch(distiller.student.get_submodule(distiller.student_spec.part), 'cls_seg')
     distiller(**batch_for(distiller, kind), mode='loss')
     student, _, target, _ = calls[-1].args
     height, width = logits[-1].result.shape[2:]
     expected = nearest(label_maps(2 if kind == 'binary' else DENSE_CLASSES), height, width).reshape(2, -1)
     weight = target.weight[:, 0].numpy()
     np.testing.assert_array_equal(weight, expected != IGNORED)
-    assert float(target.count) == weight.sum() and 0 < weight.mean() < 1
+    assert float(target.avg_factor) == weight.sum() and 0 < weight.mean() < 1
     if kind == 'binary':
         np.testing.assert_array_equal(target.probability[:, 0].numpy(), expected == 1)
     else:
@@ -277,4 +277,4 @@ def test_logits_are_compared_as_maps_too(configs: dict[str, ConfigDict]) -> None
     )
     assert float(losses['loss_dskd_channel']) == pytest.approx(0.5 * 3 * 4**2 * expected / len(ours), rel=1e-4)
     for weights, weight in ((dict(), 3.0), (dict(logit=0), 0.0), (dict(channel=0), 0.0), (dict(logit=0, channel=2.0), 2.0)):
-        assert build(configs, 'fcn', loss_weights=weights).loss_weights['channel'] == weight
+        assert build(configs, 'fcn', loss_weights=weights).options.loss_weights['channel'] == weight

@@ -55,11 +55,11 @@ def test_the_classifier_is_found(kind: str) -> None:
     model = MODELS.build(detector_config(kind))
     site = build_site(None, model)
     assert isinstance(site, TwoStageDetectionSite)
-    port = site.student_port(model)
+    spec = site.student_spec(model)
     part, _ = KINDS[kind]
-    assert port.part == part and port.classifiers == port.features == (f'{part}.fc_cls',)
-    assert (port.io, port.is_map, port.sigmoid) == ('input', False, False)
-    assert (port.num_classes, port.channels) == (DENSE_CLASSES + 1, 16)
+    assert spec.part == part and spec.classifiers == spec.features == (f'{part}.fc_cls',)
+    assert (spec.io, spec.is_map, spec.sigmoid) == ('input', False, False)
+    assert (spec.num_classes, spec.channels) == (DENSE_CLASSES + 1, 16)
 
 
 def test_mask_heads_are_left_alone(configs: dict[str, ConfigDict]) -> None:
@@ -84,7 +84,7 @@ def test_targets_are_the_labels_of_the_students_proposals(configs: dict[str, Con
     expected = [expected_label(roi, batch['data_samples'], overlap) for roi in rois]
     assert target.probability.argmax(dim=1).tolist() == expected
     assert bool((target.probability.sum(dim=1) == 1).all()) and bool((target.weight == 1).all())
-    assert int(target.count) == len(rois)
+    assert int(target.avg_factor) == len(rois)
     assert len(set(expected)) > 1 and DENSE_CLASSES in expected
 
 
@@ -128,8 +128,8 @@ def test_a_student_that_equals_its_teacher_has_nothing_to_imitate(configs: dict[
 @pytest.mark.parametrize('stage', [0, 1, 2, -1])
 def test_any_stage_of_a_cascade(configs: dict[str, ConfigDict], stage: int) -> None:
     distiller = build(configs, 'cascade_rcnn', site=dict(stage=stage))
-    port = distiller.student_port
-    assert port.part == distiller.teacher_port.part == f'roi_head.bbox_head.{stage % 3}'
+    spec = distiller.student_spec
+    assert spec.part == distiller.teacher_spec.part == f'roi_head.bbox_head.{stage % 3}'
     heads = distiller.student.roi_head.bbox_head
     losses = distiller(**batch_for(distiller, 'cascade_rcnn'), mode='loss')
     reached = [any(g is not None for g in gradients(losses['loss_dskd_logit'], head.fc_cls)) for head in heads]
@@ -139,7 +139,7 @@ def test_any_stage_of_a_cascade(configs: dict[str, ConfigDict], stage: int) -> N
 def test_a_cascade_may_teach_a_detector_of_one_stage(tmp_path: Path) -> None:
     config = dense_distiller_config('faster_rcnn', str(tmp_path), teacher=dict(kind='cascade_rcnn'))
     distiller = build_distiller(config)
-    assert (distiller.student_port.part, distiller.teacher_port.part) == ('roi_head.bbox_head', 'roi_head.bbox_head.2')
+    assert (distiller.student_spec.part, distiller.teacher_spec.part) == ('roi_head.bbox_head', 'roi_head.bbox_head.2')
     assert_distils(distiller, batch_for(distiller, 'faster_rcnn'))
 
 

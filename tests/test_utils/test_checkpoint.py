@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from dskd_mm.resume.saving import save_atomically
 from dskd_mm.utils import checkpoint as module
+from dskd_mm.utils.atomic import save_atomically
 from dskd_mm.utils.checkpoint import (
     export_student,
     load_checkpoint_file,

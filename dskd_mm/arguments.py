@@ -1,5 +1,6 @@
 """Refusing arguments that a class does not take, in words that tell which were meant."""
 
+import dataclasses
 import difflib
 import inspect
 from collections.abc import Mapping
@@ -7,7 +8,11 @@ from typing import Any
 
 
 def arguments_of(cls: type) -> list[str]:
-    """Names of the arguments of a class: those of its constructor, and of its bases' as far as it hands the rest on to them."""
+    """Return the names of the arguments of a class.
+
+    These are those of its constructor, of its bases' as far as it hands the rest on to them, and the fields of its
+    ``options_class`` if it has one.
+    """
     names: dict[str, None] = {}
     for base in cls.__mro__:
         if '__init__' not in vars(base):
@@ -16,6 +21,9 @@ def arguments_of(cls: type) -> list[str]:
         names |= {p.name: None for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name != 'self'}
         if all(p.kind != p.VAR_KEYWORD for p in parameters):
             break
+    options = getattr(cls, 'options_class', None)
+    if options is not None:
+        names |= {field.name: None for field in dataclasses.fields(options)}
     return list(names)
 
 

@@ -7,15 +7,10 @@ from torch.nn import functional as F
 
 from dskd_mm.diffusion import FeatureAutoEncoder
 from dskd_mm.features import Pyramid
-from dskd_mm.guidance import (
-    ClassifierGuidance,
-    ClassifierJudge,
-    HeadJudge,
-    Target,
-    TeacherClassifier,
-    target_cross_entropy,
-)
+from dskd_mm.functional import target_cross_entropy
+from dskd_mm.guidance import ClassifierGuidance, ClassifierGuide, HeadLossGuide, TeacherClassifier
 from dskd_mm.losses import DKDLoss, KDLoss
+from dskd_mm.structures import Target
 
 SIZES = [(4, 5), (2, 3), (1, 1)]
 CLASSES, CHANNELS, BATCH = 3, 6, 2
@@ -61,9 +56,9 @@ def per_level(classifiers: list[TeacherClassifier]) -> list[TeacherClassifier]:
 def test_a_pyramid_is_guided_as_each_of_its_levels_alone(kind, unit, latent):
     classifiers, anchors = build_classifiers(kind), KINDS[kind][2]
     target, scale, pyramid = draw_target(anchors), torch.tensor(1.7), Pyramid(SIZES)
-    autoencoder = FeatureAutoEncoder(CHANNELS, 4) if latent else None
+    decoder = FeatureAutoEncoder(CHANNELS, 4).decoder if latent else None
     packed = draw_packed(4 if latent else CHANNELS)
-    guidance = ClassifierJudge(pyramid, classifiers, target).guidance(unit, scale, autoencoder)
+    guidance = ClassifierGuide(pyramid, classifiers, target).guidance(unit, scale, decoder)
     gradient = guidance(packed)
     assert gradient.shape == packed.shape
 
@@ -73,7 +68,7 @@ def test_a_pyramid_is_guided_as_each_of_its_levels_alone(kind, unit, latent):
         level = packed[:, :, location : location + length].reshape(BATCH, -1, height, width)
         here = slice(prediction, prediction + anchors * length)
         own = Target(target.probability[:, :, here], target.weight[:, :, here])
-        alone = ClassifierGuidance(classifier, own, unit, scale, autoencoder.decoder if latent else None)
+        alone = ClassifierGuidance(classifier, own, unit, scale, decoder)
         torch.testing.assert_close(gradient[:, :, location : location + length].reshape(level.shape), alone(level))
         location, prediction = location + length, prediction + anchors * length
 
@@ -93,8 +88,8 @@ def test_guidance_by_the_gradient_is_that_of_the_summed_log_likelihood(kind, bac
     elif guided_classes == 2 and not background:
         guided = [1, 2]
     packed = draw_packed().requires_grad_()
-    judge = ClassifierJudge(pyramid, classifiers, target, guided_classes=guided_classes)
-    gradient = judge.guidance('gradient', scale, None)(packed.detach())
+    guide = ClassifierGuide(pyramid, classifiers, target, guided_classes=guided_classes)
+    gradient = guide.guidance('gradient', scale, None)(packed.detach())
 
     likelihood, prediction = torch.zeros(()), 0
     maps = (scale * packed).split([height * width for height, width in SIZES], dim=2)
@@ -117,29 +112,34 @@ def test_guidance_by_the_gradient_is_that_of_the_summed_log_likelihood(kind, bac
 @pytest.mark.parametrize('latent', [False, True])
 def test_strength_means_the_same_whatever_classes_are_regarded(latent):
     classifier = TeacherClassifier(torch.randn(CLASSES, CHANNELS, 1, 1), torch.randn(CLASSES), sigmoid=True)
-    autoencoder = FeatureAutoEncoder(CHANNELS, 4) if latent else None
+    decoder = FeatureAutoEncoder(CHANNELS, 4).decoder if latent else None
     packed, target, scale = draw_packed(4 if latent else CHANNELS), draw_target(1), torch.tensor(1.7)
     units = {}
     for count in (None, 1):
-        judge = ClassifierJudge(Pyramid(SIZES), [classifier], target, guided_classes=count)
-        units[count] = [judge.guidance(unit, scale, autoencoder)(packed) for unit in ('logit', 'gradient')]
+        guide = ClassifierGuide(Pyramid(SIZES), [classifier], target, guided_classes=count)
+        units[count] = [guide.guidance(unit, scale, decoder)(packed) for unit in ('logit', 'gradient')]
     ratio = units[None][0].norm() / units[None][1].norm()
     torch.testing.assert_close(units[1][0], units[1][1] * ratio, rtol=1e-4, atol=1e-5)
     assert units[1][1].abs().max() > 0
 
 
-def test_annotated_classes_are_guided_first_then_the_most_surely_wanted():
+def test_annotated_classes_are_guided_first_then_the_surest():
     probability = torch.zeros(2, 5, 3)
     probability[0, 4, 1] = probability[1, 2, 0] = 1  # two annotated classes, one of which the teacher does not see
     weight = torch.ones(2, 1, 3)
     weight[1, 0, 2] = 0
-    opinion = torch.full((2, 5, 3), -5.0)
-    opinion[0, 4, 1], opinion[1, 1, 1], opinion[1, 0, 0], opinion[1, 3, 2] = 2.0, 1.0, 0.5, 9.0  # the last is ignored
+    teacher_logits = torch.full((2, 5, 3), -5.0)
+    teacher_logits[0, 4, 1], teacher_logits[1, 1, 1], teacher_logits[1, 0, 0], teacher_logits[1, 3, 2] = (
+        2.0,
+        1.0,
+        0.5,
+        9.0,
+    )  # the last is ignored
     classifier = TeacherClassifier(torch.randn(5, CHANNELS, 1, 1), None, sigmoid=True)
 
     def chosen(count: int) -> set[int]:
-        judge = ClassifierJudge(Pyramid([(1, 3)]), [classifier], Target(probability, weight), opinion, count)
-        return set(judge.at_stake(judge.wanted).tolist())
+        guide = ClassifierGuide(Pyramid([(1, 3)]), [classifier], Target(probability, weight), teacher_logits, count)
+        return set(guide.select_classes(guide.target).tolist())
 
     assert [chosen(count) for count in (1, 2, 3, 4)] == [{4}, {2, 4}, {1, 2, 4}, {0, 1, 2, 4}]
 
@@ -153,8 +153,8 @@ def test_the_loss_is_that_of_the_predictions_at_all_levels(kind, focus):
     maps = pyramid.unpack(packed)
     logits = torch.cat([c(level).flatten(2) for c, level in zip(per_level(classifiers), maps, strict=True)], dim=2)
     expected = target_cross_entropy(logits, target, sigmoid)
-    judge = ClassifierJudge(pyramid, classifiers, target)
-    loss, prediction = judge.loss(packed, None)
+    guide = ClassifierGuide(pyramid, classifiers, target)
+    loss, prediction = guide.loss(packed, None)
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(prediction.flatten(2), logits.flatten(2))
     loss.backward()
@@ -162,33 +162,34 @@ def test_the_loss_is_that_of_the_predictions_at_all_levels(kind, focus):
 
 
 @pytest.mark.parametrize('sigmoid', [False, True])
-def test_an_opinion_takes_the_place_of_the_annotations_and_keeps_their_weights(sigmoid):
+def test_the_teachers_logits_take_the_place_of_the_annotations_and_keeps_their_weights(sigmoid):
     classifier = TeacherClassifier(torch.randn(CLASSES, CHANNELS, 1, 1), torch.randn(CLASSES), sigmoid)
-    label, opinion, pyramid, packed = draw_target(1, focus=1.0), draw_packed(CLASSES), Pyramid(SIZES), draw_packed()
-    judge = ClassifierJudge(pyramid, [classifier], label, opinion)
+    label, teacher_logits, pyramid, packed = draw_target(1, focus=1.0), draw_packed(CLASSES), Pyramid(SIZES), draw_packed()
+    guide = ClassifierGuide(pyramid, [classifier], label, teacher_logits)
 
     def soft(temperature: float) -> Target:
-        p = (opinion / temperature).sigmoid() if sigmoid else (opinion / temperature).softmax(dim=1)
-        return Target(p, label.weight, label.count, label.focus)
+        p = (teacher_logits / temperature).sigmoid() if sigmoid else (teacher_logits / temperature).softmax(dim=1)
+        return Target(p, label.weight, label.avg_factor, label.focus)
 
     logits = F.conv1d(packed, classifier.weight[..., 0], classifier.bias)
-    loss, prediction = judge.loss(packed, KDLoss(3.0))
+    loss, prediction = guide.loss(packed, KDLoss(3.0))
     torch.testing.assert_close(loss, target_cross_entropy(logits, soft(3.0), sigmoid, 3.0))
     torch.testing.assert_close(prediction, logits)
     # Guidance aims at what the teacher thinks, not at a softened version.
-    expected = ClassifierJudge(pyramid, [classifier], soft(1.0)).guidance('logit', torch.ones(()), None)(packed)
-    torch.testing.assert_close(judge.guidance('logit', torch.ones(()), None)(packed), expected)
+    expected = ClassifierGuide(pyramid, [classifier], soft(1.0)).guidance('logit', torch.ones(()), None)(packed)
+    torch.testing.assert_close(guide.guidance('logit', torch.ones(()), None)(packed), expected)
 
 
 @pytest.mark.parametrize('imitation', [KDLoss(2.0), DKDLoss(temperature=2.0)])
-def test_an_opinion_at_every_location_is_compared_with_the_image_s_label_there(imitation):
+def test_an_teacher_logits_at_every_location_is_compared_with_the_image_s_label_there(imitation):
     classifier = TeacherClassifier(torch.randn(CLASSES, CHANNELS, 1, 1), torch.randn(CLASSES))
     labels, weight, packed = torch.tensor([2, 0]), torch.tensor([[0.5], [1.5]]), draw_packed()[..., :12]
-    opinion = torch.randn(BATCH, CLASSES, 12)
-    judge = ClassifierJudge(Pyramid([(3, 4)]), [classifier], Target(torch.eye(CLASSES)[labels], weight), opinion)
-    loss, logits = judge.loss(packed, imitation)
+    teacher_logits = torch.randn(BATCH, CLASSES, 12)
+    guide = ClassifierGuide(Pyramid([(3, 4)]), [classifier], Target(torch.eye(CLASSES)[labels], weight), teacher_logits)
+    loss, logits = guide.loss(packed, imitation)
     each = [
-        weight[i, 0] * imitation(logits[i : i + 1, :, m], opinion[i : i + 1, :, m], Target(torch.eye(CLASSES)[labels[i]][None]))
+        weight[i, 0]
+        * imitation(logits[i : i + 1, :, m], teacher_logits[i : i + 1, :, m], Target(torch.eye(CLASSES)[labels[i]][None]))
         for i in range(BATCH)
         for m in range(12)
     ]
@@ -199,12 +200,12 @@ def test_an_opinion_at_every_location_is_compared_with_the_image_s_label_there(i
 def test_images_of_a_linear_classifier_are_a_pyramid_of_one_level(size):
     classifier, target = TeacherClassifier(torch.randn(CLASSES, CHANNELS)), Target(torch.eye(CLASSES)[:BATCH])
     feature, scale = torch.randn(BATCH, CHANNELS, *size), torch.tensor(2.0)
-    judge = ClassifierJudge(Pyramid([size]), [classifier], target)
+    guide = ClassifierGuide(Pyramid([size]), [classifier], target)
     expected = target_cross_entropy(classifier(feature), target)
-    torch.testing.assert_close(judge.loss(feature.flatten(2), None)[0], expected)
+    torch.testing.assert_close(guide.loss(feature.flatten(2), None)[0], expected)
     for unit in ('logit', 'gradient'):
         alone = ClassifierGuidance(classifier, target, unit, scale)(feature)
-        torch.testing.assert_close(judge.guidance(unit, scale, None)(feature.flatten(2)), alone.flatten(2))
+        torch.testing.assert_close(guide.guidance(unit, scale, None)(feature.flatten(2)), alone.flatten(2))
 
 
 class Head(nn.Module):
@@ -227,16 +228,16 @@ class Head(nn.Module):
 @pytest.mark.parametrize('under', [torch.no_grad, torch.enable_grad])
 def test_a_head_guides_each_image_by_the_gradient_of_its_own_loss(latent, under):
     head, pyramid, scale = Head(), Pyramid(SIZES), torch.tensor(1.4)
-    autoencoder = FeatureAutoEncoder(CHANNELS, 4) if latent else None
+    decoder = FeatureAutoEncoder(CHANNELS, 4).decoder if latent else None
     packed = draw_packed(4 if latent else CHANNELS)
     with under():
-        gradient = HeadJudge(pyramid, head).guidance('gradient', scale, autoencoder)(packed)
+        gradient = HeadLossGuide(pyramid, head).guidance('gradient', scale, decoder)(packed)
     assert not gradient.requires_grad
 
     leaf = packed.clone().requires_grad_()
     feature = scale * leaf
     if latent:
-        feature = F.conv1d(feature, autoencoder.decoder.weight[..., 0], autoencoder.decoder.bias)
+        feature = F.conv1d(feature, decoder.weight[..., 0], decoder.bias)
     for i in range(BATCH):
         (own,) = torch.autograd.grad(head.of_images(pyramid.unpack(feature))[i], leaf, retain_graph=True)
         torch.testing.assert_close(gradient[i], -own[i])
@@ -248,8 +249,8 @@ def test_a_head_guides_by_one_standard_deviation_in_the_unit_of_logits():
     packed, scale = draw_packed(), torch.tensor(1.4)
     for factor in (1.0, 1e4, 1e-4):
         head = Head()
-        judge = HeadJudge(Pyramid(SIZES), lambda maps, head=head, factor=factor: factor * head(maps))
-        plain, guidance = judge.guidance('gradient', scale, None)(packed), judge.guidance('logit', scale, None)(packed)
+        guide = HeadLossGuide(Pyramid(SIZES), lambda maps, head=head, factor=factor: factor * head(maps))
+        plain, guidance = guide.guidance('gradient', scale, None)(packed), guide.guidance('logit', scale, None)(packed)
         root_mean_square = guidance.square().mean(dim=(1, 2)).sqrt()
         torch.testing.assert_close(root_mean_square, torch.ones(BATCH))
         cosine = F.cosine_similarity(guidance.flatten(1), plain.flatten(1))
@@ -259,8 +260,8 @@ def test_a_head_guides_by_one_standard_deviation_in_the_unit_of_logits():
 @pytest.mark.parametrize('factor', [0.0, 1e-25, 1e-40])
 def test_a_head_that_hardly_minds_does_not_throw_features_about(factor):
     """The squares of such gradients are 0 in float32; to divide by their root would be to divide by nothing."""
-    judge = HeadJudge(Pyramid(SIZES), lambda maps: factor * Head()(maps))
-    guidance = judge.guidance('logit', torch.ones(()), None)(draw_packed())
+    guide = HeadLossGuide(Pyramid(SIZES), lambda maps: factor * Head()(maps))
+    guidance = guide.guidance('logit', torch.ones(()), None)(draw_packed())
     assert torch.isfinite(guidance).all()
     assert guidance.square().mean(dim=(1, 2)).sqrt().max() <= 1.001
 
@@ -268,7 +269,7 @@ def test_a_head_that_hardly_minds_does_not_throw_features_about(factor):
 def test_the_loss_of_a_head_trains_the_features():
     head, packed = Head(), draw_packed().requires_grad_()
     pyramid = Pyramid(SIZES)
-    loss, prediction = HeadJudge(pyramid, head).loss(packed, None)
+    loss, prediction = HeadLossGuide(pyramid, head).loss(packed, None)
     torch.testing.assert_close(loss, head(pyramid.unpack(packed)))
     assert prediction is None
     loss.backward()

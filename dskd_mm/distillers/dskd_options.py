@@ -1,0 +1,195 @@
+"""Options of DSKD: one table of defaults for each task, and what is refused."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from dskd_mm.distillers.options import MethodOptions, check_choice
+from dskd_mm.losses.base import check_temperature
+from dskd_mm.sites import Site
+from dskd_mm.structures import TapSpec
+
+# How these were chosen, and what else was tried: docs/en/ablations.md.
+TASK_DEFAULTS: dict[str, dict[str, Any]] = {
+    # A sure teacher's small probabilities say nothing unless they are weighted up, and that is too much at the very start.
+    'classification': dict(imitation=dict(type='dskd_mm.DKDLoss'), warmup=200),
+    # No pooling averages the noise of pixels out: from the middle of the schedule the denoised feature would be worse than the
+    # student's own, and the virtual teacher with it.
+    'segmentation': dict(sampler=dict(start=0.1, scale=100.0), window=32, loss_weights=dict(channel=3.0)),
+    # The classifier is a 3x3 convolution with an output for each class and anchor, as wide as those that make the feature: all
+    # over large maps, and for all classes, guidance would cost as much as the student. An image of COCO shows 3.5 classes on
+    # average (Lin et al. 2014, section 5).
+    'dense_detection': dict(temperature=1.0, sampler=dict(start=0.1, scale=100.0), window=32, guided_classes=4),
+    # Box heads end in 1024 channels, for which the denoiser of vectors would have 17 M parameters.
+    'two_stage_detection': dict(temperature=1.0, autoencoder=dict(latent_channels=256)),
+    # There are no class logits: the loss of the teacher's whole head guides towards the annotations.
+    'neck': dict(target='label', loss_weights=dict(virtual=0.0, logit=0.0)),
+}
+
+
+@dataclass(kw_only=True)
+class DSKDOptions(MethodOptions):
+    """Options of :class:`~dskd_mm.distillers.DSKDDistiller`; with None the task decides, see :data:`TASK_DEFAULTS`.
+
+    Attributes:
+        prior (str): What the denoiser is trained on: 'student' for z itself (detached), 'teacher' for the teacher's feature.
+            Defaults to 'student'.
+        target (str): What guidance and anchor aim at: 'label' for the ground truth, 'soft' for the teacher's own prediction,
+            'local' for the teacher's own prediction at every location of its map, to which its classifier is applied as a 1x1
+            convolution (a class activation map). Defaults to 'soft', and to 'label' where there is no linear classifier.
+        temperature (float): Softens predictions that follow one another, unless ``imitation`` names another. Defaults to 4, in
+            detection to 1.
+        imitation (dict): How predictions follow the teacher's own in the anchor (with 'soft' and 'local' targets) and in the
+            logit loss: the config of a :class:`~dskd_mm.losses.LogitLoss`. Defaults to :class:`~dskd_mm.losses.DKDLoss` for
+            images of exclusive classes, :class:`~dskd_mm.losses.KDLoss` elsewhere.
+        warmup (int): Iterations over which all losses of the distillation grow linearly from 0 to their weight, but those by
+            which diffusion and autoencoder learn. Defaults to 200 for images that follow the teacher's own predictions, else 0.
+        detach (bool): Whether the denoised feature is a fixed target, sampled without a graph; otherwise gradients flow through
+            the sampler. Defaults to True.
+        guidance_unit (str): What the sampler's strength means, see :class:`~dskd_mm.guidance.ClassifierGuidance`. Defaults to
+            'logit'.
+        normalize (bool): Whether features enter the diffusion divided by the running standard deviation of the prior's, for
+            the noise has unit variance. Defaults to True.
+        window (int | False): Where there is a prediction for every location (dense detection, segmentation), all terms see only
+            a window of so many locations high and wide of each level, around one of a class that is drawn for each image, level
+            and step. It bounds the cost of large maps; levels of up to four windows are taken whole. False for all of every
+            map. Defaults to 32 there.
+        guided_classes (int | False): How many classes for each image of the batch guidance regards at most, besides the
+            background where there is an output for it: those annotated in the batch first, then those of which the target is
+            surest. It bounds guidance where a classifier of many classes costs more than the denoiser. No other term is
+            concerned. False for all. Defaults to 4 in dense detection, else all.
+        sampling_interval (int): In every so many-th iteration ẑ is sampled, and the losses that rest on it are taken; the
+            denoiser learns in each. Defaults to 1.
+        compile (bool | dict): Whether denoiser and sampler are compiled, or arguments of :func:`torch.compile`, such as
+            ``dict(backend='inductor', mode='reduce-overhead')``. Defaults to False.
+        align (dict): Arguments of :class:`~dskd_mm.features.ChannelAlign`, φ. Defaults to none.
+        denoiser (dict): Arguments of :class:`~dskd_mm.diffusion.DiffusionDenoiser`. Its kernel size is 3 for maps and 1 for
+            vectors unless given, its norm that of the site, its table of timesteps long enough for the schedule; a noise
+            adapter takes the same norm. Defaults to none.
+        schedule (dict): Arguments of :class:`~dskd_mm.diffusion.DDIMSchedule`. Defaults to none.
+        sampler (dict): Arguments of :class:`~dskd_mm.diffusion.TeacherGuidedSampler`; ``scale=0`` turns guidance off. With
+            ``noise='adapter'`` a :class:`~dskd_mm.diffusion.NoiseAdapter` is built. Those not named keep their default.
+        autoencoder (dict | False): ``dict(latent_channels=...)`` to diffuse wide features in a narrow latent; the guidance is
+            pulled back through its decoder. False for none. Defaults to a latent of 256 for the box heads of two-stage
+            detectors, none elsewhere.
+        lsh (dict): Arguments of :class:`~dskd_mm.losses.LSHDistillLoss`. Defaults to none.
+        loss_weights (dict): Weights of 'diff', 'lsh', 'anchor', 'virtual', 'logit', 'channel' and 'box'. A weight of 0 skips
+            the work, too, but for 'diff': the denoiser then stays untrained, yet still denoises. The diffusion is left out if
+            both 'lsh' and 'virtual' are 0. Those not named keep their default: 1; for 'box' the weight of 'logit', for
+            'channel' 3 times that in segmentation and 0 elsewhere.
+    """
+
+    task_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = TASK_DEFAULTS
+    merged: ClassVar[tuple[str, ...]] = ('denoiser', 'sampler', 'loss_weights')
+    losses: ClassVar[Mapping[str, float]] = dict(diff=1.0, lsh=1.0, anchor=1.0, virtual=1.0, logit=1.0, channel=0.0, box=1.0)
+
+    prior: str = 'student'
+    target: str = 'soft'
+    temperature: float = 4.0
+    imitation: dict | None = None
+    detach: bool = True
+    guidance_unit: str = 'logit'
+    normalize: bool = True
+    window: int | Literal[False] | None = None
+    guided_classes: int | Literal[False] | None = None
+    sampling_interval: int = 1
+    compile: bool | dict = False
+    align: dict | None = None
+    denoiser: dict | None = None
+    schedule: dict | None = None
+    sampler: dict | None = None
+    autoencoder: dict | Literal[False] | None = None
+    lsh: dict | None = None
+    loss_weights: Any = None
+
+    @classmethod
+    def defaults(cls, given: Mapping[str, Any], site: Site, student: TapSpec, teacher: TapSpec) -> dict[str, Any]:
+        """See :meth:`MethodOptions.defaults`."""
+        values = super().defaults(given, site, student, teacher)
+        weights = values['loss_weights']
+        # Both are the teacher's own word: what is teacher-free without the one is so without the other.
+        own = given.get('loss_weights')
+        logit = own.get('logit', weights['logit']) if isinstance(own, Mapping) else weights['logit']
+        weights |= dict(box=logit, channel=weights['channel'] * logit)
+        if teacher.num_classes <= 1 or student.sigmoid or teacher.sigmoid:
+            values['imitation'] = None  # the task's tells the true one of several exclusive classes from the others
+        latent = values['autoencoder']
+        if latent and latent['latent_channels'] >= teacher.channels:
+            values['autoencoder'] = None
+        values['warmup'] = None  # see complete()
+        return values
+
+    def complete(self, site: Site, student: TapSpec, teacher: TapSpec) -> None:
+        """See :meth:`MethodOptions.complete`."""
+        weights = self.loss_weights
+        if self.warmup is None:
+            follows = weights['logit'] or (weights['anchor'] and self.target != 'label')
+            self.warmup = self.task_defaults.get(site.task, {}).get('warmup', 0) if follows else 0
+        if self.imitation is None and teacher.classifiers:
+            self.imitation = dict(type='dskd_mm.KDLoss')
+
+    @property
+    def samples(self) -> bool:
+        """Whether any loss rests on a denoised feature."""
+        return bool(self.loss_weights['lsh'] or self.loss_weights['virtual'])
+
+    @property
+    def compares_with_teacher(self) -> bool:
+        """Whether any loss, boxes aside, needs what the teacher makes of the images."""
+        weights = self.loss_weights
+        target_is_used = self.samples or weights['anchor']
+        needs_it = (self.samples and self.prior == 'teacher') or (self.target != 'label' and target_is_used)
+        return bool(needs_it or weights['logit'] or weights['channel'])
+
+    def check(self, owner: str, site: Site, student: TapSpec, teacher: TapSpec) -> None:
+        """See :meth:`MethodOptions.check`."""
+        super().check(owner, site, student, teacher)
+        check_choice(owner, 'prior', self.prior, ('student', 'teacher'))
+        check_choice(owner, 'target', self.target, ('label', 'soft', 'local'))
+        check_choice(owner, 'guidance_unit', self.guidance_unit, ('logit', 'gradient'))
+        check_temperature(owner, self.temperature)
+        if self.sampling_interval < 1:
+            raise ValueError(f'sampling_interval of {owner} must be at least 1, but got {self.sampling_interval}.')
+        self._check_bounds(owner, type(site).__name__, student, teacher)
+        weights = self.loss_weights
+        if not teacher.classifiers and (self.target != 'label' or weights['virtual'] or weights['logit']):
+            raise ValueError(
+                f"{type(site).__name__} has no linear classifier and expects target='label' and "
+                f'loss_weights=dict(virtual=0, logit=0), but got target={self.target!r}, loss_weights={weights}.'
+            )
+        if self.samples and (self.sampler or {}).get('noise') == 'adapter':
+            self._check_adapter()
+
+    def _check_bounds(self, owner: str, site: str, student: TapSpec, teacher: TapSpec) -> None:
+        """Refuse bounds of the cost that are none, or have no meaning at a site."""
+        for name, bound, unit in (('window', self.window, 'location'), ('guided_classes', self.guided_classes, 'class')):
+            if bound is True or (bound is not None and bound is not False and bound < 1):
+                raise ValueError(f'{name} of {owner} must be at least one {unit}, or False, but got {bound}.')
+        if self.window and not student.is_dense:
+            raise ValueError(
+                f'window={self.window} expects a classifier at every location, as in dense detection and segmentation, but '
+                f'{site} has none here: leave window out.'
+            )
+        if self.guided_classes and not teacher.classifiers:
+            raise ValueError(
+                f'guided_classes={self.guided_classes} expects a linear classifier, but {site} has none: leave '
+                'guided_classes out.'
+            )
+
+    def _check_adapter(self) -> None:
+        """Refuse a noise adapter that nothing would train."""
+        if self.detach:
+            raise ValueError(
+                "noise='adapter' has to be trained through the sampler, but detach=True samples without a graph: set "
+                "detach=False, or noise='schedule'."
+            )
+        if not self.loss_weights['virtual'] and not (self.lsh or {}).get('magnitude'):
+            raise ValueError(
+                "noise='adapter' has no loss to be trained by: the bits of a hash have no gradient. Set the loss weight "
+                "'virtual', or lsh=dict(magnitude=...), or noise='schedule'."
+            )
+        if self.sampling_interval > 1:
+            raise ValueError(
+                f"noise='adapter' is trained through the sampler, in every iteration, but got sampling_interval="
+                f"{self.sampling_interval}: set it to 1, or noise='schedule'."
+            )

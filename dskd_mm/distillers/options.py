@@ -1,0 +1,121 @@
+"""Options of a method, apart from its modules: their defaults, one row for each task, and what is refused."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, TypeVar
+
+from dskd_mm.arguments import check_arguments
+from dskd_mm.sites import Site
+from dskd_mm.structures import TapSpec
+
+Options = TypeVar('Options', bound='MethodOptions')
+
+
+@dataclass(kw_only=True)
+class MethodOptions:
+    """Base of the options of a method: a field for each, with its general default.
+
+    Attributes:
+        warmup (int): Iterations over which ``distill_losses`` and what :attr:`Distiller.warmed_losses` names grow linearly from
+            0 to their weight; their factor is logged as ``distill_warmup``. Defaults to 0, or the task's row.
+    """
+
+    task_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """The row of each task: defaults that go before those of the fields. A task without a row has these."""
+    merged: ClassVar[tuple[str, ...]] = ('loss_weights',)
+    """Options that are dicts of which a config may name some keys: the others keep their default."""
+    losses: ClassVar[Mapping[str, float]] = {}
+    """The method's own losses by name, with their general weights: the default of an option ``loss_weights``."""
+
+    warmup: int | None = None
+
+    @classmethod
+    def resolve(
+        cls: type[Options], owner: type, given: Mapping[str, Any], site: Site, student: TapSpec, teacher: TapSpec
+    ) -> Options:
+        """Return options with every default filled in, and refuse what cannot train.
+
+        Args:
+            owner (type): The distiller, for messages.
+            given (Mapping): What the config says; None stands for the default.
+            site (Site): Names the task, see :attr:`~dskd_mm.sites.Site.task`.
+            student (TapSpec): Where the student is tapped.
+            teacher (TapSpec): Where the teacher is tapped.
+
+        Raises:
+            TypeError: If there is no option of a name.
+            ValueError: If a value is out of its range, or a combination cannot train.
+        """
+        check_arguments(owner, given)
+        given = {name: value for name, value in given.items() if value is not None}
+        values = cls.defaults(given, site, student, teacher)
+        for name, value in given.items():
+            is_part = name in cls.merged and isinstance(value, Mapping)
+            values[name] = {**(values[name] or {}), **value} if is_part else value
+        if cls.losses:
+            check_weights(owner.__name__, values['loss_weights'], cls.losses, given.get('loss_weights'))
+        options = cls(**values)
+        options.complete(site, student, teacher)
+        options.check(owner.__name__, site, student, teacher)
+        return options
+
+    @classmethod
+    def defaults(cls, given: Mapping[str, Any], site: Site, student: TapSpec, teacher: TapSpec) -> dict[str, Any]:
+        """Return all defaults: those of the fields, and before them the task's row.
+
+        Args:
+            given (Mapping): What the config says, on which a default may depend.
+            site (Site): Names the task.
+            student (TapSpec): Where the student is tapped.
+            teacher (TapSpec): Where the teacher is tapped.
+        """
+        values: dict[str, Any] = {field.name: field.default for field in fields(cls)}
+        if cls.losses:
+            values['loss_weights'] = dict(cls.losses)
+        for name, value in cls.task_defaults.get(site.task, {}).items():
+            values[name] = {**(values[name] or {}), **value} if name in cls.merged else value
+        return values
+
+    def complete(self, site: Site, student: TapSpec, teacher: TapSpec) -> None:
+        """Fill in what follows from other options or from the models."""
+        if self.warmup is None:
+            self.warmup = 0
+
+    def check(self, owner: str, site: Site, student: TapSpec, teacher: TapSpec) -> None:
+        """Refuse what cannot train.
+
+        Raises:
+            ValueError: If a value is out of its range, or a combination cannot train.
+        """
+        if self.warmup is None or self.warmup < 0:
+            raise ValueError(f'warmup of {owner} must not be negative, but got {self.warmup}.')
+
+
+def check_choice(owner: str, name: str, value: Any, known: tuple[Any, ...]) -> None:
+    """Refuse a value that is none of those known.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if value not in known:
+        raise ValueError(f'{name} of {owner} must be one of {known}, but got {value!r}.')
+
+
+def check_weights(owner: str, weights: Mapping[str, float], known: Mapping[str, float], given: Any = None) -> None:
+    """Refuse weights of losses that there are not, and negative ones.
+
+    Args:
+        owner (str): Whose they are, for the error.
+        weights (Mapping[str, float]): The weights, with all defaults.
+        known (Mapping[str, float]): The losses by name.
+        given (Any): What the config says, for the error. Defaults to None: ``weights``.
+
+    Raises:
+        ValueError: If a loss of another name is given, or a weight that is negative or no number.
+    """
+    are_numbers = all(isinstance(weight, (int, float)) for weight in weights.values())
+    if set(weights) != set(known) or not are_numbers or min(weights.values()) < 0:
+        raise ValueError(
+            f'loss_weights of {owner} expects weights of {sorted(known)} that are not negative, but got '
+            f'{dict(weights if given is None else given)}.'
+        )

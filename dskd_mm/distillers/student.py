@@ -1,0 +1,65 @@
+"""The student of a distiller: a host's model, built as its own library builds it."""
+
+import copy
+from typing import Any
+
+from mmengine.config import ConfigDict
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from torch import nn
+
+from dskd_mm.utils.checkpoint import STUDENT_PREFIX
+
+
+def build_student(config: dict | nn.Module, data_preprocessor: dict | nn.Module | None) -> BaseModel:
+    """Build the student under the host's scope; a model is returned as it is.
+
+    Args:
+        config (dict | nn.Module): Its config, or itself.
+        data_preprocessor (dict | nn.Module, optional): Its preprocessor if its config has none.
+
+    Raises:
+        TypeError: If it is no model of mmengine, or itself a distiller.
+    """
+    student: Any = config
+    if isinstance(config, dict):
+        if 'type' not in config:
+            raise TypeError(
+                'student expects the config of a model, dict(type=...), or student=_base_.model, but got one with the keys '
+                f'{sorted(config)}.'
+            )
+        # Hosts write into the configs of what they build, and the teacher may have the same one.
+        cfg = ConfigDict(copy.deepcopy(config))
+        if cfg.get('data_preprocessor') is None:
+            cfg.data_preprocessor = data_preprocessor
+        student = MMENGINE_MODELS.build(cfg)
+    if hasattr(student, 'distill') or not isinstance(student, BaseModel):
+        raise TypeError(
+            f'The student is expected to be a plain model of a host library, but got a {type(student).__name__}. Take the '
+            "config of the plain student as _base_, or the distiller's student: student=_base_.model.student."
+        )
+    return student
+
+
+def accept_checkpoint(student: nn.Module, state_dict: dict[str, Any], prefix: str) -> None:
+    """Give the keys of a plain student's checkpoint the prefix that a distiller's have, in place.
+
+    Args:
+        student (nn.Module): The student.
+        state_dict (dict): What is to be loaded into the distiller.
+        prefix (str): Where the distiller stands in it.
+
+    Raises:
+        ValueError: If no key belongs to the student.
+    """
+    if any(key.startswith(prefix + STUDENT_PREFIX) for key in state_dict):
+        return
+    keys = [key.removeprefix(prefix) for key in state_dict if key.startswith(prefix)]
+    if set(student.state_dict()).isdisjoint(keys):
+        raise ValueError(
+            f'The checkpoint is expected to hold a {type(student).__name__} student or a distiller of one, but none of its '
+            f'{len(keys)} keys ({", ".join(keys[:3])}, ...) belongs to it: is it of another architecture?'
+        )
+    # All of them: what does not fit is for the student to translate or for the loading to report.
+    for key in keys:
+        state_dict[prefix + STUDENT_PREFIX + key] = state_dict.pop(prefix + key)

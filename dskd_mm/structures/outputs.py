@@ -1,0 +1,175 @@
+"""What models give in one forward pass, as their taps record it."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor, nn
+
+from dskd_mm.features.pyramid import Pyramid, fold_priors
+from dskd_mm.features.tap import CallTap, FeatureTap, Tap
+from dskd_mm.features.window import Window
+from dskd_mm.structures.taps import TapSpec
+
+
+class TapRecord:
+    """A model's taps at a site, open during one forward pass.
+
+    Args:
+        model (nn.Module): The model.
+        spec (TapSpec): Where to tap it.
+        owner (str): How to call the model in errors.
+    """
+
+    def __init__(self, model: nn.Module, spec: TapSpec, owner: str) -> None:
+        self.spec = spec
+        self.owner = owner
+        self.feature_taps = [FeatureTap(model, path, spec.io, spec.index, owner) for path in spec.features]
+        self.logits_taps = [FeatureTap(model, path, 'output', None, owner) for path in spec.classifiers]
+        self.call_taps = {name: CallTap(model, path, owner) for name, path in spec.calls.items()}
+        self.layer_taps = {
+            name: FeatureTap(model, layer.path, layer.io, layer.index, owner) for name, layer in spec.layers.items()
+        }
+        # Heads return (classes, boxes, ...), each a list of levels.
+        self.box_taps = [FeatureTap(model, spec.part, 'output', (1, 'all'), owner)] if spec.boxes else []
+        self._stack = ExitStack()
+
+    def __enter__(self) -> 'TapRecord':
+        taps: list[Tap] = [*self.feature_taps, *self.logits_taps, *self.box_taps]
+        for tap in (*taps, *self.call_taps.values(), *self.layer_taps.values()):
+            self._stack.enter_context(tap)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stack.close()
+
+    @property
+    def features(self) -> list[Tensor]:
+        """The feature of each level, (B, C, H, W); vectors come with H = W = 1.
+
+        Raises:
+            ValueError: If a shape or the number of levels is not as expected.
+        """
+        return [as_map(tap, value, self.spec.channels) for tap, value in self._values(self.feature_taps)]
+
+    @property
+    def layers(self) -> dict[str, list[Tensor]]:
+        """The maps (B, C, H, W) of each of :attr:`TapSpec.layers`: one, or one per level.
+
+        Raises:
+            ValueError: If a shape is not as expected.
+        """
+        found = {}
+        for name, tap in self.layer_taps.items():
+            layer = self.spec.layers[name]
+            values = tap.values if layer.index == 'all' else [tap.value]
+            found[name] = [as_map(tap, value, layer.channels) for value in values]
+        return found
+
+    @property
+    def logits(self) -> list[Tensor]:
+        """The raw output of the classification layer at each level: (B, K), or (B, A*K, H, W)."""
+        return [value for _, value in self._values(self.logits_taps)]
+
+    @property
+    def boxes(self) -> list[Tensor]:
+        """The boxes at each level, (B, A*P, H, W), in the encoding of :attr:`TapSpec.boxes`; none where that is None."""
+        values = [value for _, value in self._values(self.box_taps)]
+        if not self.spec.box_scales:
+            return values
+        return [value * scale for value, scale in zip(values, self.spec.box_scales, strict=True)]
+
+    @property
+    def captured(self) -> list[tuple[str, Tensor]]:
+        """All tensors that the taps captured, each with the name of its tap and, if there are several, its number."""
+        found: list[tuple[str, Tensor]] = []
+        for tap in (*self.feature_taps, *self.layer_taps.values(), *self.logits_taps, *self.box_taps):
+            values = tap.values
+            names = [repr(tap)] if len(values) == 1 else [f'{tap!r}, number {i},' for i in range(len(values))]
+            found += zip(names, values, strict=True)
+        return found
+
+    def calls(self, name: str) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+        """Positional and named arguments of the calls of a module of :attr:`TapSpec.calls`."""
+        return self.call_taps[name].calls
+
+    def _values(self, taps: Sequence[FeatureTap]) -> list[tuple[FeatureTap, Tensor]]:
+        if not self.spec.is_pyramid:
+            return [(tap, tap.value) for tap in taps]
+        found = [(tap, value) for tap in taps for value in tap.values]
+        if taps and self.spec.strides and len(found) != len(self.spec.strides):
+            raise ValueError(
+                f'The {taps[0]!r} is expected to fire for each of the {len(self.spec.strides)} levels of the pyramid, but got '
+                f'{len(found)} tensors. Name the layer that all levels share, or one for each level, in the site.'
+            )
+        return found
+
+
+@dataclass
+class ModelOutputs:
+    """What a model showed at a site in one forward pass.
+
+    Attributes:
+        features (list[Tensor]): The feature of each level, (B, C, H, W).
+        logit_levels (list[Tensor]): The raw output of the classification layer at each level, (B, K) or (B, A*K, H, W); none
+            without a linear classifier. Defaults to none.
+        box_levels (list[Tensor]): The boxes at each level, (B, A*P, H, W), if the head predicts any. Defaults to none.
+        layers (dict[str, list[Tensor]]): The maps of each further layer, (B, C, H, W) a level. Defaults to none.
+        num_priors (int): Predictions A at each location. Defaults to 1.
+    """
+
+    features: list[Tensor]
+    logit_levels: list[Tensor] = field(default_factory=list)
+    box_levels: list[Tensor] = field(default_factory=list)
+    layers: dict[str, list[Tensor]] = field(default_factory=dict)
+    num_priors: int = 1
+
+    # Packed when they are asked for: who looks through a window needs no copy of all predictions.
+    @cached_property
+    def logits(self) -> Any:
+        """Class logits in float32: (B, K), or the M predictions of all levels, (B, K, M). None without a linear classifier."""
+        return self._pack(self.logit_levels)
+
+    @cached_property
+    def boxes(self) -> Any:
+        """The boxes of all levels in float32, (B, P, M), or (B, P). None if the head predicts none."""
+        return self._pack(self.box_levels)
+
+    def maps(self, on: str) -> list[Tensor]:
+        """The maps that a loss reads, (B, C, H, W) a level.
+
+        Args:
+            on (str): 'feature' for the site's, 'logits' where there are any, or the name of a layer: what a distiller calls
+                readable. Logits are maps, too, the anchors of a location beside each other (H, W * A).
+        """
+        if on == 'logits':
+            folded = [fold_priors(level.float(), self.num_priors) for level in self.logit_levels]
+            return [level[:, :, None, None] if level.ndim == 2 else level.flatten(3) for level in folded]
+        return self.features if on == 'feature' else self.layers[on]
+
+    def within(self, window: Window) -> 'ModelOutputs':
+        """Features and predictions in a window alone."""
+        logits, boxes = (window.cut(maps) if maps else [] for maps in (self.logit_levels, self.box_levels))
+        return ModelOutputs(window.cut(self.features), logits, boxes, num_priors=self.num_priors)
+
+    def _pack(self, levels: Sequence[Tensor]) -> Tensor | None:
+        """Predictions of all levels, with several anchors at a location one after the other."""
+        return Pyramid.pack([fold_priors(level.float(), self.num_priors) for level in levels]) if levels else None
+
+
+def as_map(tap: FeatureTap, value: Tensor, channels: int) -> Tensor:
+    """What a tap captured as a map (B, C, H, W); vectors come with H = W = 1.
+
+    Raises:
+        ValueError: If its shape is not as expected.
+    """
+    level = value[:, :, None, None] if value.ndim == 2 else value
+    if level.ndim != 4 or level.shape[1] != channels:
+        raise ValueError(
+            f'The {tap!r} is expected to be of shape (B, {channels}, H, W) or (B, {channels}), but got {tuple(value.shape)}. '
+            'Tap another module, or correct its channels.'
+        )
+    return level
