@@ -60,10 +60,7 @@ class CIFARBackbone(BaseModule):
                 )
         self.out_indices = tuple(index % total for index in indices)
         if not indices or list(self.out_indices) != sorted(set(self.out_indices)):
-            raise ValueError(
-                'out_indices must name at least one stage, in rising order and each once, '
-                f'but got {out_indices}'
-            )
+            raise ValueError(f'out_indices must name at least one stage, in rising order and each once, but got {out_indices}')
         self.num_stages = self.out_indices[-1] + 1
         self.out_channels = self.stage_channels[self.out_indices[-1]]
         self._stage_names: list[str] = []

@@ -33,9 +33,7 @@ class Bottleneck(nn.Module):
         self.bn3 = nn.BatchNorm2d(out_channels)
         self.downsample = None
         if stride != 1 or in_channels != out_channels:
-            self.downsample = nn.Sequential(
-                *conv_bn(in_channels, out_channels, 1, stride=stride, act=False)
-            )
+            self.downsample = nn.Sequential(*conv_bn(in_channels, out_channels, 1, stride=stride, act=False))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C_in, H, W) to (B, 4 C_mid, H / stride, W / stride)."""
@@ -87,9 +85,7 @@ class CIFARBottleneckResNet(CIFARBackbone):
         for index in range(self.num_stages):
             width = self.stage_channels[index]
             blocks = [Bottleneck(previous, mids[index], stride=1 if index == 0 else 2)]
-            blocks += [
-                Bottleneck(width, mids[index]) for _ in range(self.num_blocks[depth][index] - 1)
-            ]
+            blocks += [Bottleneck(width, mids[index]) for _ in range(self.num_blocks[depth][index] - 1)]
             self.add_stage(f'layer{index + 1}', nn.Sequential(*blocks))
             previous = width
 

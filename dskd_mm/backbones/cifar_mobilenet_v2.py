@@ -87,9 +87,7 @@ class CIFARMobileNetV2(CIFARBackbone):
             ratio = 1 if index == 0 else expand_ratio
             blocks = [InvertedResidual(previous, widths[index], stride, ratio)]
             previous = widths[index]
-            blocks += [
-                InvertedResidual(previous, previous, 1, ratio) for _ in range(num_blocks - 1)
-            ]
+            blocks += [InvertedResidual(previous, previous, 1, ratio) for _ in range(num_blocks - 1)]
             self.add_stage(f'layer{index + 1}', nn.Sequential(*blocks))
         if self.num_stages > len(self.arch_settings):
             self.add_stage('conv2', nn.Sequential(*conv_bn(previous, widths[-1], 1)))

@@ -26,9 +26,7 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.downsample = None
         if stride != 1 or in_channels != out_channels:
-            self.downsample = nn.Sequential(
-                *conv_bn(in_channels, out_channels, 1, stride=stride, act=False)
-            )
+            self.downsample = nn.Sequential(*conv_bn(in_channels, out_channels, 1, stride=stride, act=False))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C_in, H, W) to (B, C_out, H / stride, W / stride)."""

@@ -87,9 +87,7 @@ class CIFARShuffleNetV1(CIFARBackbone):
         init_cfg: dict | Sequence[dict] | None = None,
     ) -> None:
         if len(stage_channels) != len(self.num_units):
-            raise ValueError(
-                f'stage_channels must have {len(self.num_units)} numbers, but got {stage_channels}'
-            )
+            raise ValueError(f'stage_channels must have {len(self.num_units)} numbers, but got {stage_channels}')
         super().__init__(stage_channels, out_indices, init_cfg)
         self.conv1 = nn.Conv2d(in_channels, self.stem_channels, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(self.stem_channels)
@@ -99,9 +97,7 @@ class CIFARShuffleNetV1(CIFARBackbone):
             # The stem is too narrow for a group convolution to pay (section 3.2 of the paper).
             first_groups = 1 if index == 0 else groups
             units = [ShuffleUnit(previous, width, 2, groups, first_groups)]
-            units += [
-                ShuffleUnit(width, width, 1, groups) for _ in range(self.num_units[index] - 1)
-            ]
+            units += [ShuffleUnit(width, width, 1, groups) for _ in range(self.num_units[index] - 1)]
             self.add_stage(f'layer{index + 1}', nn.Sequential(*units))
             previous = width
 

@@ -93,9 +93,7 @@ class CIFARShuffleNetV2(CIFARBackbone):
         init_cfg: dict | Sequence[dict] | None = None,
     ) -> None:
         if widen_factor not in self.arch_settings:
-            raise ValueError(
-                f'widen_factor must be one of {list(self.arch_settings)}, but got {widen_factor}'
-            )
+            raise ValueError(f'widen_factor must be one of {list(self.arch_settings)}, but got {widen_factor}')
         super().__init__(self.arch_settings[widen_factor], out_indices, init_cfg)
         self.conv1 = nn.Conv2d(in_channels, self.stem_channels, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(self.stem_channels)

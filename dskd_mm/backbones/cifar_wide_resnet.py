@@ -22,9 +22,7 @@ class PreActBlock(nn.Module):
         drop_rate (float): Dropout between the convolutions. Defaults to 0.
     """
 
-    def __init__(
-        self, in_channels: int, out_channels: int, stride: int = 1, drop_rate: float = 0.0
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1, drop_rate: float = 0.0) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)

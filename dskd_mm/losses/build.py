@@ -41,9 +41,10 @@ def build_loss(
             f"{name} expects the config of a {kind.__name__} of dskd_mm ({', '.join(known)}), type='dskd_mm.KDLoss', but got "
             f'{config}.'
         )
+    found: Any = cls
     check_arguments(cls, config, name)
     defaults = {key: value for key, value in defaults.items() if key in arguments_of(cls)}
-    arguments = {**defaults, **cls.arguments_for(config, student, teacher, name), **config, 'type': cls}
-    loss = MODELS.build(arguments)
+    arguments = {**defaults, **found.arguments_for(config, student, teacher, name), **config, 'type': cls}
+    loss: Any = MODELS.build(arguments)
     loss.bind(student, teacher, name)
     return loss

@@ -15,7 +15,6 @@ from dskd_mm.utils.atomic import write_atomically
 ATOMIC = 'dskd_mm.atomic'
 
 
-
 @register_backend(ATOMIC)
 class AtomicBackend(LocalBackend):
     """mmengine's backend for local files, writing by :func:`write_atomically` and removing nothing before.

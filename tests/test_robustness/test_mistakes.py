@@ -485,7 +485,6 @@ TAPS: dict[str, Row] = {
         ValueError,
         ["output of 'backbone.layer3' in the student", '(B, 24, H, W)', '(4, 16, 4, 4)', 'correct its channels'],
     ),
-
     'unknown': (
         set_feature('backbone.layr3'),
         ValueError,
@@ -932,9 +931,7 @@ CONFIG_FILES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
 
 
 @pytest.mark.parametrize('name', CONFIG_FILES)
-def test_a_config_file_that_cannot_be_read_is_reported(
-    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_config_file_that_cannot_be_read_is_reported(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     write, words = CONFIG_FILES[name]
     write(tmp_path)
     with pytest.raises(SystemExit) as caught:
@@ -988,9 +985,7 @@ ENVIRONMENTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str, list[st
 
 
 @pytest.mark.parametrize('name', ENVIRONMENTS)
-def test_an_environment_that_lacks_something_is_reported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_an_environment_that_lacks_something_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     pytest.importorskip('mmpretrain')
     spoil, subject, words = ENVIRONMENTS[name]
     cfg = distiller_run_config(str(tmp_path))
@@ -1003,7 +998,7 @@ def test_an_environment_that_lacks_something_is_reported(
 
 def test_without_mmengine_the_package_says_what_to_install() -> None:
     """It cannot be told by a check of the package: nothing of it can be imported."""
-    code = "import importlib.util as util; util.find_spec = lambda name: None; import dskd_mm"
+    code = 'import importlib.util as util; util.find_spec = lambda name: None; import dskd_mm'
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert done.returncode == 1
     assert_says(done.stderr, ['ImportError', 'dskd_mm needs mmengine and mmcv', "pip install 'dskd_mm[cls]'"])

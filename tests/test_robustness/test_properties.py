@@ -56,9 +56,7 @@ def test_what_is_packed_can_be_taken_out(sizes: list[tuple[int, int]], batch: in
 
 @properties
 @given(sizes, small, small, small, seeds)
-def test_levels_are_mapped_one_by_one(
-    sizes: list[tuple[int, int]], batch: int, channels: int, outputs: int, seed: int
-) -> None:
+def test_levels_are_mapped_one_by_one(sizes: list[tuple[int, int]], batch: int, channels: int, outputs: int, seed: int) -> None:
     maps = [randn(seed + i, batch, channels, *size) for i, size in enumerate(sizes)]
     kernels = [randn(seed - i, outputs, channels, 3, 3) for i in range(len(sizes))]
 
@@ -171,9 +169,7 @@ def test_locations_are_chosen_once_and_ignored_ones_last(
 
 @properties
 @given(small, st.integers(1, 4), st.integers(1, 6), st.integers(1, 3), seeds)
-def test_a_location_has_the_class_of_its_predictions(
-    batch: int, classes: int, length: int, anchors: int, seed: int
-) -> None:
+def test_a_location_has_the_class_of_its_predictions(batch: int, classes: int, length: int, anchors: int, seed: int) -> None:
     drawn = torch.randint(-1, classes + 1, (batch, length, anchors), generator=torch.Generator().manual_seed(seed))
     probability = torch.stack([(drawn == k).float() for k in range(classes)], dim=1).flatten(2)
     weight = (drawn >= 0).float().flatten(1)[:, None]
@@ -238,9 +234,7 @@ def test_timesteps_fall_from_the_start_to_the_end(train_steps: int, steps: int, 
 
 @properties
 @given(small, small, st.lists(small, max_size=2), st.integers(0, 999), seeds)
-def test_noise_that_is_known_can_be_taken_away(
-    batch: int, channels: int, rest: list[int], timestep: int, seed: int
-) -> None:
+def test_noise_that_is_known_can_be_taken_away(batch: int, channels: int, rest: list[int], timestep: int, seed: int) -> None:
     schedule = DDIMSchedule()
     clean = randn(seed, batch, channels, *rest, dtype=torch.float64)
     noise = randn(seed + 1, batch, channels, *rest, dtype=torch.float64)
@@ -261,9 +255,7 @@ def test_noise_that_is_known_can_be_taken_away(
 
 
 @properties
-@given(
-    st.tuples(small, small), st.lists(small, max_size=2), st.integers(1, 8), st.floats(0.1, 0.9), st.booleans(), seeds
-)
+@given(st.tuples(small, small), st.lists(small, max_size=2), st.integers(1, 8), st.floats(0.1, 0.9), st.booleans(), seeds)
 def test_a_perfect_denoiser_finds_the_clean_feature(
     shape: tuple[int, int], rest: list[int], steps: int, start: float, guided: bool, seed: int
 ) -> None:
@@ -332,9 +324,7 @@ def test_the_gradient_of_a_convolution_is_autograds(
 
 @properties
 @given(small, small, st.integers(1, 4), small, small, seeds)
-def test_anchors_are_folded_and_unfolded(
-    batch: int, classes: int, anchors: int, height: int, width: int, seed: int
-) -> None:
+def test_anchors_are_folded_and_unfolded(batch: int, classes: int, anchors: int, height: int, width: int, seed: int) -> None:
     logits = randn(seed, batch, anchors * classes, height, width)
     folded = fold_priors(logits, anchors)
     assert torch.equal(unfold_priors(folded, anchors), logits)

@@ -129,7 +129,9 @@ def test_mmengine_reads_by_our_rules(poisoned: str, tmp_path: Path, proof: Path)
     assert loaded._metadata == state._metadata
 
 
-@pytest.mark.parametrize('name', ['https://example.com/a.pth', 'torchvision://resnet18', 'open-mmlab://detectron2/resnet50_caffe'])
+@pytest.mark.parametrize(
+    'name', ['https://example.com/a.pth', 'torchvision://resnet18', 'open-mmlab://detectron2/resnet50_caffe']
+)
 def test_mmengine_downloads_by_our_rules(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     seen = []
 
