@@ -19,34 +19,28 @@ import shlex
 import statistics
 import sys
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
 from mmengine.config import Config, DictAction
-from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS, DefaultScope
-from torch import nn
-from torch.autograd.profiler_util import FunctionEvent
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 if not __package__:  # called as a script, which sees its own folder only
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from benchmarks.cost_growth import growth
+from benchmarks.profiling import activities, count, deviation, labelled, now, ratios, shares
 from benchmarks.records import append, origin
 from benchmarks.runner import ROOT
-from dskd_mm.distillers import Distiller, DSKDDistiller
-from dskd_mm.guidance import TeacherClassifier
+from dskd_mm.distillers import Distiller
 from dskd_mm.optim import BF16OptimWrapper
-from dskd_mm.sites import Site
-from dskd_mm.structures import TapSpec, Target
 from dskd_mm.utils.config import load_config, model_config, student_config
 from dskd_mm.utils.methods import apply_method, suits
 from dskd_mm.utils.synthetic import synthetic_batch
@@ -55,7 +49,6 @@ RESULTS = ROOT / 'benchmarks' / 'results' / 'cost.jsonl'
 TEACHER_FREE = {'model.target': 'label', 'model.loss_weights.logit': 0}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {'teacher_free': ('dskd', TEACHER_FREE)}
 """Methods with other options: the method and the options by the name that records carry."""
-PARTS = ('student', 'teacher', 'anchor', 'denoiser training', 'sampling', 'guidance', 'hashing', 'other losses', 'optimizer')
 
 
 class Contestant:
@@ -166,104 +159,6 @@ class Contestant:
         return shares(list(profiler.events()), self.device)
 
 
-def now(device: torch.device) -> float:
-    """Seconds of the clock when a device has done what it was told."""
-    if device.type == 'cuda':
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
-def count(model: nn.Module) -> int:
-    """Trainable parameters."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
-def activities(device: torch.device) -> list[ProfilerActivity]:
-    """What to profile on a device."""
-    return [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == 'cuda' else [])
-
-
-@contextmanager
-def labelled(model: nn.Module) -> Iterator[None]:
-    """Mark the parts of a distiller's step for the profiler."""
-
-    def mark(owner: Any, name: str, part: str) -> Any:
-        function = getattr(owner, name)
-
-        def marked(*args: Any, **kwargs: Any) -> Any:
-            with record_function(f'part: {part}'):
-                return function(*args, **kwargs)
-
-        return mock.patch.object(owner, name, marked)
-
-    patches = []
-    if isinstance(model, Distiller):
-        from dskd_mm.guidance import ClassifierGuidance, ClassifierGuide, HeadLossGuide
-
-        patches = [
-            mark(model, 'distill', 'other losses'),
-            mark(model, 'run_teacher', 'teacher'),
-            mark(model.student, 'forward', 'student'),
-            mark(ClassifierGuidance, '__call__', 'guidance'),
-            mark(ClassifierGuide, 'loss', 'anchor'),
-            mark(HeadLossGuide, 'loss', 'anchor'),
-        ]
-        if getattr(model, 'diffusion', None) is not None:
-            patches += [
-                mark(model.diffusion, 'loss', 'denoiser training'),
-                mark(model.diffusion.sampler, 'forward', 'sampling'),
-            ]
-        for name, part in (('align', 'anchor'), ('lsh', 'hashing')):
-            module = getattr(model, name, None)
-            if isinstance(module, nn.Module):
-                patches.append(mark(module, 'forward', part))
-    else:
-        patches = [mark(model, 'forward', 'student')]
-    for patch in patches:
-        patch.start()
-    try:
-        yield
-    finally:
-        for patch in patches:
-            patch.stop()
-
-
-def shares(events: list[FunctionEvent], device: torch.device) -> dict[str, float]:
-    """Share of each part in the time of profiled events."""
-    label = 'part: '
-
-    def enclosing(event: FunctionEvent) -> Iterator[FunctionEvent]:
-        parent: FunctionEvent | None = event
-        while parent is not None:
-            yield parent
-            parent = parent.cpu_parent
-
-    def own_part(event: FunctionEvent) -> str | None:
-        return next((e.name.removeprefix(label) for e in enclosing(event) if e.name.startswith(label)), None)
-
-    def backward_of(event: FunctionEvent) -> int | None:
-        return next((e.sequence_nr for e in enclosing(event) if 'evaluate_function' in e.name), None)
-
-    # The last operation that began with a number is the one that made the node of the graph.
-    maker: dict[int, str] = {}
-    for event in sorted(events, key=lambda event: event.time_range.start):
-        part = own_part(event)
-        if event.sequence_nr >= 0 and part is not None and backward_of(event) is None:
-            maker[event.sequence_nr] = part
-    found: dict[str, float] = defaultdict(float)
-    for event in events:
-        if event.is_async or event.device_type != torch.autograd.DeviceType.CPU:
-            continue
-        seconds = event.self_device_time_total if device.type == 'cuda' else event.self_cpu_time_total
-        node = backward_of(event)
-        part = own_part(event) if node is None else maker.get(node)
-        if part is None:
-            part = 'optimizer' if any('Optimizer' in e.name for e in enclosing(event)) else 'student'
-        found[part] += seconds
-    total = sum(found.values())
-    return {part: round(found[part] / total, 4) for part in PARTS if part in found}
-
-
 class SamplerCall:
     """One call of a distiller's sampler, to be repeated beside the bare forward passes of the denoiser that it makes.
 
@@ -348,128 +243,6 @@ def measure(config: Path, args: argparse.Namespace) -> Iterator[dict]:
         yield record
 
 
-class Source(BaseModel):
-    """A student that is nothing but its features, parameters, so that all that a step costs is the distillation."""
-
-    def __init__(self, images: int, channels: int, sizes: list[int]) -> None:
-        super().__init__()
-        self.maps = nn.ParameterList(torch.randn(images, channels, size, size) for size in sizes)
-        self.tap, self.classifier = nn.Identity(), nn.Conv2d(channels, GROWTH_CLASSES, 1)
-
-    def forward(self, inputs: Any, data_samples: Any = None, mode: str = 'loss') -> dict[str, torch.Tensor]:
-        """Show the features to whoever taps them."""
-        return {'loss': sum(self.classifier(self.tap(level)).sum() for level in self.maps) * 0}  # type: ignore[dict-item]
-
-
-class SourceSite(Site):
-    """The site of :class:`Source`: a 1x1 classifier at every location, random classes, all locations of an image hashed."""
-
-    vectors_per_image = 256
-
-    def __init__(self, channels: int, levels: int) -> None:
-        self.spec = TapSpec(
-            part='',
-            classifiers=('classifier',),
-            sigmoid=False,
-            num_classes=GROWTH_CLASSES,
-            features=('tap',),
-            io='output',
-            channels=channels,
-            is_dense=True,
-            strides=tuple((2**i, 2**i) for i in range(levels)),
-        )
-
-    def student_spec(self, model: nn.Module) -> TapSpec:
-        """See :meth:`Site.student_spec`."""
-        return self.spec
-
-    def teacher_spec(self, model: nn.Module | None, teacher: Any) -> TapSpec:
-        """See :meth:`Site.teacher_spec`."""
-        return self.spec
-
-    def target(self, record: Any, data_samples: Any, num_classes: int, sigmoid: bool) -> Target:
-        """Random classes."""
-        shapes = [(level.shape[0], level.shape[2] * level.shape[3]) for level in record.logits]
-        labels = torch.cat([torch.randint(num_classes, shape, device=record.logits[0].device) for shape in shapes], dim=1)
-        return Target(nn.functional.one_hot(labels, num_classes).transpose(1, 2).float())
-
-
-GROWTH_CLASSES = 20
-BASE = dict(steps=5, channels=256, size=32, images=4, levels=1, bits=2048)
-"""What is measured when nothing else is said: 4 maps of 32 x 32 with 256 channels."""
-GROWTH: dict[str, tuple[int, ...]] = dict(
-    steps=(1, 2, 5, 10, 20),
-    channels=(64, 128, 256, 512, 1024, 2048),
-    size=(8, 16, 32, 64),
-    images=(1, 2, 4, 8, 16),
-    levels=(1, 2, 3, 5),
-    bits=(256, 1024, 2048, 8192),
-)
-"""How far each is varied while the others stay."""
-
-
-class Growing:
-    """DSKD on features of a given size, without a student or a teacher around it.
-
-    Args:
-        device (str): Where.
-        steps (int): Sampling steps.
-        channels (int): Channels of the features.
-        size (int): Height and width of the finest level; each further one has half of them.
-        images (int): Images in a batch.
-        levels (int): Levels of the pyramid.
-        bits (int): Bits of the hash.
-    """
-
-    def __init__(self, device: str, steps: int, channels: int, size: int, images: int, levels: int, bits: int) -> None:
-        torch.manual_seed(0)
-        source = Source(images, channels, [max(size >> i, 1) for i in range(levels)])
-        self.model = DSKDDistiller(
-            source,
-            dict(config=dict(model=dict(type='none')), checkpoint='none'),
-            site=SourceSite(channels, levels),
-            target='label',
-            window=False,
-            loss_weights=dict(logit=0),
-            sampler=dict(steps=steps),
-            lsh=dict(bits=bits),
-        ).to(device)
-        self.model.teacher.classifiers = [TeacherClassifier.from_layer(source.classifier).to(device)]
-        self.images, self.device = images, torch.device(device)
-
-    def step(self) -> float:
-        """Seconds of a step, forward and backward."""
-        begin = now(self.device)
-        losses = self.model(torch.zeros(self.images, 1, 1, 1, device=self.device), [None] * self.images, mode='loss')
-        self.model.parse_losses(losses)[0].backward()
-        seconds = now(self.device) - begin
-        self.model.zero_grad(set_to_none=True)
-        return seconds
-
-
-def growth(args: argparse.Namespace) -> Iterator[dict]:
-    """How a step of DSKD's own grows; one record for each point of each axis."""
-    points = {(axis, value): BASE | {axis: value} for axis, values in GROWTH.items() for value in values}
-    for axis in GROWTH:
-        own = {key: Growing(args.device, **given) for key, given in points.items() if key[0] == axis}
-        seconds: dict[tuple[str, int], list[float]] = defaultdict(list)
-        for _ in range(args.warmup + args.rounds):
-            for key, growing in own.items():
-                seconds[key].append(growing.step())
-        for key, growing in own.items():
-            timed = seconds[key][args.warmup :]
-            yield dict(
-                growth=axis,
-                value=key[1],
-                **{name: points[key][name] for name in BASE},
-                device=args.device,
-                rounds=args.rounds,
-                step_seconds=round(statistics.median(timed), 5),
-                step_spread=round(deviation(timed), 5),
-                added_parameters=count(growing.model) - count(growing.model.student),
-            )
-
-
 def save_random_teacher(cfg: Config, path: str) -> None:
     """Save a teacher of a distiller's config with random weights."""
     config = load_config(cfg.model.teacher.config)
@@ -489,18 +262,6 @@ def sampler_record(contestant: Contestant, args: argparse.Namespace) -> dict:
             unguided.append(call.seconds(bare=False))
         bare.append(call.seconds(bare=True))
     return {**ratios('sampler', guided, bare), **ratios('unguided_sampler', unguided, bare)}
-
-
-def ratios(name: str, own: list[float], base: list[float]) -> dict[str, float]:
-    """Median and spread of the ratios within rounds."""
-    values = [a / b for a, b in zip(own, base, strict=True)]
-    return {f'{name}_ratio': round(statistics.median(values), 4), f'{name}_ratio_spread': round(deviation(values), 4)}
-
-
-def deviation(values: list[float]) -> float:
-    """Median absolute deviation from the median, scaled to the standard deviation of a normal distribution."""
-    middle = statistics.median(values)
-    return 1.4826 * statistics.median(abs(value - middle) for value in values)
 
 
 def write(record: dict, path: Path) -> None:

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 
 from benchmarks.records import records
 from benchmarks.runner import ROOT
-from benchmarks.settings import METHODS
 from benchmarks.style import BLUE, GREEN, GREY, ORANGE, PINK, SKY, new_figure, tidy
+from benchmarks.variants import METHODS
 
 RESULTS = ROOT / 'benchmarks' / 'results' / 'cost.jsonl'
 IMAGES = ROOT / 'docs' / 'en' / 'images'

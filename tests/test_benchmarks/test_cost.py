@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import cost, cost_tables
+from benchmarks import cost, cost_growth, cost_tables, profiling
 from benchmarks.runner import ROOT
 
 KEYS = {
@@ -48,8 +48,8 @@ def test_parts_are_shares_of_the_step_and_of_the_method_that_has_them(rows):
     for row in rows.values():
         assert sum(row['parts'].values()) == pytest.approx(1, abs=0.01)
     assert set(rows['plain']['parts']) == {'student', 'optimizer'}
-    assert set(rows['teacher_free']['parts']) == set(cost.PARTS) - {'teacher'}
-    assert set(rows['dskd']['parts']) == set(cost.PARTS)
+    assert set(rows['teacher_free']['parts']) == set(profiling.PARTS) - {'teacher'}
+    assert set(rows['dskd']['parts']) == set(profiling.PARTS)
 
 
 @needs_mmpretrain
@@ -82,9 +82,9 @@ def test_flops_and_memory_are_those_of_a_known_layer():
 
 
 def test_features_alone_grow_with_steps_and_locations():
-    small, large = (dict(cost.BASE, channels=16, images=1, size=size, bits=32) for size in (4, 8))
-    assert cost.Growing('cpu', **small).step() > 0
-    growing = cost.Growing('cpu', **dict(large, levels=3, steps=2))
+    small, large = (dict(cost_growth.BASE, channels=16, images=1, size=size, bits=32) for size in (4, 8))
+    assert cost_growth.Growing('cpu', **small).step() > 0
+    growing = cost_growth.Growing('cpu', **dict(large, levels=3, steps=2))
     assert [tuple(level.shape) for level in growing.model.student.maps] == [(1, 16, s, s) for s in (8, 4, 2)]
     assert growing.model.diffusion.sampler.steps == 2
     assert growing.step() > 0
