@@ -31,7 +31,8 @@ if not __package__:  # called as a script, which sees its own folder only
 from benchmarks.records import RESULTS, append, commit, precision, records, versions
 from benchmarks.report import picture, selected, table
 from benchmarks.runner import ROOT, Training, start
-from benchmarks.settings import METHODS, SETTINGS, SUITES, VARIANTS, Setting, applicable, method_of
+from benchmarks.settings import SETTINGS, SUITES, Setting, applicable
+from benchmarks.variants import METHODS, VARIANTS, method_of
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,9 @@ from benchmarks.cost_tables import Block, cost, growth
 from benchmarks.mmcv_tables import speed, zoo
 from benchmarks.records import records
 from benchmarks.runner import ROOT
-from benchmarks.settings import METHODS, SETTINGS, VARIANTS, label_of
+from benchmarks.settings import SETTINGS
 from benchmarks.style import BLUE, GREY, ORANGE, new_figure, tidy
+from benchmarks.variants import METHODS, VARIANTS, label_of
 
 PICTURE_ROWS = 5
 LABEL_WIDTH = 46

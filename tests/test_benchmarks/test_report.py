@@ -12,7 +12,8 @@ from scipy.stats import ttest_1samp
 from benchmarks import records as recorded
 from benchmarks import report
 from benchmarks.runner import ROOT
-from benchmarks.settings import SETTINGS, label_of
+from benchmarks.settings import SETTINGS
+from benchmarks.variants import label_of
 
 KEYS = {
     *('task', 'dataset', 'pair', 'method', 'variant', 'seed', 'metric', 'value', 'epochs', 'train_images'),

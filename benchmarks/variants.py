@@ -1,0 +1,185 @@
+"""The methods, and what else can be run: methods with other options than their defaults."""
+
+from dataclasses import dataclass
+
+METHODS = {
+    'teacher': 'teacher',
+    'plain': 'plain student',
+    'kd': 'KD',
+    'dkd': 'DKD',
+    'dist': 'DIST',
+    'fitnet': 'FitNet',
+    'at': 'AT',
+    'cwd': 'CWD',
+    'pkd': 'PKD',
+    'mgd': 'MGD',
+    'lshfm': 'LSHFM',
+    'vkd': 'VkD',
+    'sokd': 'SoKD (approximation)',
+    'rtk': 'RTK-style',
+    'diffkd': 'DiffKD',
+    'dskd': '**DSKD**',
+}
+"""All methods with their names in tables; the default of each is the variant of its own name."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method with options other than its default.
+
+    Attributes:
+        label (str): Its name in tables.
+        options (dict[str, str]): The options, as for ``--cfg-options``.
+        method (str): The method. Defaults to DSKD.
+    """
+
+    label: str
+    options: dict[str, str]
+    method: str = 'dskd'
+
+
+NO_DIFFUSION = {'model.loss_weights.lsh': '0', 'model.loss_weights.virtual': '0'}
+NO_LOGIT = {'model.loss_weights.logit': '0'}
+LABEL = {'model.target': 'label'}
+LOCAL = {'model.target': 'local'}
+TEACHER_PRIOR = {'model.prior': 'teacher'}
+DENSE_HASH = {'model.site.dense': 'True'}
+# The levels of the neck of retinanet_r18-w8 and its teacher.
+NECK = {
+    **{f'model.layers.neck.{owner}.path': 'neck' for owner in ('student', 'teacher')},
+    **{f'model.layers.neck.{owner}.index': 'all' for owner in ('student', 'teacher')},
+    'model.layers.neck.student.channels': '16',
+    'model.layers.neck.teacher.channels': '64',
+}
+
+
+def sampling(start: float, scale: float) -> dict[str, str]:
+    """Options of a sampler."""
+    return {'model.sampler.start': str(start), 'model.sampler.scale': str(scale)}
+
+
+VARIANTS = {
+    'label': Variant('label guidance, no logit loss (teacher-free)', {**LABEL, **NO_LOGIT}),
+    'no-guidance': Variant('guidance off', {'model.sampler.scale': '0'}),
+    'no-lsh': Variant('LSH off', {'model.loss_weights.lsh': '0'}),
+    'no-virtual': Variant('virtual teacher off', {'model.loss_weights.virtual': '0'}),
+    'no-anchor': Variant('anchor off', {'model.loss_weights.anchor': '0'}),
+    'no-logit': Variant('logit loss off', NO_LOGIT),
+    'no-channel': Variant('channel loss off', {'model.loss_weights.channel': '0'}),
+    'no-box': Variant('box loss off', {'model.loss_weights.box': '0'}),
+    'strong-box': Variant('box loss three times as strong', {'model.loss_weights.box': '3'}),
+    'prior-teacher': Variant('prior: teacher features', TEACHER_PRIOR),
+    'strong-guidance': Variant('guidance five times as strong', {'model.sampler.scale': '5'}),
+    'early-start': Variant('sampling from t=160 instead of t=400, guidance 8: equal in total', sampling(0.2, 8)),
+    'early-start-strong-guidance': Variant(
+        'sampling from t=160, guidance 32: four times as strong in total', sampling(0.2, 32)
+    ),
+    'no-noise': Variant('the same, but started without noise', {**sampling(0.2, 32), 'model.sampler.noise': 'none'}),
+    'clean-guidance': Variant('guidance at the predicted clean feature', {'model.sampler.guidance_point': 'clean'}),
+    'local': Variant('target: the teacher at every location', LOCAL),
+    'local-dense-prior-teacher': Variant(
+        'target: the teacher at every location; prior: teacher features, every location hashed',
+        {**LOCAL, **TEACHER_PRIOR, **DENSE_HASH},
+    ),
+    'dense-prior-teacher': Variant('prior: teacher features, every location hashed', {**TEACHER_PRIOR, **DENSE_HASH}),
+    'align-no-norm': Variant('φ without a norm', {'model.align.norm': 'None'}),
+    'strong-lsh': Variant('LSH five times as strong', {'model.loss_weights.lsh': '5'}),
+    # Dense tasks begin with little noise; this is where images begin.
+    'middle-start': Variant('sampling from t=400, guidance 1, as for images', sampling(0.5, 1)),
+    # What bounds the cost of large maps; those of these data sets are small.
+    'window-8': Variant('8x8 locations of a level are seen', {'model.window': '8'}),
+    'guidance-once': Variant('guidance evaluated once', {'model.sampler.guidance_interval': '5'}),
+    # With a rival's loss added.
+    'with-fitnet': Variant(
+        '**DSKD** + FitNet',
+        {'model.distill_losses.fitnet.type': 'dskd_mm.FitNetLoss', 'model.distill_losses.fitnet.loss_weight': '1'},
+    ),
+    'with-pkd': Variant(
+        '**DSKD** + PKD',
+        {
+            **NECK,
+            'model.distill_losses.pkd.type': 'dskd_mm.PKDLoss',
+            'model.distill_losses.pkd.on': 'neck',
+            'model.distill_losses.pkd.loss_weight': '10',
+        },
+    ),
+    'with-neck': Variant(
+        '**DSKD** + FitNet at the neck',
+        {
+            **NECK,
+            'model.distill_losses.fitnet.type': 'dskd_mm.FitNetLoss',
+            'model.distill_losses.fitnet.on': 'neck',
+            'model.distill_losses.fitnet.loss_weight': '5',
+            'model.distill_losses.fitnet.align.norm': 'None',
+        },
+    ),
+    'with-dist': Variant('**DSKD** + DIST', {'model.distill_losses.dist.type': 'dskd_mm.DISTLoss'}),
+    'temperature-1': Variant('temperature 1', {'model.temperature': '1'}),
+    # The controls: everything but the diffusion.
+    'anchor-and-logit-no-box': Variant(
+        'control: soft anchor + logit loss, box loss off (no diffusion)', {**NO_DIFFUSION, 'model.loss_weights.box': '0'}
+    ),
+    'anchor-and-logit-no-channel': Variant(
+        'control: soft anchor + logit loss, no channel loss (no diffusion)', {**NO_DIFFUSION, 'model.loss_weights.channel': '0'}
+    ),
+    'anchor-only': Variant('control: soft anchor alone (no diffusion)', {**NO_DIFFUSION, **NO_LOGIT}),
+    'anchor-only-label': Variant(
+        'control: label anchor alone (no diffusion, teacher-free)', {**NO_DIFFUSION, **NO_LOGIT, **LABEL}
+    ),
+    'anchor-and-logit': Variant('control: soft anchor + logit loss (no diffusion)', NO_DIFFUSION),
+    'local-anchor-and-logit': Variant(
+        'control: anchor at every location + logit loss (no diffusion)', {**NO_DIFFUSION, **LOCAL}
+    ),
+    # Rivals with other settings.
+    'diffkd-kl': Variant('DiffKD, KL', {'model.pairs.logits.distance': 'kl'}, 'diffkd'),
+    'diffkd-t4': Variant(
+        'DiffKD, temperature 4',
+        {
+            'model.pairs.logits.distance.type': 'dskd_mm.KDLoss',
+            'model.pairs.logits.distance.temperature': '4',
+        },
+        'diffkd',
+    ),
+    # Settings of their papers for other data; KD's is that for ImageNet, with a whole cross-entropy beside it.
+    'kd-t1': Variant(
+        'KD, temperature 1',
+        {
+            'model.distill_losses.kd.temperature': '1',
+            'model.distill_losses.kd.loss_weight': '1',
+            'model.student.head.loss.loss_weight': '1',
+        },
+        'kd',
+    ),
+    'dkd-cold': Variant('DKD, no warm-up', {'model.warmup': '0'}, 'dkd'),
+    'dkd-t1': Variant(
+        'DKD, β = 0.5, temperature 1',
+        {'model.distill_losses.dkd.beta': '0.5', 'model.distill_losses.dkd.temperature': '1', 'model.warmup': '0'},
+        'dkd',
+    ),
+    'dist-t4': Variant('DIST, τ = 4', {'model.distill_losses.dist.temperature': '4'}, 'dist'),
+    'fitnet-w10': Variant('FitNet, weight 10', {'model.distill_losses.fitnet.loss_weight': '10'}, 'fitnet'),
+    'kd-t4': Variant('KD, temperature 4', {'model.distill_losses.kd.temperature': '4'}, 'kd'),
+    'logit-only': Variant(
+        'control: logit loss alone (no anchor, no diffusion)', {**NO_DIFFUSION, 'model.loss_weights.anchor': '0'}
+    ),
+}
+"""What else can be run, by the name that records carry."""
+
+# Images that follow the teacher by Hinton's divergence instead of DKD's, as all did before: the other choices were made so.
+COUPLED = {'model.imitation.type': 'dskd_mm.KDLoss', 'model.warmup': '0'}
+VARIANTS |= {
+    f'coupled-{name}': Variant(f"with KD's divergence: {variant.label}", {**COUPLED, **variant.options})
+    for name, variant in VARIANTS.items()
+    if variant.method == 'dskd' and 'label' not in name
+}
+VARIANTS['coupled'] = Variant("with KD's divergence: **DSKD**", COUPLED)
+
+
+def method_of(name: str) -> str:
+    """The method of a variant; a method's name is that of its default."""
+    return VARIANTS[name].method if name in VARIANTS else name
+
+
+def label_of(name: str) -> str:
+    """A variant's name in tables."""
+    return VARIANTS[name].label if name in VARIANTS else METHODS[name]
