@@ -125,5 +125,7 @@ setup(
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS,
     cmdclass={'build_py': BuildPyWithMim},
+    package_data={'dskd_mm': ['py.typed']},
+    entry_points={'console_scripts': ['dskd = dskd_mm.cli.main:main']},
     zip_safe=False,
 )

@@ -1,6 +1,6 @@
 """Find what of a config cannot train before any epoch is spent: on the CPU, in seconds, all at once.
 
-``tools/misc/check_config.py`` runs all of it, ``tools/train.py`` the cheap parts.
+``dskd check`` runs all of it, ``tools/train.py`` the cheap parts.
 """
 
 import warnings
@@ -77,6 +77,6 @@ def refuse_faults(cfg: Config) -> None:
     if report.faults:
         faults = '\n'.join(f'- {finding.subject}: {finding.text}' for finding in report.faults)
         raise SystemExit(
-            f'{cfg.filename} cannot train:\n{faults}\nAll that a check finds: python tools/misc/check_config.py CONFIG. '
+            f'{cfg.filename} cannot train:\n{faults}\nAll that a check finds: dskd check CONFIG. '
             'To train nevertheless: --no-preflight.'
         )

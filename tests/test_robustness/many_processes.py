@@ -30,12 +30,12 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 from torch.multiprocessing import start_processes
 
+from dskd_mm.cli.common import build_runner
 from dskd_mm.distributed import std_over_ranks
 from dskd_mm.hooks import CheckFiniteHook
 from dskd_mm.optim import BF16OptimWrapper
 from dskd_mm.testing import classifier_config, random_batch, random_teacher
 from dskd_mm.utils.checkpoint import load_checkpoint_file
-from dskd_mm.utils.command_line import build_runner
 from support import (
     DENSE_CLASSES,
     DENSE_SIZE,

@@ -21,11 +21,12 @@ from mmengine.registry import DATASETS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from torch import Tensor, nn
 
+from dskd_mm.cli import test, train
+from dskd_mm.cli.common import build_runner, read_config
 from dskd_mm.distillers import DSKDDistiller
 from dskd_mm.optim import SLOW_BF16
 from dskd_mm.testing import classifier_config, random_teacher
 from dskd_mm.utils.checkpoint import load_checkpoint_file, load_plain_model
-from dskd_mm.utils.command_line import build_runner
 from dskd_mm.utils.config import load_config, model_config, student_config
 from support import distiller_run_config, environment, free_port, plain_run_config, toy_runner
 
@@ -54,10 +55,6 @@ def run_tool(tool: str, *arguments: Any) -> None:
         runpy.run_path(str(TOOLS / tool), run_name='__main__')
     finally:
         sys.argv = before
-
-
-def tool_functions(tool: str) -> dict[str, Any]:
-    return runpy.run_path(str(TOOLS / tool))
 
 
 def predictions(path: Path) -> list[dict]:
@@ -162,13 +159,12 @@ def test_test_time_augmentation_averages_mirrored_images(tested: dict[str, Path]
 
 
 def test_the_configs_own_test_time_augmentation_is_used(run: dict[str, Path]) -> None:
-    test = tool_functions('test.py')
     cfg = Config.fromfile(run['plain'])
     cfg.tta_model = dict(type='MyTTA')
     cfg.tta_pipeline = [dict(type='MyPipeline')]
     cfg.data_preprocessor = dict(mean=[1.0])
     own = copy.deepcopy(cfg.model.data_preprocessor)
-    test['enable_tta'](cfg)
+    test.enable_tta(cfg)
     assert cfg.model.type == 'MyTTA' and cfg.model.module.type == 'ImageClassifier'
     assert cfg.test_dataloader.dataset.pipeline == [dict(type='MyPipeline')]
     # The wrapper would force the runner's preprocessor on a model that has its own.
@@ -190,10 +186,8 @@ def test_mixed_precision_of_testing(
     tested: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, expected: bool
 ) -> None:
     let_this_cpu_have(flags, tmp_path, monkeypatch)
-    monkeypatch.setattr(sys, 'argv', ['test.py', str(tested['config']), str(tested['student']), '--amp'])
-    test = tool_functions('test.py')
-    args = test['parse_args']()
-    assert test['merge_args'](Config.fromfile(args.config), args).test_cfg.fp16 is expected
+    args = test.parse_args([str(tested['config']), str(tested['student']), '--amp'])
+    assert test.merge_args(Config.fromfile(args.config), args).test_cfg.fp16 is expected
 
 
 def drop_hook(cfg: Config) -> None:
@@ -256,7 +250,7 @@ def test_a_wrong_output_is_refused_before_any_work(
 def test_the_hooks_of_other_hosts_draw_as_well(hook: str, expected: dict[str, Any]) -> None:
     cfg = Config(dict(default_hooks=dict(visualization=dict(type=hook)), visualizer=dict(type='V')))
     args = Namespace(show=False, show_dir='pictures', wait_time=1, interval=5, config='c.py')
-    tool_functions('test.py')['enable_drawing'](cfg, args)
+    test.enable_drawing(cfg, args)
     assert cfg.default_hooks.visualization == dict(type=hook, **expected)
     assert cfg.visualizer.get('save_dir') == (None if 'Det' in hook else 'pictures')
 
@@ -348,13 +342,8 @@ def test_training_resumes_from_the_latest_checkpoint(run: dict[str, Path], train
 
 
 def merged(path: Path, *arguments: str) -> Config:
-    train = tool_functions('train.py')
-    before, sys.argv = sys.argv, ['train.py', str(path), *arguments]
-    try:
-        args = train['parse_args']()
-        return train['merge_args'](train['read_config'](args), args)
-    finally:
-        sys.argv = before
+    args = train.parse_args([str(path), *arguments])
+    return train.merge_args(read_config(args), args)
 
 
 @pytest.mark.parametrize('named', [[], ['StudentExportHook'], ['CheckFiniteHook', 'ResumeHook']])
@@ -362,7 +351,7 @@ def test_hooks_are_added_once(trainable: Path, tmp_path: Path, named: list[str])
     cfg = merged(trainable)
     cfg.custom_hooks = [dict(type=f'dskd_mm.{name}') for name in named]
     runner = toy_runner(cfg, work_dir=str(tmp_path))
-    tool_functions('train.py')['add_hooks'](runner)
+    train.add_hooks(runner)
     found = [type(hook).__name__ for hook in runner.hooks]
     assert [found.count(name) for name in ('ResumeHook', 'CheckFiniteHook', 'StudentExportHook')] == [1, 1, 1]
 
@@ -538,7 +527,6 @@ with read_base():
     from .plain import *
 
 from dskd_mm.distillers import DSKDDistiller
-from dskd_mm.optim import SLOW_BF16
 
 model = dict(type=DSKDDistiller, student=model, teacher=dict(config='{0}/plain.py', checkpoint='{0}/teacher.pth'))
 """

@@ -1,29 +1,6 @@
-"""Export the plain student of a distiller's checkpoint, for use in the host library without dskd_mm."""
+"""Export the plain student of a checkpoint; the same as `dskd export`."""
 
-import argparse
-
-from mmengine.config import Config
-
-from dskd_mm.utils.checkpoint import export_student
-from dskd_mm.utils.config import student_config
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('source', help='checkpoint of a distiller')
-    parser.add_argument('target', help='file to write, such as student.pth')
-    parser.add_argument(
-        '--config', help="the distiller's config: its plain student's is put into the checkpoint and beside it, as TARGET.py"
-    )
-    args = parser.parse_args()
-    config = student_config(Config.fromfile(args.config)) if args.config else None
-    student = export_student(args.source, args.target, config.pretty_text if config else None)
-    print(f'{len(student["state_dict"])} tensors of the student in {args.source} are written to {args.target}.')
-    if config:
-        path = args.target.removesuffix('.pth') + '.py'
-        config.dump(path)
-        print(f'Its config is written to {path}.')
-
+from dskd_mm.cli.export import main
 
 if __name__ == '__main__':
     main()

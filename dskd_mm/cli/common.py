@@ -1,4 +1,4 @@
-"""What the tools for training and testing share: arguments, processes and the runner."""
+"""What the commands share: arguments, processes and the runner."""
 
 import argparse
 import os

@@ -1,0 +1,27 @@
+"""Export the plain student of a distiller's checkpoint, for use in the host library without dskd_mm."""
+
+import argparse
+from collections.abc import Sequence
+
+from mmengine.config import Config
+
+from dskd_mm.utils.checkpoint import export_student
+from dskd_mm.utils.config import student_config
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog, description=__doc__)
+    parser.add_argument('source', help='checkpoint of a distiller')
+    parser.add_argument('target', help='file to write, such as student.pth')
+    parser.add_argument(
+        '--config', help="the distiller's config: its plain student's is put into the checkpoint and beside it, as TARGET.py"
+    )
+    args = parser.parse_args(argv)
+    config = student_config(Config.fromfile(args.config)) if args.config else None
+    student = export_student(args.source, args.target, config.pretty_text if config else None)
+    print(f'{len(student["state_dict"])} tensors of the student in {args.source} are written to {args.target}.')
+    if config:
+        path = args.target.removesuffix('.pth') + '.py'
+        config.dump(path)
+        print(f'Its config is written to {path}.')

@@ -1,0 +1,58 @@
+"""The command `dskd`: its list of commands, and that each is the code of the tool of old."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+from dskd_mm.cli.main import COMMANDS, main
+from support.tools import run_process, run_script
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = dict(
+    train='train.py',
+    test='test.py',
+    check='misc/check_config.py',
+    config='misc/print_config.py',
+    export='model_converters/export_student.py',
+)
+
+
+def output(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    with pytest.raises(SystemExit) as caught:
+        main(argv)
+    assert caught.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_every_command_is_a_file_that_is_listed() -> None:
+    files = {path.stem for path in (ROOT / 'dskd_mm/cli').glob('*.py')} - {'__init__', 'main', 'common'}
+    assert files == set(COMMANDS)
+    printed = run_process(sys.executable, '-m', 'dskd_mm', '--help', PYTHONPATH=str(ROOT))
+    assert [name for name, about in COMMANDS.items() if f'{name} ' not in printed or about not in printed] == []
+
+
+@pytest.mark.parametrize('name', COMMANDS)
+def test_help_names_the_command_as_it_was_called(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    printed = output(capsys, name, '--help')
+    assert printed.startswith(f'usage: dskd {name} ')
+    about = ' '.join((importlib.import_module(f'dskd_mm.cli.{name}').__doc__ or '').split('\n\n')[0].split())
+    assert about in ' '.join(printed.split())
+
+
+@pytest.mark.parametrize(('name', 'script'), SCRIPTS.items())
+def test_the_scripts_take_the_same_arguments(name: str, script: str, capsys: pytest.CaptureFixture[str]) -> None:
+    mine = output(capsys, name, '--help')
+    with pytest.raises(SystemExit):
+        run_script(ROOT / 'tools' / script, '--help')
+    theirs = capsys.readouterr().out
+    assert mine.partition('\n\n')[2] == theirs.partition('\n\n')[2]
+
+
+def test_a_command_that_is_not_known_is_refused_with_those_that_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(['trian'])
+    assert caught.value.code == 2
+    printed = capsys.readouterr().err
+    assert "'trian'" in printed and all(name in printed for name in COMMANDS)
