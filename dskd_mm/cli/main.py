@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dskd_mm.version import __version__
 
 COMMANDS = dict(
+    distill='write a config that distils your model by a teacher, check it, and train it',
+    taps="list a model's layers that can be tapped, with their shapes, and the default site",
     check='check a config before any epoch is spent',
     train='train from a config, distilled or plain',
     test='test a checkpoint of a distiller or of a plain student',

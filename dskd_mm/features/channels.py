@@ -75,6 +75,38 @@ def find_channels(model: nn.Module, layers: Mapping[str, dict], owner: str = 'mo
     return {name: _width(taps[name], shapes[name]) for name in taps}
 
 
+@torch.no_grad()
+def find_shapes(model: nn.Module, image_size: int = IMAGE_SIZE) -> tuple[dict[str, list[torch.Size]], Exception | None]:
+    """Return the shapes that all modules give out in one pass on the meta device, in mode 'tensor'.
+
+    Args:
+        model (nn.Module): A host's model. It is left as it is.
+        image_size (int): Height and width of the two images that are passed. Defaults to 224.
+
+    Returns:
+        tuple[dict[str, list[Size]], Exception | None]: The shapes by module, in the order of the calls, one for each tensor of
+        a tuple and each call of a module that is shared by levels; and why the pass ended early, if it did: what annotations or
+        values decide (proposals, queries) has no shape there. What was reached before is told nevertheless.
+    """
+    shell = on_meta_device(model)
+    shapes: dict[str, list[torch.Size]] = {}
+
+    def note(name: str, output: Any) -> None:
+        tensors = [value for value in (output if isinstance(output, (tuple, list)) else [output]) if torch.is_tensor(value)]
+        shapes.setdefault(name, []).extend(tensor.shape for tensor in tensors)
+
+    for name, module in shell.named_modules():
+        if name:
+            module.register_forward_hook(lambda module, inputs, output, name=name: note(name, output))
+    in_channels = next((layer.in_channels for layer in shell.modules() if isinstance(layer, nn.Conv2d)), 3)
+    try:
+        with torch.device('meta'):
+            shell(torch.zeros(2, in_channels, image_size, image_size), mode='tensor')
+    except Exception as error:  # of whatever kind: it is the host's code that runs
+        return shapes, error
+    return shapes, None
+
+
 def on_meta_device(model: nn.Module) -> Any:
     """Return a copy of a model in evaluation mode whose tensors have shapes, but no values."""
     # What deepcopy takes for copied already, so that no weight is, however large the model.
