@@ -129,6 +129,6 @@ class DivergenceWithGradient(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        """The gradient by the logits; nothing else has one."""
+        """Return the gradient by the logits; nothing else has one."""
         (gradient,) = ctx.saved_tensors
         return (grads[0] * gradient).to(ctx.dtype), None, None, None

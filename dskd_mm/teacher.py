@@ -78,11 +78,11 @@ class FrozenTeacher:
 
     @property
     def is_loaded(self) -> bool:
-        """Whether the weights are there."""
+        """Return whether the weights are there."""
         return self.model is not None or bool(self.classifiers)
 
     def part_config(self, path: str) -> Any:
-        """The config of one part.
+        """Return the config of one part.
 
         Args:
             path (str): Dotted path of a part with a config of its own, such as ``head`` or ``roi_head.bbox_head.2``.
@@ -151,7 +151,7 @@ class FrozenTeacher:
             self.input_adapter = InputAdapter(student_preprocessor, module.get_submodule('data_preprocessor')).to(device)
 
     def precision(self) -> AbstractContextManager:
-        """What the teacher runs under: autocast to its own type, if it has one."""
+        """Return what the teacher runs under: autocast to its own type, if it has one."""
         if self.dtype is None or self.input_adapter is None:
             return nullcontext()
         return torch.autocast(self.input_adapter.scale.device.type, self.dtype)
@@ -196,7 +196,7 @@ class FrozenTeacher:
 
 
 def narrowed(module: nn.Module, dtype: torch.dtype | None) -> nn.Module:
-    """A module whose convolutions and linear layers hold what autocast would make of them in every step, in place."""
+    """Return a module whose convolutions and linear layers hold what autocast would make of them in every step, in place."""
     if dtype is not None:
         for layer in module.modules():
             if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)):

@@ -137,7 +137,7 @@ class Distiller(BaseModel):
 
     @property
     def uses_teacher_forward(self) -> bool:
-        """Whether training runs the whole teacher; otherwise only its classifier's weights are loaded."""
+        """Return whether training runs the whole teacher; otherwise only its classifier's weights are loaded."""
         return self.compares_with_teacher or len(self.distill_losses) > 0
 
     def distill(self, student: ModelOutputs, teacher: Any, target: Any, head_loss: HeadLoss) -> dict[str, Tensor]:

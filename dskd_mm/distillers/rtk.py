@@ -201,7 +201,7 @@ class TeacherKeyAttention(nn.Module):
         return (attention * difference).sum(dim=(1, 2)).mean(), attention
 
     def _attend(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-        """The attention (B, S, T)."""
+        """Return the attention (B, S, T)."""
 
         def embed(modules: nn.ModuleList, vectors: Sequence[Tensor]) -> list[Tensor]:
             return [module(vector) for module, vector in zip(modules, vectors, strict=True)]

@@ -140,7 +140,7 @@ class SoKDDistiller(Distiller):
         return losses
 
     def _refine(self, teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The teacher's maps, augmented; the policy learns from them while it is searched."""
+        """Return the teacher's maps, augmented; the policy learns from them while it is searched."""
         if self.augment is None:
             return teacher
         generator = self.noise_generator(teacher[0].device)
@@ -247,7 +247,7 @@ class AreaDetector(nn.Module):
         shift = offset.flatten(2).gather(2, chosen)
 
         def spans(axis: int, position: Tensor, length: int) -> Tensor:
-            """Which rows or columns lie in each box, (B, P, length)."""
+            """Return which rows or columns lie in each box, (B, P, length)."""
             centre = (position + shift[:, axis]).clamp(0, length - 1)
             return (torch.arange(length, device=heat.device) - centre[..., None]).abs() <= half[:, axis, :, None]
 

@@ -144,7 +144,7 @@ class FeatureAugmentation(nn.Module):
         return [level.detach() for level in augmented]
 
     def _draw(self, policy: Tensor, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """One sub-policy: its weight, a scalar of 1, strengths of its operators (2, 9) and whether to apply them (2, B)."""
+        """Return a sub-policy: its weight, a scalar of 1, strengths of operators (2, 9) and whether to apply them (2, B)."""
         tiny = torch.finfo(torch.float32).tiny
         gumbel = -torch.rand(len(policy), generator=generator, device=policy.device).clamp(min=tiny).log().neg().log()
         soft = ((policy[:, 0] + gumbel) / self.temperature).softmax(dim=0)
@@ -163,7 +163,7 @@ class FeatureAugmentation(nn.Module):
         return weight, strengths, gates
 
     def _update(self, gradient: Tensor) -> None:
-        """A step of Adam with an L2 penalty, as torch.optim.Adam makes it."""
+        """Take a step of Adam with an L2 penalty, as torch.optim.Adam makes it."""
         # A batch that is not finite must not stay in the moments for good.
         gradient = torch.nan_to_num(gradient, 0.0, 0.0, 0.0) + self.weight_decay * self.policy
         self.updates += 1
@@ -278,6 +278,5 @@ def drop_channels(feature: Tensor, chance: Tensor, generator: torch.Generator) -
 
 
 def straight_through(feature: Tensor, strength: Tensor) -> Tensor:
-    """A feature as it is, with a derivative of 1 by the strength of the operator that made it (Hataya et al. 2020, Faster
-    AA)."""
+    """Return a feature as it is, with a derivative of 1 by the strength of what made it (Hataya et al. 2020, Faster AA)."""
     return feature + (strength - strength.detach())

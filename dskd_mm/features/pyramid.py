@@ -25,7 +25,7 @@ class Pyramid:
 
     @classmethod
     def of(cls, maps: Sequence[Tensor]) -> 'Pyramid':
-        """The pyramid of maps (B, C, H, W)."""
+        """Return the pyramid of maps (B, C, H, W)."""
         return cls([(level.shape[2], level.shape[3]) for level in maps])
 
     @staticmethod
@@ -37,7 +37,7 @@ class Pyramid:
         return flat[0] if len(flat) == 1 else torch.cat(flat, dim=2)
 
     def unpack(self, packed: Tensor) -> list[Tensor]:
-        """The maps (B, C, H, W) of a packed tensor (B, C, N)."""
+        """Return the maps (B, C, H, W) of a packed tensor (B, C, N)."""
         if len(self.sizes) == 1:
             return [packed.unflatten(2, self.sizes[0])]
         levels = packed.split(self.lengths, dim=2)
@@ -66,7 +66,7 @@ def per_location(module: MapFunction, packed: Tensor) -> Tensor:
 
 
 def fold_priors(logits: Tensor, num_priors: int) -> Tensor:
-    """Part the channels of a dense head, (B, A*K, H, W), into classes and anchors: (B, K, H, W, A); as is for one anchor.
+    """Split the channels of a dense head, (B, A*K, H, W), into classes and anchors: (B, K, H, W, A); as is for one anchor.
 
     The order of the locations is that of mmdet's losses, which flatten (B, H, W, A*K).
     """
@@ -74,5 +74,5 @@ def fold_priors(logits: Tensor, num_priors: int) -> Tensor:
 
 
 def unfold_priors(logits: Tensor, num_priors: int) -> Tensor:
-    """The inverse of :func:`fold_priors`."""
+    """Undo :func:`fold_priors`."""
     return logits if num_priors == 1 else logits.permute(0, 4, 1, 2, 3).flatten(1, 2)

@@ -191,7 +191,7 @@ class FeatureTap(Tap):
 
     @property
     def values(self) -> list[Tensor]:
-        """What was captured, one tensor for every call of the module (and element).
+        """Return what was captured, one tensor for every call of the module (and element).
 
         Raises:
             RuntimeError: If the module did not run, or its input was changed in place afterwards.
@@ -207,5 +207,5 @@ class FeatureTap(Tap):
 
     @property
     def value(self) -> Tensor:
-        """What the module's only (or last) call captured; see :attr:`values`."""
+        """Return what the module's only (or last) call captured; see :attr:`values`."""
         return self.values[-1]

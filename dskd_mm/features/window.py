@@ -37,7 +37,7 @@ class Window:
 
     @staticmethod
     def shrink(pyramid: Pyramid, size: int) -> Pyramid:
-        """The levels that are left of a pyramid, see the class."""
+        """Return the levels that are left of a pyramid, see the class."""
         whole = 4 * size**2
         return Pyramid([(h, w) if h * w <= whole else (min(h, size), min(w, size)) for h, w in pyramid.sizes])
 
@@ -79,6 +79,6 @@ def gather(packed: Tensor, index: Tensor) -> Tensor:
 
 
 def cornered(center: Tensor, size: int, whole: int, place: Tensor) -> Tensor:
-    """First row or column of a window of ``size`` that holds ``center``, a share ``place`` of it before."""
+    """Return the first row or column of a window of ``size`` that holds ``center``, a share ``place`` of it before."""
     first = center - (place * size).long().clamp(max=size - 1)
     return first.clamp(min=0, max=whole - size)

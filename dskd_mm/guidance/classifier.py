@@ -115,11 +115,11 @@ class TeacherClassifier(nn.Module):
 
     @property
     def is_dense(self) -> bool:
-        """Whether there is one prediction per location instead of one per image."""
+        """Return whether there is one prediction per location instead of one per image."""
         return self.weight.ndim == 4
 
     def per_location(self) -> 'TeacherClassifier':
-        """The same classifier at every location of a map instead of on its average: a 1x1 convolution."""
+        """Return the same classifier at every location of a map instead of on its average: a 1x1 convolution."""
         if self.is_dense:
             return self
         if self._per_location is None:
@@ -127,7 +127,7 @@ class TeacherClassifier(nn.Module):
         return self._per_location
 
     def select(self, classes: Tensor) -> 'TeacherClassifier':
-        """The same classifier for some of its classes alone.
+        """Return the same classifier for some of its classes alone.
 
         Args:
             classes (Tensor): Their indices, (k, ), long.
@@ -140,11 +140,11 @@ class TeacherClassifier(nn.Module):
         return TeacherClassifier(weight, bias, self.sigmoid, num_priors=self.num_priors, **self.conv_args)
 
     def scaled(self, factor: Tensor) -> 'TeacherClassifier':
-        """The same classifier for features that were divided by a factor, a scalar: its weight takes the factor in."""
+        """Return the same classifier for features that were divided by a factor, a scalar: its weight takes the factor in."""
         return TeacherClassifier(self.weight * factor, self.bias, self.sigmoid, num_priors=self.num_priors, **self.conv_args)
 
     def logit_gain(self, decoder: nn.Conv2d | None = None) -> Tensor:
-        r"""Mean squared norm of a class's weights, :math:`\frac1K\sum_k\|W_k\|^2`: logits moved per unit of gradient.
+        r"""Return the mean squared norm of classes' weights, :math:`\frac1K\sum_k\|W_k\|^2`: logits moved per unit of gradient.
 
         Args:
             decoder (nn.Conv2d, optional): A 1x1 convolution before the classifier: the weights are those of both together.
@@ -156,7 +156,7 @@ class TeacherClassifier(nn.Module):
         return weight.flatten(1).square().sum(dim=1).mean()
 
     def forward(self, feature: Tensor) -> Tensor:
-        """Class logits in the feature's own precision when it is float64, else in float32.
+        """Return the class logits in the feature's own precision when it is float64, else in float32.
 
         Args:
             feature (Tensor): Features of shape (B, C, H, W), or vectors (B, C) for a linear layer.
@@ -174,11 +174,11 @@ class TeacherClassifier(nn.Module):
             return F.linear(feature, weight, bias)
 
     def predict(self, logits: Tensor) -> Tensor:
-        """Class probabilities of logits (B, K, ...)."""
+        """Return the class probabilities of logits (B, K, ...)."""
         return logits.sigmoid() if self.sigmoid else logits.softmax(dim=1)
 
     def log_prob(self, feature: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-        r""":math:`\sum_k q_k \log p_k` (plus :math:`(1-q_k)\log(1-p_k)` for sigmoid classifiers), summed over locations.
+        r"""Return :math:`\sum_k q_k \log p_k` (plus :math:`(1-q_k)\log(1-p_k)` for sigmoid classifiers), summed over locations.
 
         Args:
             feature (Tensor): Features of shape (B, C, H, W) or (B, C).
@@ -200,7 +200,7 @@ class TeacherClassifier(nn.Module):
     def gradient(
         self, feature: Tensor, target: Tensor, weight: Tensor | None = None, strength: Tensor | float | None = None
     ) -> Tensor:
-        """Gradient of :meth:`log_prob` by the feature, without autograd.
+        """Return the gradient of :meth:`log_prob` by the feature, without autograd.
 
         For a linear layer behind average pooling it is constant over the H*W locations and holds the factor 1/(H*W) of the
         pooling; for a convolution it is the transposed convolution of ``q - p``.
@@ -241,7 +241,7 @@ class TeacherClassifier(nn.Module):
 
 
 def computes_as(layer: nn.Module, kind: type[Layer]) -> TypeGuard[Layer]:
-    """Whether a layer computes what its PyTorch base does.
+    """Return whether a layer computes what its PyTorch base does.
 
     A subclass with a forward of its own (normalised, margin) has a weight, but is no linear classifier. mmcv's wrappers, whose
     forward only differs for empty inputs, are.

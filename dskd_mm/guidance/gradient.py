@@ -53,7 +53,7 @@ class ClassifierGuidance:
         self.decoder = decoder
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Gradient at features x of shape (B, C, H, W), of the same shape."""
+        """Return the gradient at features x of shape (B, C, H, W), of the same shape."""
         with torch.autocast(device_type=x.device.type, enabled=False):
             return self._gradient(x)
 
@@ -93,7 +93,7 @@ class HeadLossGuidance:
         self.head_loss = head_loss
 
     def __call__(self, feature: Tensor) -> Tensor:
-        """Gradient of the log-likelihood at a feature.
+        """Return the gradient of the log-likelihood at a feature.
 
         Args:
             feature (Tensor): Features of any shape (B, ...), detached or not.

@@ -88,7 +88,7 @@ class StudentExportHook(Hook):
 
     @staticmethod
     def _saved(runner: Runner) -> dict[str, str]:
-        """The checkpoints that CheckpointHook holds at present, by the name of their export."""
+        """Return the checkpoints that CheckpointHook holds at present, by the name of their export."""
         saved: dict[str, str | None] = {}
         for hook in runner.hooks:
             if isinstance(hook, CheckpointHook):

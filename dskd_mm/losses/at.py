@@ -41,5 +41,5 @@ class ATLoss(FeatureLoss):
         return mean((self._attention(student) - self._attention(teacher)).square())
 
     def _attention(self, level: Tensor) -> Tensor:
-        """(B, H * W), of unit length."""
+        """Return the attention (B, H * W), of unit length."""
         return F.normalize(level.abs().pow(self.power).mean(dim=1).flatten(1))

@@ -174,7 +174,7 @@ class FeatureLoss(DistillLoss):
             )
 
     def prepare(self, student: Sequence[Tensor], generator: torch.Generator | None = None) -> list[Tensor]:
-        """What of the student is compared with the teacher: its maps as they are, unless a subclass says otherwise.
+        """Return what of the student is compared with the teacher: its maps as they are, unless a subclass says otherwise.
 
         Args:
             student (Sequence[Tensor]): The student's maps, (B, C_s, H, W) a level.
@@ -187,7 +187,7 @@ class FeatureLoss(DistillLoss):
 
     @abstractmethod
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """The loss of one level.
+        """Return the loss of one level.
 
         Args:
             student (Tensor): What :meth:`prepare` made of the student's map, (B, C, H, W), float32, in the graph. B may be 0.
@@ -250,7 +250,7 @@ class AlignedFeatureLoss(FeatureLoss):
         return dict(zip(('student_channels', 'teacher_channels'), channels, strict=True))
 
     def prepare(self, student: Sequence[Tensor], generator: torch.Generator | None = None) -> list[Tensor]:
-        """The student's maps with the teacher's channels, (B, C_t, H, W) a level; see :meth:`FeatureLoss.prepare`."""
+        """Return the student's maps with the teacher's channels, (B, C_t, H, W) a level; see :meth:`FeatureLoss.prepare`."""
         return Pyramid.of(student).unpack(per_location(self.align, Pyramid.pack(student)))
 
 

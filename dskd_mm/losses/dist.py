@@ -68,14 +68,14 @@ class DISTLoss(LogitLoss):
         return self.loss_weight * self.temperature**2 * (self.beta * between + self.gamma * within)
 
     def _predict(self, logits: Tensor, sigmoid: bool) -> Tensor:
-        """Probabilities (R, K), one row for each prediction."""
+        """Return the probabilities (R, K), one row for each prediction."""
         logits = logits.float() / self.temperature
         probability = logits.sigmoid() if sigmoid else logits.softmax(dim=1)
         return probability if probability.ndim == 2 else probability.transpose(1, 2).flatten(0, 1)
 
 
 def pearson(x: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Pearson's correlation of the rows of two matrices (R, N), of shape (R, ); 0, without a gradient, where one is constant.
+    """Correlate the rows of two matrices (R, N) as Pearson does, to (R, ); 0, without a gradient, where one is constant.
 
     Args:
         x (Tensor): (R, N).

@@ -64,7 +64,7 @@ class DKDLoss(LogitLoss):
 
 
 def decoupled_divergences(student: Tensor, teacher: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
-    """The two parts of the divergence between two softmax distributions.
+    """Return the two parts of the divergence between two softmax distributions.
 
     Args:
         student (Tensor): Logits (B, K, ...).
@@ -87,5 +87,5 @@ def decoupled_divergences(student: Tensor, teacher: Tensor, true: Tensor) -> tup
 
 
 def log_of_rest(log_probability: Tensor, true: Tensor) -> Tensor:
-    """The logarithm of the probability of all classes but one, (B, 1, ...)."""
+    """Return the logarithm of the probability of all classes but one, (B, 1, ...)."""
     return log_probability.scatter(1, true, -torch.inf).logsumexp(dim=1, keepdim=True)

@@ -60,7 +60,7 @@ class MGDLoss(AlignedFeatureLoss):
         )
 
     def prepare(self, student: Sequence[Tensor], generator: torch.Generator | None = None) -> list[Tensor]:
-        """The teacher's maps as generated from what is left of the student's; see :meth:`FeatureLoss.prepare`."""
+        """Return the teacher's maps as generated from what is left of the student's; see :meth:`FeatureLoss.prepare`."""
         return [self.generation(level * self._draw(level, generator)) for level in super().prepare(student)]
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ class MGDLoss(AlignedFeatureLoss):
         return (student - teacher).square().sum() / max(len(student), 1)
 
     def _draw(self, level: Tensor, generator: torch.Generator | None) -> Tensor:
-        """1 for what stays, (B, 1, H, W) or (B, C, 1, 1)."""
+        """Return 1 for what stays, (B, 1, H, W) or (B, C, 1, 1)."""
         batch, channels, height, width = level.shape
         shape = (batch, 1, height, width) if self.mask == 'location' else (batch, channels, 1, 1)
         return (torch.rand(shape, generator=generator, device=level.device) >= self.mask_ratio).to(level.dtype)

@@ -54,7 +54,7 @@ class Report:
 
     @property
     def faults(self) -> list[Finding]:
-        """What keeps the config from training."""
+        """Return what keeps the config from training."""
         return [finding for finding in self.findings if finding.is_fault]
 
     def note(self, subject: str, text: str) -> None:

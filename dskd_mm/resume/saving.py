@@ -43,7 +43,7 @@ class AtomicBackend(LocalBackend):
 
 
 def is_intact(path: str) -> bool:
-    """Whether a file is a checkpoint without a missing or changed byte, by the check sums that torch writes."""
+    """Return whether a file is a checkpoint without a missing or changed byte, by the check sums that torch writes."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
@@ -52,7 +52,7 @@ def is_intact(path: str) -> bool:
 
 
 def latest_checkpoint(recorded: str | None, patterns: Iterable[str]) -> str | None:
-    """The latest checkpoint that is intact.
+    """Return the latest checkpoint that is intact.
 
     Args:
         recorded (str, optional): What mmengine wrote down as the last one: the first to be tried.

@@ -93,7 +93,7 @@ class TapRecord:
         return found
 
     def calls(self, name: str) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
-        """Positional and named arguments of the calls of a module of :attr:`TapSpec.calls`."""
+        """Return the positional and named arguments of the calls of a module of :attr:`TapSpec.calls`."""
         return self.call_taps[name].calls
 
     def _values(self, taps: Sequence[FeatureTap]) -> list[tuple[FeatureTap, Tensor]]:
@@ -139,7 +139,7 @@ class ModelOutputs:
         return self._pack(self.box_levels)
 
     def maps(self, on: str) -> list[Tensor]:
-        """The maps that a loss reads, (B, C, H, W) a level.
+        """Return the maps that a loss reads, (B, C, H, W) a level.
 
         Args:
             on (str): 'feature' for the site's, 'logits' where there are any, or the name of a layer: what a distiller calls
@@ -151,17 +151,17 @@ class ModelOutputs:
         return self.features if on == 'feature' else self.layers[on]
 
     def within(self, window: Window) -> 'ModelOutputs':
-        """Features and predictions in a window alone."""
+        """Return the features and predictions in a window alone."""
         logits, boxes = (window.cut(maps) if maps else [] for maps in (self.logit_levels, self.box_levels))
         return ModelOutputs(window.cut(self.features), logits, boxes, num_priors=self.num_priors)
 
     def _pack(self, levels: Sequence[Tensor]) -> Tensor | None:
-        """Predictions of all levels, with several anchors at a location one after the other."""
+        """Return the predictions of all levels, with several anchors at a location one after the other."""
         return Pyramid.pack([fold_priors(level.float(), self.num_priors) for level in levels]) if levels else None
 
 
 def as_map(tap: FeatureTap, value: Tensor, channels: int) -> Tensor:
-    """What a tap captured as a map (B, C, H, W); vectors come with H = W = 1.
+    """Return what a tap captured as a map (B, C, H, W); vectors come with H = W = 1.
 
     Raises:
         ValueError: If its shape is not as expected.

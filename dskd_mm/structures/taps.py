@@ -105,7 +105,7 @@ class TapSpec:
 
     @property
     def is_pyramid(self) -> bool:
-        """Whether the feature may have several levels."""
+        """Return whether the feature may have several levels."""
         return len(self.strides) > 1 or self.index == 'all'
 
     def describe(self, name: str, reader: str) -> MapInfo:

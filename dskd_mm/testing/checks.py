@@ -8,24 +8,24 @@ from torch import Tensor, nn
 
 
 def distillation_losses(losses: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The losses among what a distiller returned that are not the student's own."""
+    """Return the losses among what a distiller returned that are not the student's own."""
     return {key: value for key, value in losses.items() if key.startswith('loss_dskd_')}
 
 
 def gradients(loss: Tensor, module: nn.Module) -> list[Tensor | None]:
-    """Gradients of a loss by the trainable parameters of a module, None for those that it does not depend on."""
+    """Return the gradients of a loss by the trainable parameters of a module, None for those that it does not depend on."""
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     return list(torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True))
 
 
 def reaches(loss: Tensor, module: nn.Module) -> bool:
-    """Whether a loss moves any parameter of a module: its gradients are finite, and not all of them are None or zero."""
+    """Return whether a loss moves any parameter of a module: its gradients are finite, and not all of them are None or zero."""
     found = [gradient for gradient in gradients(loss, module) if gradient is not None]
     return all(bool(g.isfinite().all()) for g in found) and any(bool(g.any()) for g in found)
 
 
 def parameters_without_gradient(model: Any, batch: Mapping[str, Any]) -> set[str]:
-    """Names of the trainable parameters that a training step leaves out: DDP waits for them in vain.
+    """Return the names of the trainable parameters that a training step leaves out: DDP waits for them in vain.
 
     Args:
         model (BaseModel): The model; its gradients are overwritten.
@@ -61,7 +61,7 @@ def train(model: Any, batch: Mapping[str, Any], steps: int = 2, lr: float = 1e-3
 
 
 def assert_trains(distiller: Any, batch: Mapping[str, Any], names: set[str]) -> None:
-    """Two iterations with an optimizer: all losses are there and finite, and the student moves.
+    """Take two steps with an optimizer: all losses must be there and finite, and the student must move.
 
     Args:
         distiller (Distiller): The distiller; it is trained.
@@ -78,7 +78,7 @@ def assert_trains(distiller: Any, batch: Mapping[str, Any], names: set[str]) -> 
 
 
 def assert_distils(distiller: Any, batch: Mapping[str, Any]) -> None:
-    """Each loss of the distillation reaches the student's backbone by itself, but the diffusion's own, and none the teacher.
+    """Require that each loss but the diffusion's own reaches the student's backbone by itself, and none the teacher.
 
     Args:
         distiller (Distiller): The distiller.
@@ -99,6 +99,6 @@ def assert_distils(distiller: Any, batch: Mapping[str, Any]) -> None:
 
 
 def assert_nothing_is_unused(distiller: Any, batch: Mapping[str, Any]) -> None:
-    """Under DDP no parameter is waited for in vain, unless it is in the plain student, too."""
+    """Require that no parameter is waited for in vain under DDP, unless it is in the plain student, too."""
     plain = {f'student.{name}' for name in parameters_without_gradient(distiller.student, batch)}
     assert parameters_without_gradient(distiller, batch) == plain

@@ -19,7 +19,7 @@ TOY_KINDS = ('gap', 'stacked', 'vit', 'vit_hidden', 'vit_avg', 'swin', 'multi_la
 
 
 def classifier_config(kind: str = 'gap', width: int = 4, num_classes: int = TOY_CLASSES, image_size: int = 16) -> ConfigDict:
-    """Config of a small mmpretrain classifier, ready to be built by mmengine's root registry.
+    """Return the config of a small mmpretrain classifier, ready to be built by mmengine's root registry.
 
     ============= ==================== =============================================== ==========
     kind          backbone             head                                            feature

@@ -80,7 +80,7 @@ def _harmless_types() -> AbstractContextManager:
 
 
 def _method_of_logs(owner: Any, name: str) -> Any:
-    """What pickles mean by getattr, for the methods of mmengine's log buffers alone."""
+    """Return what pickles mean by getattr, for the methods of mmengine's log buffers alone."""
     if owner is not HistoryBuffer or not isinstance(name, str) or name.startswith('_'):
         raise pickle.UnpicklingError(f'GLOBAL getattr({getattr(owner, "__name__", "...")},{name!r})')
     return getattr(owner, name)
@@ -101,7 +101,7 @@ def load_safely_everywhere() -> None:
 
 
 def load_from_file(filename: str, map_location: Any = None) -> dict[str, Any]:
-    """:func:`load_checkpoint_file` as a loader of mmengine, which logs a part of this function's name."""
+    """Call :func:`load_checkpoint_file` as a loader of mmengine, which logs a part of this function's name."""
     return load_checkpoint_file(filename, map_location)
 
 
@@ -121,7 +121,7 @@ def _download(address: str, map_location: Any) -> Any:
 
 
 def model_state(checkpoint: Mapping[str, Any], source: str = 'in memory') -> dict[str, Tensor]:
-    """The model's tensors in a checkpoint of mmengine or a bare state dict; of a distiller's, those of its student.
+    """Return the model's tensors in a checkpoint of mmengine or a bare state dict; of a distiller's, those of its student.
 
     Args:
         checkpoint (Mapping): What :func:`load_checkpoint_file` returned.

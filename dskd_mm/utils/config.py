@@ -60,7 +60,7 @@ def load_config(config: str | dict) -> Config:
 
 
 def model_config(cfg: Config) -> ConfigDict:
-    """The model of a whole config, ready to be built alone: with its scope and its data preprocessor.
+    """Return the model of a whole config, ready to be built alone: with its scope and its data preprocessor.
 
     Args:
         cfg (Config): A whole config with a ``model``, or a model's own config.
@@ -83,20 +83,20 @@ def model_config(cfg: Config) -> ConfigDict:
 
 
 def type_module(config: dict) -> str:
-    """The package of a config's ``type``, '' if it has none: types are names ('package.Name') or, in lazy configs, classes."""
+    """Return the package of a config's ``type``, '' if it has none: a name ('package.Name') or, in lazy configs, a class."""
     kind = config.get('type', '')
     name = kind if isinstance(kind, str) else kind.__module__ + '.'
     return name.split('.')[0] if '.' in name else ''
 
 
 def type_name(config: dict) -> str:
-    """The name of a config's ``type`` without its package, '' if it has none."""
+    """Return the name of a config's ``type`` without its package, '' if it has none."""
     kind = config.get('type', '')
     return (kind if isinstance(kind, str) else kind.__name__).split('.')[-1]
 
 
 def nodes(config: Any) -> Iterator[Any]:
-    """All dicts in a config, itself included."""
+    """Yield all dicts in a config, itself included."""
     if isinstance(config, dict):
         yield config
         config = list(config.values())
@@ -118,7 +118,7 @@ def num_classes(model: Any) -> int | None:
 
 
 def is_distiller_config(cfg: Config) -> bool:
-    """Whether a config's model is a distiller: it takes a student and a teacher, as all of them do."""
+    """Return whether a config's model is a distiller: it takes a student and a teacher, as all of them do."""
     return {'student', 'teacher'} <= set(cfg.get('model') or {})
 
 
@@ -128,7 +128,7 @@ BY_NAME = ('LearningRateDecayOptimizerConstructor', 'LayerDecayOptimizerConstruc
 
 
 def show_student(optim_wrapper: dict) -> ConfigDict:
-    """A distiller's ``optim_wrapper`` with :class:`~dskd_mm.optim.StudentOptimWrapperConstructor` where it is needed.
+    """Return a distiller's ``optim_wrapper`` with :class:`~dskd_mm.optim.StudentOptimWrapperConstructor` where it is needed.
 
     Args:
         optim_wrapper (dict): The setting of a config. It is not changed.
@@ -147,7 +147,7 @@ def show_student(optim_wrapper: dict) -> ConfigDict:
 
 
 def hide_student(optim_wrapper: dict) -> ConfigDict:
-    """What :func:`show_student` was given: the ``optim_wrapper`` of the plain student."""
+    """Return what :func:`show_student` was given: the ``optim_wrapper`` of the plain student."""
     hidden = ConfigDict(optim_wrapper)
     rules = dict(hidden.get('paramwise_cfg') or {})
     if _constructor_name(hidden) == SHOWS_STUDENT.split('.')[-1] and 'constructor' in rules:
@@ -161,7 +161,7 @@ def _constructor_name(optim_wrapper: ConfigDict) -> str:
 
 
 def student_config(cfg: Config) -> Config:
-    """The config of the plain student that a distiller's config trains; a plain config stays as it is.
+    """Return the config of the plain student that a distiller's config trains; a plain config stays as it is.
 
     The student keeps its scope and its data preprocessor. What only distillation needs is dropped: the teacher, the hooks of
     dskd_mm, what it puts around the optimizer's constructor, and the import of dskd_mm (its backbones and data sets are found
