@@ -9,6 +9,7 @@ from mmengine.registry import MODELS
 from mmpretrain.models import ClsDataPreprocessor
 from torch import nn
 
+from dskd_mm.structures import TapSpec
 from dskd_mm.teacher import FrozenTeacher, InputAdapter
 from dskd_mm.testing import random_teacher
 
@@ -21,10 +22,10 @@ def load(
     classifiers: Sequence[str] = ('head.fc',),
     part: str = 'head',
     sigmoid: bool = False,
-    anchors: int = 1,
 ) -> FrozenTeacher:
     preprocessor = ClsDataPreprocessor(mean=[120.0, 110.0, 100.0], std=[60.0, 62.0, 64.0], to_rgb=True)
-    teacher.load(part, classifiers, sigmoid, anchors, device=CPU, full=full, student_preprocessor=preprocessor)
+    spec = TapSpec(part, tuple(classifiers), sigmoid, 5, tuple(classifiers), 'input', 24)
+    teacher.load(spec, CPU, full, preprocessor)
     return teacher
 
 

@@ -233,7 +233,10 @@ class DiffKDDistiller(Distiller):
                     f'the config of a LogitLoss, but got {distance!r}.'
                 )
             loss = distance if isinstance(distance, dict) else DISTANCES[distance]
-            self.distances[name] = build_loss(f'distance of the pair {name!r}', loss, *specs, LogitLoss)
+            try:
+                self.distances[name] = build_loss(f'distance of the pair {name!r}', loss, *specs, LogitLoss)
+            except TypeError as error:  # as every other pair that there cannot be
+                raise ValueError(str(error)) from error
         weights = {**dict.fromkeys(PARTS, self.options.weight), **(loss_weights or {})}
         check_weights(f'the pair {name!r}', weights, dict.fromkeys(PARTS, 1.0), loss_weights)
         self.loss_weights[name] = weights

@@ -17,7 +17,7 @@ def label() -> Target:
     probability[0, 1, 2] = probability[1, 0, 0] = 1
     probability[1, 2, 5] = 0.3  # a quality score
     weight[1, 0, 0] = 0
-    return Target(probability, weight, count=torch.tensor(4.0))
+    return Target(probability, weight, avg_factor=torch.tensor(4.0))
 
 
 COUNTED = [(0, 2), (1, 5)]

@@ -169,16 +169,16 @@ AT_BUILD: dict[str, Row] = {
         ValueError,
         ['layers.middle expects dict(student=', "got 'backbone.layer3'"],
     ),
-    'layer_without_channels': (
-        set_kwargs(layers=dict(middle={owner: dict(path='backbone.layer3') for owner in ('student', 'teacher')})),
+    'layer_without_path': (
+        set_kwargs(layers=dict(middle={owner: dict(channels=16) for owner in ('student', 'teacher')})),
         ValueError,
-        ['layers.middle.student expects dict(path=..., channels=...)', "got {'path': 'backbone.layer3'}"],
+        ['layers.middle.student expects dict(path=...)', "got {'channels': 16}"],
     ),
     'weight_that_is_no_number': (set_kwargs(loss_weights=dict(lsh=None)), ValueError, ['loss_weights', "'lsh': None"]),
     'layer_of_one_model': (
         set_kwargs(layers=dict(middle=dict(student=dict(path='backbone', channels=16)))),
         ValueError,
-        ['layers.middle expects', 'teacher=dict(path=..., channels=...)', "['student']"],
+        ['layers.middle expects', 'teacher=dict(path=...)', "['student']"],
     ),
     'loss_on_an_unknown_layer': (
         add_loss(type='dskd_mm.FitNetLoss', on='middle'),
@@ -188,7 +188,7 @@ AT_BUILD: dict[str, Row] = {
     'loss_that_compares_nothing': (
         add_loss(type='mmpretrain.CrossEntropyLoss'),
         TypeError,
-        ['distill_losses.added expects', 'LogitLoss, FeatureLoss or BoxLoss', 'CrossEntropyLoss'],
+        ['distill_losses.added expects', 'DistillLoss of dskd_mm', 'KDLoss', 'CrossEntropyLoss'],
     ),
     'boxes_of_a_classifier': (
         add_loss(type='dskd_mm.BoxLoss'),

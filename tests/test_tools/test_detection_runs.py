@@ -143,7 +143,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_mmdets_own_script_distils_an_existing_config(run: dict[str, Path]) -> None:
     steps = [line for line in scalars(run['folder'] / 'work') if 'loss_cls' in line]
     assert len(steps) == 4 and all(set(step) >= LOSSES for step in steps)
-    assert {key.split('.')[0] for key in load_checkpoint_file(str(run['checkpoint']))['state_dict']} >= {'student', 'denoiser'}
+    assert {key.split('.')[0] for key in load_checkpoint_file(str(run['checkpoint']))['state_dict']} >= {'student', 'diffusion'}
 
 
 @pytest.fixture(scope='module')

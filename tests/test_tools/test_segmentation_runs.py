@@ -71,7 +71,7 @@ def test_mmsegs_own_script_distils_an_existing_config(run: dict[str, Path]) -> N
     steps = [line for line in scalars(run['folder'] / 'work') if 'decode.loss_ce' in line]
     assert len(steps) == 2 and all(set(step) >= LOSSES | {'aux.loss_ce'} for step in steps)
     assert any('mIoU' in line for line in scalars(run['folder'] / 'work'))
-    assert {key.split('.')[0] for key in load_checkpoint_file(str(run['checkpoint']))['state_dict']} >= {'student', 'denoiser'}
+    assert {key.split('.')[0] for key in load_checkpoint_file(str(run['checkpoint']))['state_dict']} >= {'student', 'diffusion'}
 
 
 def test_mmsegs_own_script_tests_and_draws_the_distiller(tested: dict[str, Path]) -> None:
