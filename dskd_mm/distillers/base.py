@@ -214,8 +214,6 @@ class Distiller(BaseModel):
             losses = self.student(inputs, data_samples, mode='loss')
             features = record.features
             self._note(record.captured)
-            if self.magnitudes is None:
-                self._check_finite(features)
             if self._is_first_step and spec.is_pooled:
                 (path,) = spec.classifiers
                 check_pooling(features[0], record.logits[0], self.student.get_submodule(path))
@@ -335,20 +333,6 @@ class Distiller(BaseModel):
                 largest = torch.linalg.vector_norm(value.detach(), float('inf'), dtype=torch.float32)
                 before = self.magnitudes.get(name)
                 self.magnitudes[name] = largest if before is None else torch.maximum(before, largest)
-
-    def _check_finite(self, features: Sequence[Tensor]) -> None:
-        for level, feature in enumerate(features):
-            # On an accelerator the check would make every step wait for the device.
-            if feature.device.type == 'cpu' and not bool(torch.isfinite(feature).all()):
-                count = int((~torch.isfinite(feature)).sum())
-                spec = self.student_spec
-                where = f'level {level} of the ' if len(features) > 1 else ''
-                raise FloatingPointError(
-                    f'The {where}{spec.io} of {spec.features[level % len(spec.features)]!r} in the student is expected to be '
-                    f'finite, but {count} of its {feature.numel()} values are NaN or infinite at iteration '
-                    f'{int(self.iteration)}. Check the images, lower the learning rate or clip gradients; the last checkpoint '
-                    'is unharmed.'
-                )
 
     def __getattr__(self, name: str) -> Any:
         # The hosts' hooks and wrappers ask a model for its parts: bbox_head, out_channels, ...

@@ -1,6 +1,6 @@
 """What only our own tests need: toy detectors and segmenters, whole runs in small, processes."""
 
-from support.checks import Call, assert_refused, watch
+from support.checks import Call, assert_refused, first_not_finite, watch
 from support.dense import (
     DENSE_CLASSES,
     DENSE_SIZE,
@@ -42,6 +42,7 @@ __all__ = [
     'detector_run_config',
     'distiller_run_config',
     'environment',
+    'first_not_finite',
     'free_port',
     'named',
     'plain_run_config',

@@ -1,7 +1,7 @@
 """Watch calls, and check that spoilt configs are refused."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,3 +60,10 @@ def assert_refused(config: Any, spoil: Callable[[Any], Any], words: Sequence[str
         assert [word for word in words if word not in str(error)] == [], str(error)
     else:
         raise AssertionError(f'Expected to be refused with {list(words)}, but it was built.')
+
+
+def first_not_finite(distiller: Any, batch: Mapping[str, Any]) -> str | None:
+    """Return the name of the first thing in a step that is NaN or infinite, as CheckFiniteHook tells it."""
+    distiller.magnitudes = {}
+    distiller(**batch, mode='loss')
+    return next((name for name, value in distiller.magnitudes.items() if not bool(value.isfinite())), None)

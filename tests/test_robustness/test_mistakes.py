@@ -531,15 +531,6 @@ def replace_images(change: Callable[[torch.Tensor], torch.Tensor]) -> Spoil:
     return spoil
 
 
-def spoil_a_pixel(value: float) -> Spoil:
-    def spoil(batch: list) -> None:
-        batch[0] = batch[0].clone()
-        batch[0][1, 0, 0, 0] = value
-
-    return spoil
-
-
-NOT_FINITE = ["'neck' in the student", 'NaN or infinite at iteration 1', 'learning rate']
 # name: (how the batch [images, samples] is spoiled, the error, what its message must say)
 BATCHES: dict[str, Row] = {
     'label_below_0': (set_label(-1), ValueError, ['Sample 2 (data/cat.png) has the label [-1]', 'classes 0 to 4', 'correct']),
@@ -574,8 +565,6 @@ BATCHES: dict[str, Row] = {
         ['at least one pixel', '(4, 3, 0, 16)', 'crops'],
     ),
     'images_without_a_batch': (replace_images(lambda images: images[0]), ValueError, ['(B, C, H, W)', '(3, 16, 16)']),
-    'nan': (spoil_a_pixel(float('nan')), FloatingPointError, NOT_FINITE),
-    'infinity': (spoil_a_pixel(float('inf')), FloatingPointError, NOT_FINITE),
 }
 
 

@@ -25,6 +25,7 @@ from support import (
     assert_refused,
     build_distiller,
     dense_distiller_config,
+    first_not_finite,
     segmentation_batch,
     segmentor_config,
     watch,
@@ -234,8 +235,7 @@ def test_features_that_are_not_finite_are_named(configs: dict[str, ConfigDict]) 
     distiller = build(configs, 'fcn')
     with torch.no_grad():
         distiller.student.decode_head.conv_cat.bn.bias[0] = torch.nan
-    with pytest.raises(FloatingPointError, match=r"The input of 'decode_head.dropout' in the student.*NaN"):
-        distiller(**batch_for(distiller, 'fcn'), mode='loss')
+    assert first_not_finite(distiller, batch_for(distiller, 'fcn')) == "input of 'decode_head.dropout' in the student"
 
 
 @pytest.mark.parametrize('kind', ['fcn', 'binary', 'ocrnet'])

@@ -24,6 +24,7 @@ from support import (
     dense_distiller_config,
     detection_batch,
     detector_config,
+    first_not_finite,
     random_boxes,
     watch,
 )
@@ -184,8 +185,7 @@ def test_features_that_are_not_finite_are_named(configs: dict[str, ConfigDict]) 
     batch = batch_for(distiller, 'faster_rcnn')
     with torch.no_grad():
         distiller.student.roi_head.bbox_head.shared_fcs[1].bias[0] = torch.nan
-    with pytest.raises(FloatingPointError, match=r"input of 'roi_head.bbox_head.fc_cls' in the student.*NaN"):
-        distiller(**batch, mode='loss')
+    assert first_not_finite(distiller, batch) == "input of 'roi_head.bbox_head.fc_cls' in the student"
 
 
 @pytest.mark.parametrize('kind', ['faster_rcnn', 'cascade_rcnn'])
