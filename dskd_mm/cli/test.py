@@ -131,7 +131,7 @@ def enable_tta(cfg: Config) -> None:
 
 
 def plain_model(model: nn.Module) -> nn.Module:
-    """The model within the wrappers of distributed testing and test-time augmentation."""
+    """Return the model within the wrappers of distributed testing and test-time augmentation."""
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.get_submodule('module')
     return model

@@ -3,8 +3,6 @@
 import copy
 import json
 import os
-import pickle
-import runpy
 import shutil
 import subprocess
 import sys
@@ -28,38 +26,10 @@ from dskd_mm.optim import SLOW_BF16
 from dskd_mm.testing import classifier_config, random_teacher
 from dskd_mm.utils.checkpoint import load_checkpoint_file, load_plain_model
 from dskd_mm.utils.config import load_config, model_config, student_config
-from support import distiller_run_config, environment, free_port, plain_run_config, toy_runner
+from support import distiller_run_config, free_port, plain_run_config, predictions, run_process, run_script, toy_runner
 
 ROOT = Path(__file__).parents[2]
 TOOLS = ROOT / 'tools'
-
-
-def call(*command: Any, **variables: str) -> str:
-    """Run a command from another folder than the repository's and return what it printed."""
-    done = subprocess.run(
-        [str(part) for part in command],
-        capture_output=True,
-        text=True,
-        env=environment(**variables),
-        cwd=Path.home(),
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return done.stdout
-
-
-def run_tool(tool: str, *arguments: Any) -> None:
-    """Run a tool in this process, which spares the imports."""
-    before = sys.argv
-    sys.argv = [tool, *map(str, arguments)]
-    try:
-        runpy.run_path(str(TOOLS / tool), run_name='__main__')
-    finally:
-        sys.argv = before
-
-
-def predictions(path: Path) -> list[dict]:
-    # mmengine's own DumpResults wrote it, in this test.
-    return pickle.loads(path.read_bytes())
 
 
 def assert_same_predictions(left: Path, right: Path) -> None:
@@ -82,7 +52,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     config, plain = folder / 'distiller.py', folder / 'plain.py'
     distiller_run_config(str(work_dir), teacher).dump(str(config))
     plain_run_config(str(work_dir)).dump(str(plain))
-    call(sys.executable, TOOLS / 'train.py', config)
+    run_process(sys.executable, TOOLS / 'train.py', config)
     shutil.rmtree(teacher_dir)
     paths = dict(folder=folder, work_dir=work_dir, config=config, plain=plain)
     return {
@@ -97,8 +67,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope='module')
 def tested(run: dict[str, Path]) -> dict[str, Path]:
     """The distiller's checkpoint, tested with the distiller's config."""
-    run_tool('test.py', run['config'], run['checkpoint'], '--out', run['reference'])
-    run_tool('test.py', run['config'], run['checkpoint'], '--out', run['metrics'], '--out-item', 'metrics')
+    run_script(TOOLS / 'test.py', run['config'], run['checkpoint'], '--out', run['reference'])
+    run_script(TOOLS / 'test.py', run['config'], run['checkpoint'], '--out', run['metrics'], '--out-item', 'metrics')
     return run
 
 
@@ -119,7 +89,7 @@ def test_every_pair_of_config_and_checkpoint_predicts_the_same(
     tested: dict[str, Path], tmp_path: Path, config: str, checkpoint: str
 ) -> None:
     out = tmp_path / 'out.pkl'
-    run_tool('test.py', tested[config], tested[checkpoint], '--out', out, '--work-dir', tmp_path)
+    run_script(TOOLS / 'test.py', tested[config], tested[checkpoint], '--out', out, '--work-dir', tmp_path)
     assert_same_predictions(out, tested['reference'])
 
 
@@ -143,13 +113,13 @@ def preprocessed_images(cfg: Config, model: nn.Module) -> Tensor:
 def test_distributed_testing_gives_the_same_accuracy(tested: dict[str, Path], tmp_path: Path) -> None:
     out = tmp_path / 'metrics.json'
     arguments = ['--out', out, '--out-item', 'metrics', '--work-dir', tmp_path]
-    call(TOOLS / 'dist_test.sh', tested['config'], tested['checkpoint'], 2, *arguments, PORT=free_port())
+    run_process(TOOLS / 'dist_test.sh', tested['config'], tested['checkpoint'], 2, *arguments, PORT=free_port())
     assert json.loads(out.read_text()) == json.loads(tested['metrics'].read_text())
 
 
 def test_test_time_augmentation_averages_mirrored_images(tested: dict[str, Path], tmp_path: Path) -> None:
     out = tmp_path / 'out.pkl'
-    run_tool('test.py', tested['config'], tested['checkpoint'], '--out', out, '--tta', '--work-dir', tmp_path)
+    run_script(TOOLS / 'test.py', tested['config'], tested['checkpoint'], '--out', out, '--tta', '--work-dir', tmp_path)
     model = MMENGINE_MODELS.build(classifier_config()).eval()
     load_plain_model(model, str(tested['student']))
     batch = preprocessed_images(Config.fromfile(tested['plain']), model)
@@ -176,7 +146,7 @@ def test_pictures_and_mixed_precision(
 ) -> None:
     let_this_cpu_have('', tmp_path, monkeypatch)
     arguments = ['--show-dir', tmp_path / 'pictures', '--interval', 10, '--amp', '--work-dir', tmp_path]
-    run_tool('test.py', tested['config'], tested['student'], *arguments)
+    run_script(TOOLS / 'test.py', tested['config'], tested['student'], *arguments)
     assert len(list((tmp_path / 'pictures').rglob('*.png'))) == 3
     assert SLOW_BF16 in capsys.readouterr().out.splitlines()
 
@@ -223,7 +193,7 @@ def test_what_cannot_be_tested_is_explained(
     spoil(cfg)
     cfg.dump(str(tmp_path / 'spoilt.py'))
     with pytest.raises(ValueError) as caught:
-        run_tool('test.py', tmp_path / 'spoilt.py', run['checkpoint'], '--work-dir', tmp_path, *arguments)
+        run_script(TOOLS / 'test.py', tmp_path / 'spoilt.py', run['checkpoint'], '--work-dir', tmp_path, *arguments)
     assert [word for word in words if word not in str(caught.value)] == [], str(caught.value)
 
 
@@ -236,7 +206,7 @@ def test_a_wrong_output_is_refused_before_any_work(
     arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        run_tool('test.py', 'no.py', 'no.pth', *arguments)
+        run_script(TOOLS / 'test.py', 'no.py', 'no.pth', *arguments)
     assert words in capsys.readouterr().err
 
 
@@ -257,7 +227,7 @@ def test_the_hooks_of_other_hosts_draw_as_well(hook: str, expected: dict[str, An
 
 def test_the_converter_writes_the_student_and_its_config(run: dict[str, Path], tmp_path: Path) -> None:
     target = tmp_path / 'student.pth'
-    run_tool('model_converters/export_student.py', run['checkpoint'], target, '--config', run['config'])
+    run_script(TOOLS / 'model_converters/export_student.py', run['checkpoint'], target, '--config', run['config'])
     exported, expected = load_checkpoint_file(str(target)), load_checkpoint_file(str(run['student']))
     assert exported['state_dict'].keys() == expected['state_dict'].keys()
     assert all(torch.equal(exported['state_dict'][key], value) for key, value in expected['state_dict'].items())
@@ -289,7 +259,7 @@ def test_the_switches_of_training(
 ) -> None:
     let_this_cpu_have('', tmp_path, monkeypatch)
     arguments = ['--no-validate', '--auto-scale-lr', '--amp', '--work-dir', tmp_path / 'work']
-    run_tool('train.py', trainable, *arguments, '--cfg-options', 'train_cfg.max_epochs=1', 'experiment_name=switches')
+    run_script(TOOLS / 'train.py', trainable, *arguments, '--cfg-options', 'train_cfg.max_epochs=1', 'experiment_name=switches')
     lines = scalars(tmp_path / 'work')
     assert len(lines) == 4 and not any('accuracy/top1' in line for line in lines)
     assert lines[0]['lr'] == pytest.approx(0.05 * 8 / 16)
@@ -309,7 +279,7 @@ def test_learning_rates_that_decay_over_layers_are_those_of_the_plain_student(tm
     cfg.dump(str(tmp_path / 'config.py'))
     for epochs in (1, 2):  # the second resumes the first
         options = ['--resume', '--cfg-options', f'train_cfg.max_epochs={epochs}', f'experiment_name=part{epochs}']
-        run_tool('train.py', tmp_path / 'config.py', '--work-dir', work_dir, *options)
+        run_script(TOOLS / 'train.py', tmp_path / 'config.py', '--work-dir', work_dir, *options)
     groups = load_checkpoint_file(str(work_dir / 'epoch_2.pth'))['optimizer']['param_groups']
     found = {group['param_name']: group['lr'] for group in groups}
     assert found['student.backbone.patch_embed.projection.weight'] == pytest.approx(0.05 * 0.5**3)
@@ -334,8 +304,8 @@ def test_constructors_that_go_by_names_see_the_student(trainable: Path, run: dic
 def test_training_resumes_from_the_latest_checkpoint(run: dict[str, Path], trainable: Path, tmp_path: Path) -> None:
     work_dir = tmp_path / 'work'
     options = ['--cfg-options', 'train_cfg.max_epochs=1', 'experiment_name=part1']
-    run_tool('train.py', trainable, '--work-dir', work_dir, *options)
-    run_tool('train.py', trainable, '--work-dir', work_dir, '--resume', '--cfg-options', 'experiment_name=part2')
+    run_script(TOOLS / 'train.py', trainable, '--work-dir', work_dir, *options)
+    run_script(TOOLS / 'train.py', trainable, '--work-dir', work_dir, '--resume', '--cfg-options', 'experiment_name=part2')
     # The run of the fixture had the same seed and a teacher of the same weights.
     left, right = (load_checkpoint_file(str(path))['state_dict'] for path in (run['checkpoint'], work_dir / 'epoch_2.pth'))
     assert left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
@@ -384,16 +354,16 @@ def test_another_method_is_put_over_a_config(trainable: Path, tmp_path: Path) ->
 
     script = Path(mmpretrain.__file__).parent / '.mim' / 'tools' / 'train.py'
     options = ['--cfg-options', 'train_cfg.max_epochs=1', 'experiment_name=method']
-    run_tool('train.py', trainable, '--method', 'vkd', '--work-dir', tmp_path / 'ours', *options)
+    run_script(TOOLS / 'train.py', trainable, '--method', 'vkd', '--work-dir', tmp_path / 'ours', *options)
     whole = tmp_path / 'ours' / 'config.py'
     assert Config.fromfile(whole).model.type == 'dskd_mm.VkDDistiller'
-    call(sys.executable, script, whole, '--work-dir', tmp_path / 'theirs', '--no-persistent-workers', '--no-pin-memory')
+    run_process(sys.executable, script, whole, '--work-dir', tmp_path / 'theirs', '--no-persistent-workers', '--no-pin-memory')
     for name in ('ours', 'theirs'):
         assert any(key.startswith('loss_vkd') for line in scalars(tmp_path / name) for key in line)
 
 
 def test_a_printed_config_is_whole(trainable: Path, capsys: pytest.CaptureFixture) -> None:
-    run_tool('misc/print_config.py', trainable, '--method', 'kd', '--cfg-options', 'model.warmup=7')
+    run_script(TOOLS / 'misc/print_config.py', trainable, '--method', 'kd', '--cfg-options', 'model.warmup=7')
     printed = Config.fromstring(capsys.readouterr().out, '.py')
     assert printed.model.type == 'dskd_mm.ConfigurableDistiller' and printed.model.warmup == 7
     assert printed.train_dataloader == Config.fromfile(trainable).train_dataloader
@@ -437,7 +407,7 @@ def test_slurm_gets_the_whole_command(tmp_path: Path, tool: str) -> None:
     path = f'{tmp_path}{os.pathsep}{os.environ["PATH"]}'
     variables = dict(GPUS='4', CPUS_PER_TASK='3', SRUN_ARGS='--qos=high --time=1')
     script = TOOLS / f'slurm_{tool}.sh'
-    lines = call(script, 'part', 'job', 'my config.py', 'there', '--amp', PATH=path, **variables).splitlines()
+    lines = run_process(script, 'part', 'job', 'my config.py', 'there', '--amp', PATH=path, **variables).splitlines()
     separator = lines.index(sys.executable)
     expected = ['--gres=gpu:4', '--ntasks=4', '--ntasks-per-node=4', '--cpus-per-task=3', '--qos=high', '--time=1']
     assert {'-p', 'part', '--job-name=job', *expected} <= set(lines[:separator])
@@ -480,7 +450,9 @@ log_level = 'WARNING'
     )
     script = Path(mmpretrain.__file__).parent / '.mim' / 'tools' / 'train.py'
     work_dir = tmp_path / 'work'
-    call(sys.executable, script, tmp_path / 'config.py', '--work-dir', work_dir, '--no-persistent-workers', '--no-pin-memory')
+    run_process(
+        sys.executable, script, tmp_path / 'config.py', '--work-dir', work_dir, '--no-persistent-workers', '--no-pin-memory'
+    )
     student = load_checkpoint_file(str(work_dir / 'student_last.pth'))
     MMENGINE_MODELS.build(model_config(load_config(existing))).load_state_dict(student['state_dict'], strict=True)
     assert student['meta']['epoch'] == 1
@@ -540,9 +512,11 @@ def test_configs_in_pure_python(tmp_path: Path) -> None:
     teacher = MMENGINE_MODELS.build(Config.fromfile(tmp_path / 'plain.py').model)
     torch.save(dict(state_dict=teacher.state_dict()), tmp_path / 'teacher.pth')
     work_dir = tmp_path / 'work'
-    run_tool('train.py', tmp_path / 'lazy.py', '--work-dir', work_dir)
+    run_script(TOOLS / 'train.py', tmp_path / 'lazy.py', '--work-dir', work_dir)
     (tmp_path / 'teacher.pth').unlink()
     outs = tmp_path / 'a.pkl', tmp_path / 'b.pkl'
-    run_tool('test.py', tmp_path / 'lazy.py', work_dir / 'epoch_1.pth', '--work-dir', tmp_path, '--out', outs[0])
-    run_tool('test.py', tmp_path / 'plain.py', work_dir / 'student_last.pth', '--work-dir', tmp_path, '--out', outs[1])
+    run_script(TOOLS / 'test.py', tmp_path / 'lazy.py', work_dir / 'epoch_1.pth', '--work-dir', tmp_path, '--out', outs[0])
+    run_script(
+        TOOLS / 'test.py', tmp_path / 'plain.py', work_dir / 'student_last.pth', '--work-dir', tmp_path, '--out', outs[1]
+    )
     assert_same_predictions(*outs)
