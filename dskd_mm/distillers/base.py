@@ -133,6 +133,7 @@ class Distiller(BaseModel):
         self._clock: tuple[int, int] | None = None
         self._is_first_step = True
         self._is_ready = False
+        self._student_losses: tuple[str, ...] = ()
         self._register_load_state_dict_pre_hook(self._accept_checkpoint)
 
     @property
@@ -185,10 +186,20 @@ class Distiller(BaseModel):
             taught['distill_warmup'] = factor = torch.clamp((self.iteration + 1) / self.options.warmup, max=1.0)
             taught |= {name: factor * taught[name] for name in (*added, *self.warmed_losses) if name in taught}
         self._is_first_step = False
+        self._student_losses = tuple(batch.losses)
         self._tick()
         found = {**batch.losses, **taught}
         self._note(named_losses(found))
         return found
+
+    def parse_losses(self, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the total, and what is logged: the total as ``loss``, the sum of the student's own as ``loss_student``.
+
+        A classifier's head calls its loss ``loss``, too: mmengine would log it in place of the total.
+        """
+        total, log = super().parse_losses(losses)
+        own, _ = super().parse_losses({name: losses[name] for name in self._student_losses if name in losses})
+        return total, {**log, 'loss': total, 'loss_student': own}
 
     def run_models(self, inputs: Tensor, data_samples: list) -> BatchOutputs:
         """Run the student in mode 'loss' and, where a term needs it, the teacher, and record what they made of the batch.
