@@ -97,7 +97,8 @@ class FrozenTeacher:
             if key not in known:
                 raise ValueError(
                     f'The teacher ({self.config.type}) has no {path!r} in its config, only {sorted(known)}: is it a model '
-                    'for another task than the student?'
+                    'for another task than the student, or a whole network of another library? Give that as the backbone '
+                    'of a model of the host.'
                 )
             config = config[key]
         return config

@@ -8,6 +8,7 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from torch import nn
 
+from dskd_mm.sites.classification import AS_IMAGE_CLASSIFIER
 from dskd_mm.utils.checkpoint import STUDENT_PREFIX
 
 
@@ -33,6 +34,14 @@ def build_student(config: dict | nn.Module, data_preprocessor: dict | nn.Module 
         if cfg.get('data_preprocessor') is None:
             cfg.data_preprocessor = data_preprocessor
         student = MMENGINE_MODELS.build(cfg)
+    if isinstance(student, nn.Module) and not isinstance(student, BaseModel):
+        kind = type(student)
+        raise TypeError(
+            'The student is expected to be a model of a host library, which has losses of its own, but got a bare '
+            f'{kind.__module__}.{kind.__name__}. Give the network as the backbone of such a model: '
+            f"{AS_IMAGE_CLASSIFIER}, or with backbone=dict(type='mmpretrain.ResNet', depth=18), which takes the weights of "
+            "torchvision's."
+        )
     if hasattr(student, 'distill') or not isinstance(student, BaseModel):
         raise TypeError(
             f'The student is expected to be a plain model of a host library, but got a {type(student).__name__}. Take the '

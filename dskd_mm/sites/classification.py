@@ -15,6 +15,13 @@ from dskd_mm.sites.base import Site
 from dskd_mm.structures import TapRecord, TapSpec, Target
 from dskd_mm.teacher import FrozenTeacher
 
+AS_IMAGE_CLASSIFIER = (
+    "dict(type='mmpretrain.ImageClassifier', backbone=dict(type='mmpretrain.TIMMBackbone', model_name='resnet18'), "
+    "neck=dict(type='mmpretrain.GlobalAveragePooling'), head=dict(type='mmpretrain.LinearClsHead', num_classes=10, "
+    'in_channels=512))'
+)
+"""How a network of timm, or any other backbone, becomes a model that can be distilled."""
+
 
 @MODELS.register_module()
 class ClassificationSite(Site):
@@ -56,7 +63,10 @@ class ClassificationSite(Site):
         """See :meth:`Site.student_spec`."""
         head = getattr(model, 'head', None)
         if not isinstance(head, nn.Module):
-            raise ValueError(f'The student ({type(model).__name__}) has no head, so there is no classifier to distil for.')
+            raise ValueError(
+                f'The student ({type(model).__name__}) has no head, so there is no classifier to distil for. Give its network '
+                f'as the backbone of a model that has one: {AS_IMAGE_CLASSIFIER}.'
+            )
         return self._spec(model, head, self.classifier, self.feature, 'student')
 
     def teacher_spec(self, model: nn.Module | None, teacher: FrozenTeacher) -> TapSpec:

@@ -1,5 +1,7 @@
 """Where classifiers are found in mmpretrain's models, and what their targets are."""
 
+import importlib.util
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,11 +12,13 @@ from mmpretrain.models import ClsDataPreprocessor
 from mmpretrain.structures import DataSample
 from torch import nn
 from torch.nn import functional as F
+from torchvision.models import resnet18
 
+from dskd_mm.distillers import DSKDDistiller
 from dskd_mm.sites import ClassificationSite, build_site
 from dskd_mm.structures import TapRecord, TapSpec, Target
 from dskd_mm.teacher import FrozenTeacher
-from dskd_mm.testing import classifier_config, random_batch
+from dskd_mm.testing import classifier_config, random_batch, random_teacher
 
 # Of models of width 4: classifier, module and side of the feature, its channels, whether it is a map, whether sigmoid.
 SPECS = {
@@ -169,9 +173,24 @@ def test_a_wrongly_named_classifier_is_refused(path, message):
         ClassificationSite(classifier=path).student_spec(model)
 
 
-def test_a_model_without_head_is_refused():
-    with pytest.raises(ValueError, match='has no head'):
+def test_a_model_without_head_is_refused_with_what_to_do_instead():
+    with pytest.raises(ValueError, match=r'has no head.*mmpretrain\.TIMMBackbone'):
         ClassificationSite().student_spec(nn.Linear(2, 2))
+
+
+def test_a_bare_network_is_refused_with_a_config_that_works(tmp_path):
+    network, teacher = resnet18(num_classes=10), random_teacher(str(tmp_path), num_classes=10)
+    with pytest.raises(TypeError, match=r'got a bare torchvision\.models\.resnet\.ResNet') as caught:
+        DSKDDistiller(student=network, teacher=teacher)
+    config, backbone = re.search(r'such a model: (dict.*), or with backbone=(dict.*), which', str(caught.value)).groups()
+    config = eval(config)
+    if importlib.util.find_spec('timm'):
+        assert ClassificationSite().student_spec(MODELS.build(config)).features == ('neck',)
+    config['backbone'] = eval(backbone)
+    distiller = DSKDDistiller(student=config, teacher=teacher)
+    found = distiller.student.backbone.load_state_dict(network.state_dict(), strict=False)
+    assert found.missing_keys == [] and found.unexpected_keys == ['fc.weight', 'fc.bias']
+    assert distiller.student_spec.features == ('neck',)
 
 
 def test_a_feature_of_ones_own_is_tapped():
