@@ -110,6 +110,7 @@ setup(
     long_description_content_type='text/markdown',
     author='dskd_mm authors',
     license='Apache-2.0',
+    project_urls={'Paper': 'https://arxiv.org/abs/2602.02107'},
     keywords=['computer vision', 'knowledge distillation', 'diffusion', 'OpenMMLab'],
     classifiers=[
         'Development Status :: 4 - Beta',
@@ -119,6 +120,7 @@ setup(
         'Programming Language :: Python :: 3.11',
         'Programming Language :: Python :: 3.12',
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
+        'Typing :: Typed',
     ],
     packages=find_packages(include=['dskd_mm', 'dskd_mm.*']),
     python_requires='>=3.10',

@@ -296,6 +296,53 @@ def test_a_wheel_carries_the_configs_and_leaves_the_sources_alone(tmp_path):
     assert sorted(os.listdir(ROOT / 'dskd_mm')) == before
 
 
+@pytest.fixture(scope='module')
+def installed(tmp_path_factory):
+    """The wheel, built from a copy of the sources and installed in a folder of its own, without an index."""
+    folder = tmp_path_factory.mktemp('wheel')
+    files = ('setup.py', 'pyproject.toml', 'MANIFEST.in', 'README.md', 'LICENSE', 'model-index.yml')
+    for name in (*files, 'dskd_mm', 'configs', 'tools'):
+        source, target = ROOT / name, folder / 'sources' / name
+        target.parent.mkdir(exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns('__pycache__', '.mim'))
+        else:
+            shutil.copy2(source, target)
+    pip = [sys.executable, '-m', 'pip', '--disable-pip-version-check']
+    offline = ['--no-deps', '--no-index']
+    built = [*pip, 'wheel', *offline, '--no-build-isolation', '-w', folder, folder / 'sources']
+    subprocess.run(list(map(str, built)), capture_output=True, check=True, text=True)
+    (wheel,) = folder.glob('*.whl')
+    installing = [*pip, 'install', *offline, '--no-compile', '--target', folder / 'site', wheel]
+    subprocess.run(list(map(str, installing)), capture_output=True, check=True, text=True)
+    return folder / 'site'
+
+
+def from_wheel(site, *command):
+    """What a command prints, with the wheel alone on the path, besides what it needs."""
+    env = {**os.environ, 'PYTHONPATH': str(site)}
+    done = subprocess.run([str(part) for part in command], cwd=site.parent, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_the_wheel_has_all_that_is_used_without_the_sources(installed):
+    code = 'import dskd_mm, dskd_mm.distillers; print(dskd_mm.__file__)'
+    assert from_wheel(installed, sys.executable, '-c', code).strip() == str(installed / 'dskd_mm' / '__init__.py')
+    assert (installed / 'dskd_mm' / 'py.typed').is_file()
+    packages = [path.parent.relative_to(ROOT) for path in (ROOT / 'dskd_mm').rglob('__init__.py') if '.mim' not in path.parts]
+    assert [str(package) for package in packages if not (installed / package / '__init__.py').is_file()] == []
+    (info,) = installed.glob('dskd_mm-*.dist-info')
+    text = (info / 'METADATA').read_text(encoding='utf-8')
+    assert 'Project-URL: Paper' in text and 'Requires-Dist: rich' in text and 'Provides-Extra: cls' in text
+
+
+def test_the_wheel_has_the_command_and_its_configs(installed):
+    assert 'commands:' in from_wheel(installed, installed / 'bin' / 'dskd', '--help')
+    listed = from_wheel(installed, installed / 'bin' / 'dskd', 'taps', 'dskd_mm::plain/resnet14-w32_cifar100-subset.py')
+    assert 'site: ClassificationSite' in listed and 'head.fc' in listed
+
+
 def test_no_tracked_file_holds_an_index_host_or_a_path_of_one_machine():
     """Such things work for their writer only. (Joined here so that this file is clean too.)"""
     words = ['pypi' + '.org', 'python' + 'hosted', '/ro' + 'ot/', '/wo' + 'rk/', '/bash' + '_jobs']
