@@ -83,8 +83,13 @@ class Tap(ABC):
     def _on_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Capture what the module was called with."""
 
+    @property
+    def fired(self) -> bool:
+        """Whether the module ran."""
+        return len(self._captured) > 0
+
     def _check_fired(self) -> None:
-        if not self._captured:
+        if not self.fired:
             raise RuntimeError(
                 f'The tap on the {self!r} never fired: the forward pass does not call this module. Containers such as '
                 'ModuleList are not called themselves; tap one of their elements.'

@@ -1,7 +1,8 @@
 """What a site has to tell a distiller, and what all sites share."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -142,6 +143,22 @@ class Site(ABC):
             num_classes = target.probability.shape[1] + 1
         index, weight = sample_stratified(classes, num_classes, num_samples, generator)
         return [gather(tensor, index).transpose(1, 2).flatten(0, 1) for tensor in tensors], weight.flatten()
+
+
+@contextmanager
+def returning_as_in_training(*parts: nn.Module) -> Iterator[None]:
+    """Make parts of a frozen teacher return what a student's return in training.
+
+    Heads return what their losses expect only while they train: FCOS in units of the stride, VFNet coarse boxes, too, DINO with
+    its denoising queries. The flags of these modules alone say so: norms and dropout below them stay as they are.
+    """
+    for part in parts:
+        part.training = True
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.training = False
 
 
 def build_site(config: dict | Site | None, student: nn.Module, sites: Mapping[str, str] = SITES_BY_MODEL) -> Site:

@@ -10,9 +10,12 @@ from dskd_mm.distributed import mean_over_ranks
 from dskd_mm.features import find_module
 from dskd_mm.registry import MODELS
 from dskd_mm.sites.annotations import check_objects, read_assignment
-from dskd_mm.sites.base import Site
+from dskd_mm.sites.base import Site, returning_as_in_training
 from dskd_mm.structures import BoxEncoding, TapRecord, TapSpec, Target
 from dskd_mm.teacher import FrozenTeacher
+
+CLASS_LOSSES = ('loss_cls', 'initial_loss_cls')
+"""The losses of a head that are told what its predictions should say, one of them in each step."""
 
 
 @MODELS.register_module()
@@ -100,10 +103,13 @@ class DenseDetectionSite(Site):
             num_labels=int(getattr(head, 'num_classes', classes)),
             num_priors=num_priors,
             strides=tuple((int(w), int(h)) for w, h in priors.strides),
-            calls=dict(loss=f'{self.part}.loss_cls'),
+            # In its first epochs TOOD has another loss.
+            calls={name: f'{self.part}.{name}' for name in CLASS_LOSSES if hasattr(head, name)},
             boxes=box_encoding(head),
-            # Such a head predicts in units of the stride while it trains, in pixels else.
-            box_scales=tuple(float(w) for w, _ in priors.strides) if owner == 'student' and normalized else (),
+            # Such a head predicts in units of the stride while it trains.
+            box_scales=tuple(float(w) for w, _ in priors.strides) if normalized else (),
+            # VFNet refines the boxes that it returns first.
+            box_index=2 if hasattr(head, 'loss_bbox_refine') else 1,
         )
 
     def run_teacher(
@@ -111,14 +117,16 @@ class DenseDetectionSite(Site):
     ) -> None:
         """See :meth:`Site.run_teacher`."""
         model: Any = teacher.model
+        features = model.extract_feat(teacher.adapt(inputs))
         # mmdet's mode 'tensor' calls the head's forward past its hooks.
-        model.bbox_head(model.extract_feat(teacher.adapt(inputs)))
+        with returning_as_in_training(model.bbox_head):
+            model.bbox_head(features)
 
     def target(self, record: TapRecord, data_samples: Sequence[Any], num_classes: int, sigmoid: bool) -> Target:
         """Return the student's own assignment as (B, K, M); background is all zeros for independent classes."""
         logits, num_priors = record.logits, record.spec.num_priors
         lengths = [level.shape[2] * level.shape[3] * num_priors for level in logits]
-        labels, weight = read_assignment(record.calls('loss'), len(logits[0]), lengths, num_classes, type(self).__name__)
+        labels, weight = read_assignment(record.calls(*CLASS_LOSSES), len(logits[0]), lengths, num_classes, type(self).__name__)
         avg_factor = self.avg_factor(labels, weight, sigmoid)
         return Target(labels, weight, avg_factor, background=not sigmoid, focus=self.focus if sigmoid else 0.0)
 

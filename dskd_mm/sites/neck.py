@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from dskd_mm.features import find_module
 from dskd_mm.registry import MODELS
-from dskd_mm.sites.base import Site
+from dskd_mm.sites.base import Site, returning_as_in_training
 from dskd_mm.structures import TapRecord, TapSpec, Target
 from dskd_mm.teacher import FrozenTeacher
 
@@ -78,19 +78,14 @@ class NeckSite(Site):
     def head_loss(self, teacher: FrozenTeacher, maps: Sequence[Tensor], inputs: Tensor, data_samples: Sequence[Any]) -> Tensor:
         """Return the sum of the losses of the teacher's head on maps; see :meth:`Site.head_loss`."""
         model: Any = teacher.model
-        # Heads return what their losses expect only while they train (FCOS in units of the stride, DINO with its denoising
-        # queries). The flags of these modules alone say so: norms and dropout below them stay as they are.
         parts = [model, *(part for name, part in model.named_children() if name not in ('backbone', self.part))]
         # All that a detector does with its features lies behind extract_feat, in every family alike.
         model.extract_feat = lambda *args, **kwargs: tuple(maps)
-        for part in parts:
-            part.training = True
         try:
-            losses = model.loss(inputs, list(data_samples))
+            with returning_as_in_training(*parts):
+                losses = model.loss(inputs, list(data_samples))
         finally:
             del model.extract_feat
-            for part in parts:
-                part.training = False
         return model.parse_losses(losses)[0]
 
 

@@ -75,7 +75,13 @@ class TwoStageDetectionSite(Site):
     ) -> None:
         """Run the teacher's box head on the student's proposals; see :meth:`Site.run_teacher`."""
         model: Any = teacher.model
-        args, kwargs = student.calls('extractor')[0]
+        calls = student.calls('extractor')
+        if not calls:
+            raise ValueError(
+                f"The student's {spec.part!r} is expected to read proposals by {student.spec.calls['extractor']!r}, but did "
+                "not call it. Distil at the neck instead: site=dict(type='dskd_mm.NeckSite')."
+            )
+        args, kwargs = calls[0]
         rois = args[1] if len(args) > 1 else kwargs['rois']
         features = model.extract_feat(teacher.adapt(inputs))
         model.roi_head._bbox_forward(*(() if spec.stage is None else (spec.stage,)), features, rois.detach())

@@ -34,7 +34,7 @@ class TapRecord:
             name: FeatureTap(model, layer.path, layer.io, layer.index, owner) for name, layer in spec.layers.items()
         }
         # Heads return (classes, boxes, ...), each a list of levels.
-        self.box_taps = [FeatureTap(model, spec.part, 'output', (1, 'all'), owner)] if spec.boxes else []
+        self.box_taps = [FeatureTap(model, spec.part, 'output', (spec.box_index, 'all'), owner)] if spec.boxes else []
         self._stack = ExitStack()
 
     def __enter__(self) -> 'TapRecord':
@@ -92,9 +92,13 @@ class TapRecord:
             found += zip(names, values, strict=True)
         return found
 
-    def calls(self, name: str) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
-        """Return the positional and named arguments of the calls of a module of :attr:`TapSpec.calls`."""
-        return self.call_taps[name].calls
+    def calls(self, *names: str) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+        """Return positional and named arguments of the calls of a module of :attr:`TapSpec.calls`.
+
+        Of several modules those of the first that ran; none if none did.
+        """
+        taps = [self.call_taps[name] for name in names if name in self.call_taps]
+        return next((tap.calls for tap in taps if tap.fired), [])
 
     def _values(self, taps: Sequence[FeatureTap]) -> list[tuple[FeatureTap, Tensor]]:
         if not self.spec.is_pyramid:

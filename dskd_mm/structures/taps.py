@@ -78,6 +78,7 @@ class TapSpec:
             has none that could be compared.
         box_scales (tuple[float, ...]): What the boxes of each level are multiplied with to be in one unit. Defaults to ():
             nothing.
+        box_index (int): Which of the outputs of :attr:`part` in training are the boxes that it predicts with. Defaults to 1.
         layers (dict[str, Layer]): Further modules that losses read, by a name of their own. Defaults to none.
     """
 
@@ -101,6 +102,7 @@ class TapSpec:
     calls: dict[str, str] = field(default_factory=dict)
     boxes: BoxEncoding | None = None
     box_scales: tuple[float, ...] = ()
+    box_index: int = 1
     layers: dict[str, Layer] = field(default_factory=dict)
 
     @property

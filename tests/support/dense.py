@@ -35,6 +35,24 @@ DETECTORS = {
     'detr': 'detr/detr_r50_8xb2-150e_coco.py',
 }
 """Toy detectors by name, and the configs of mmdet that they are made of."""
+ZOO_DETECTORS = {
+    'vfnet': 'vfnet/vfnet_r50_fpn_1x_coco.py',
+    'tood': 'tood/tood_r50_fpn_1x_coco.py',
+    'ddod': 'ddod/ddod_r50_fpn_1x_coco.py',
+    'foveabox': 'foveabox/fovea_r50_fpn_4xb4-1x_coco.py',
+    'fsaf': 'fsaf/fsaf_r50_fpn_1x_coco.py',
+    'nas_fcos': 'nas_fcos/nas-fcos_r50-caffe_fpn_nashead-gn-head_4xb4-1x_coco.py',
+    'yolof': 'yolof/yolof_r50-c5_8xb8-1x_coco.py',
+    'centernet_update': 'centernet/centernet-update_r50-caffe_fpn_ms-1x_coco.py',
+    'condinst': 'condinst/condinst_r50_fpn_ms-poly-90k_coco_instance.py',
+    'autoassign': 'autoassign/autoassign_r50-caffe_fpn_1x_coco.py',
+    'paa': 'paa/paa_r50_fpn_1x_coco.py',
+    'freeanchor': 'free_anchor/freeanchor_r50_fpn_1x_coco.py',
+    'sabl': 'sabl/sabl-retinanet_r50_fpn_1x_coco.py',
+    'reppoints': 'reppoints/reppoints-moment_r50_fpn_1x_coco.py',
+    'ga_retinanet': 'guided_anchoring/ga-retinanet_r50_fpn_1x_coco.py',
+}
+"""Further dense detectors of mmdet's zoo, which only some tests build."""
 SEGMENTORS = {
     'fcn': 'fcn_r50-d8.py',
     'pspnet': 'pspnet_r50-d8.py',
@@ -55,14 +73,14 @@ def detector_config(kind: str, width: int = 4, num_classes: int = DENSE_CLASSES)
     """Config of a small detector of mmdet, ready to be built by mmengine's root registry.
 
     Args:
-        kind (str): One of :data:`DETECTORS`.
+        kind (str): One of :data:`DETECTORS` or :data:`ZOO_DETECTORS`.
         width (int): Scales all channels: the backbone has w to 8w, neck and head have 2w. Even. Defaults to 4.
         num_classes (int): Number of classes. Defaults to :data:`DENSE_CLASSES`.
 
     Returns:
         ConfigDict: The config, with its scope.
     """
-    model = _without_pretraining(model_config(load_config(f'mmdet::{DETECTORS[kind]}')))
+    model = _without_pretraining(model_config(load_config(f'mmdet::{ {**DETECTORS, **ZOO_DETECTORS}[kind] }')))
     levels, channels = [width, 2 * width, 4 * width, 8 * width], 2 * width
     if kind == 'rtmdet':
         # CSPNeXt's widths are multiples of 64 before they are scaled.
@@ -71,18 +89,36 @@ def detector_config(kind: str, width: int = 4, num_classes: int = DENSE_CLASSES)
         model.bbox_head.norm_cfg = dict(type='BN')
     else:
         model.backbone.update(depth=18, base_channels=width)
-        model.neck.update(in_channels=levels[-1:] if kind == 'detr' else levels, out_channels=channels)
+        single = kind in ('detr', 'yolof')
+        model.neck.update(in_channels=levels[-1:] if single else levels, out_channels=channels)
     if kind == 'detr':
         _shrink_transformer(model, channels, num_classes)
     elif 'roi_head' in model:
         _shrink_stages(model, channels, num_classes)
     else:
         model.bbox_head.update(num_classes=num_classes, in_channels=channels, feat_channels=channels, stacked_convs=1)
-        if kind in ('fcos', 'atss', 'gfl'):
+        if kind in ('fcos', 'atss', 'gfl', 'vfnet', 'tood', 'ddod', 'centernet_update', 'condinst', 'autoassign', 'paa'):
             model.bbox_head.norm_cfg = dict(type='GN', num_groups=4, requires_grad=True)
+        _shrink_particulars(model, kind, channels)
     if kind == 'retinanet_softmax':
         model.bbox_head.loss_cls = dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0)
     return model
+
+
+def _shrink_particulars(model: ConfigDict, kind: str, channels: int) -> None:
+    """Shrink what only some dense detectors have."""
+    head = model.bbox_head
+    for node in nodes([head, model.neck]):
+        if node.get('type') == 'GN':
+            node.num_groups = 4
+    if kind == 'yolof':
+        model.neck.update(in_channels=4 * channels, block_mid_channels=channels)
+        del head.feat_channels, head.stacked_convs
+        head.update(num_cls_convs=1, num_reg_convs=1)
+    if kind == 'condinst':
+        model.mask_head.mask_feature_head.update(in_channels=channels, feat_channels=channels)
+    if kind == 'reppoints':
+        head.point_feat_channels = channels
 
 
 def _shrink_stages(model: ConfigDict, channels: int, num_classes: int) -> None:
@@ -195,7 +231,7 @@ def dense_distiller_config(
     Returns:
         ConfigDict: The config, ready to be built by mmengine's root registry.
     """
-    make = detector_config if kind in DETECTORS else segmentor_config
+    make = detector_config if kind in {**DETECTORS, **ZOO_DETECTORS} else segmentor_config
     config = make(**{'kind': kind, 'width': 6, **(teacher or {})})
     checkpoint = osp.join(directory, 'teacher.pth')
     # Detectors begin with equal predictions everywhere: a teacher of such weights would have no opinion.

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 
 from dskd_mm.sites import DenseDetectionSite, build_site
 from dskd_mm.structures import Target
-from dskd_mm.testing import assert_distils, distillation_losses
+from dskd_mm.testing import assert_distils, assert_trains, distillation_losses
 from support import (
     DENSE_CLASSES,
     Call,
     assert_refused,
     build_distiller,
+    dense_distiller_config,
     detection_batch,
     detector_config,
     first_not_finite,
@@ -304,3 +305,12 @@ def test_every_class_is_hashed_and_nothing_that_is_ignored() -> None:
         counts[vectors.long().flatten()] += 1
     # By a plain choice of 8 in 500 they would be met once in 62 draws.
     assert counts[[0, 100, 200]].min() >= 45 and not bool(counts[500:].any())
+
+
+def test_a_head_that_classifies_in_a_way_of_its_own_is_sent_to_the_neck_and_trains_there(tmp_path: Path) -> None:
+    config = dense_distiller_config('freeanchor', str(tmp_path))
+    distiller = build_distiller(config)
+    with pytest.raises(ValueError, match=r"got \[\] of them.*site=dict\(type='dskd_mm.NeckSite'\)"):
+        distiller(**detection_batch(distiller, OBJECTS), mode='loss')
+    distiller = build_distiller({**config, 'site': dict(type='dskd_mm.NeckSite')})
+    assert_trains(distiller, detection_batch(distiller, OBJECTS), {'anchor', 'diff', 'lsh'})
