@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from mmengine.dist import get_rank
+from mmengine.logging import MessageHub
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
@@ -131,6 +132,7 @@ class Distiller(BaseModel):
         self.register_buffer('iteration', torch.zeros((), dtype=torch.long))
         # The buffers are what checkpoints keep; these copies save a read from the device in every step.
         self._clock: tuple[int, int] | None = None
+        self._seed_before_loading: int | None = None
         self._is_first_step = True
         self._is_ready = False
         self._student_losses: tuple[str, ...] = ()
@@ -170,6 +172,8 @@ class Distiller(BaseModel):
 
     def loss(self, inputs: Tensor, data_samples: list) -> dict[str, Tensor]:
         """Return the losses of one training step; see :meth:`forward`."""
+        if self._is_first_step:
+            self._begin_anew()
         batch = self.run_models(inputs, data_samples)
         try:
             own = self.distill(batch.student, batch.teacher, batch.target, batch.head_loss)
@@ -298,6 +302,15 @@ class Distiller(BaseModel):
             self._clock = int(self.noise_seed), int(self.iteration)
         return self._clock
 
+    def _begin_anew(self) -> None:
+        """Forget the iteration and the seed of another run, whose weights this one begins with (``load_from``)."""
+        # mmengine loads weights in one way, resuming or not, but a run that begins is told by its own counter.
+        begins = MessageHub.get_current_instance().runtime_info.get('iter') == 0
+        if begins and self._seed_before_loading is not None:
+            self.noise_seed.fill_(self._seed_before_loading)
+            self.iteration.zero_()
+            self._clock = None
+
     def _tick(self) -> None:
         self.iteration += 1
         if self._clock is not None:
@@ -363,6 +376,8 @@ class Distiller(BaseModel):
 
     def _accept_checkpoint(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         self._clock = None
+        if self._is_first_step and self._seed_before_loading is None:
+            self._seed_before_loading = int(self.noise_seed)
         accept_checkpoint(self.student, state_dict, prefix)
         for old, new in self.renamed_keys.items():
             for key in [key for key in state_dict if key.startswith(prefix + old)]:

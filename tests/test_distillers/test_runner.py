@@ -125,6 +125,21 @@ def test_a_resumed_run_equals_an_uninterrupted_one(config: Config, tmp_path: Pat
         assert_equal(left['ema_state_dict'], right['ema_state_dict'])
 
 
+@pytest.mark.parametrize('resume', [False, True])
+def test_iteration_and_seed_belong_to_resuming(config: Config, tmp_path: Path, resume: bool) -> None:
+    options: dict[str, Any] = dict(work_dir=str(tmp_path), model__warmup=1000)
+    first = toy_runner(config, train_cfg__max_epochs=1, model__noise_seed=1, **options)
+    first.train()
+    last = str(tmp_path / 'epoch_1.pth')
+    second = toy_runner(config, load_from=last, resume=resume, model__noise_seed=2, **options)
+    second.train()
+    # Two epochs of four iterations; a resumed run has one of them left.
+    assert (int(second.model.iteration), int(second.model.noise_seed)) == (8, 1 if resume else 2)
+    assert int(second.model.lsh.num_batches) == (8 if resume else 12)  # what was learned comes with the weights
+    warmup = second.message_hub.get_scalar('train/distill_warmup').data[0]
+    assert warmup[-1] == pytest.approx(8 / 1000)
+
+
 def test_the_noise_sequence_goes_on_after_resuming(config: Config) -> None:
     distiller = MMENGINE_MODELS.build(config.model)
 
