@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.records import records
 from benchmarks.runner import ROOT
-from benchmarks.style import BLUE, GREEN, GREY, ORANGE, PINK, SKY, new_figure, tidy
+from benchmarks.style import BLUE, GREEN, GREY, ORANGE, PINK, SKY, markdown, new_figure, tidy
 from benchmarks.variants import METHODS
 
 RESULTS = ROOT / 'benchmarks' / 'results' / 'cost.jsonl'
@@ -44,9 +44,7 @@ def times(value: float, spread: float) -> str:
 
 def cost(config: str, device: str, page: Path) -> Block:
     """Methods on one pair: time, memory, parameters and operations beside the plain student's, and where the time goes."""
-    rows = compared(config, device)
-    lines = ['| method | step, s | × plain | × floor | adds, s | memory | parameters added | operations added |']
-    lines.append('| --- | --- | --- | --- | --- | --- | --- | --- |')
+    rows, cells = compared(config, device), []
     plain = rows[0]
     for row in rows:
         floor = times(row['floor_ratio'], row['floor_ratio_spread']) if row['uses_teacher_forward'] else ''
@@ -55,8 +53,8 @@ def cost(config: str, device: str, page: Path) -> Block:
         share = f'{row["added_flops"] / plain["step_flops"]:+.0%}' if ratio else f'{row["step_flops"] / 1e9:,.0f} G'
         memory = f'{row["memory_ratio"]:.2f}' if ratio else f'{row["peak_bytes"] / 2**20:,.0f} MiB'
         parameters = f'{row["added_parameters"] / 1e6:.2f} M' if ratio else ''
-        cells = (LABELS[row['variant']], f'{row["step_seconds"]:.2f}', ratio, floor, added, memory, parameters, share)
-        lines.append(f'| {" | ".join(cells)} |')
+        cells.append((LABELS[row['variant']], f'{row["step_seconds"]:.2f}', ratio, floor, added, memory, parameters, share))
+    columns = 'method', 'step, s', '× plain', '× floor', 'adds, s', 'memory', 'parameters added', 'operations added'
     sampled = [row for row in rows if 'sampler_ratio' in row]
     sampling = '; '.join(
         f'{LABELS[row["variant"]].replace("**", "")} {times(row["sampler_ratio"], row["sampler_ratio_spread"])} '
@@ -65,7 +63,7 @@ def cost(config: str, device: str, page: Path) -> Block:
     )
     height, width = plain['size']
     path = IMAGES / f'cost_{config}_{device}.png'
-    text = '\n'.join(lines) + (
+    text = markdown(columns, cells) + (
         f'\n\n![{config}: where the time goes]({os.path.relpath(path, page.parent)})\n\n'
         f'{plain["images"]} images of {height} x {width} in {"bfloat16" if plain["amp"] else "float32"} on {device} '
         f'({plain["device_name"]}), medians of {plain["rounds"]} rounds ± deviation; the '
@@ -100,14 +98,14 @@ def growth(device: str, page: Path) -> Block:
     for row in records(RESULTS):
         if 'growth' in row and row['device'] == device:
             found.setdefault(row['growth'], {})[row['value']] = row
-    lines = ['| axis | values | seconds | exponent |', '| --- | --- | --- | --- |']
+    cells = []
     for axis, rows in found.items():
         points = sorted(rows.items())
         seconds = ', '.join(f'{row["step_seconds"]:.3f}' for _, row in points)
-        lines.append(f'| {axis} | {", ".join(str(v) for v, _ in points)} | {seconds} | {exponent(points):.2f} |')
+        cells.append((axis, ', '.join(str(v) for v, _ in points), seconds, f'{exponent(points):.2f}'))
     last = next(iter(found['steps'].values()))
     path = IMAGES / f'cost_growth_{device}.png'
-    text = '\n'.join(lines) + (
+    text = markdown(('axis', 'values', 'seconds', 'exponent'), cells) + (
         f'\n\n![How the cost grows]({os.path.relpath(path, page.parent)})\n\nSeconds of a step of DSKD alone, teacher-free, on '
         f'features without a student around them, medians of {last["rounds"]} rounds. What is not varied: 4 maps of 32 x 32 '
         'with 256 channels, one level, 5 steps, 2,048 bits, no window. The exponent is the slope between the last two points '

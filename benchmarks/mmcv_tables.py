@@ -6,6 +6,7 @@ from pathlib import Path
 from benchmarks.cost_tables import Block
 from benchmarks.records import records
 from benchmarks.runner import ROOT
+from benchmarks.style import markdown
 
 ZOO = ROOT / 'benchmarks' / 'results' / 'mmcv_zoo.jsonl'
 SPEED = ROOT / 'benchmarks' / 'results' / 'mmcv_speed.jsonl'
@@ -21,18 +22,18 @@ def verdict(row: dict, kind: str) -> str:
 def zoo(host: str, page: Path) -> Block:
     """Return a row for each model of a host: whether its steps work, and the operators that they called."""
     rows = [row for row in records(ZOO) if row['host'] == host]
-    lines = ['| model | config | training step | test step | operators |', '| --- | --- | --- | --- | --- |']
+    cells = []
     for row in rows:
         names = ', '.join(f'`{name}`' for name in row['operators'])
-        lines.append(f'| {row["model"]} | {row["config"]} | {verdict(row, "train")} | {verdict(row, "test")} | {names} |')
+        cells.append((row['model'], row['config'], verdict(row, 'train'), verdict(row, 'test'), names))
     good = sum(row['train'] == row['test'] == 'works' for row in rows)
-    return '\n'.join(lines) + f'\n\n{good} of {len(rows)} take both steps.', {}
+    table = markdown(('model', 'config', 'training step', 'test step', 'operators'), cells)
+    return f'{table}\n\n{good} of {len(rows)} take both steps.', {}
 
 
 def speed(what: str, page: Path) -> Block:
     """Return a row for each operator, or each step of a detector."""
     rows = [row for row in records(SPEED) if row['what'].endswith(' step') == (what == 'steps')]
-    lines = ['| on the CPU | compiled, ms | dskd_mm.mmcv_ops, ms | ratio |', '| --- | --- | --- | --- |']
-    for row in rows:
-        lines.append(f'| {row["what"]} | {row["compiled"] * 1e3:.1f} | {row["ours"] * 1e3:.1f} | {row["ratio"]:.2f} |')
-    return '\n'.join(lines) + f'\n\n```shell\n{rows[0]["command"]}\n```', {}
+    cells = [(r['what'], f'{r["compiled"] * 1e3:.1f}', f'{r["ours"] * 1e3:.1f}', f'{r["ratio"]:.2f}') for r in rows]
+    table = markdown(('on the CPU', 'compiled, ms', 'dskd_mm.mmcv_ops, ms', 'ratio'), cells)
+    return f'{table}\n\n```shell\n{rows[0]["command"]}\n```', {}

@@ -27,7 +27,7 @@ from benchmarks.mmcv_tables import speed, zoo
 from benchmarks.records import records
 from benchmarks.runner import ROOT
 from benchmarks.settings import SETTINGS
-from benchmarks.style import BLUE, GREY, ORANGE, new_figure, tidy
+from benchmarks.style import BLUE, GREY, ORANGE, markdown, new_figure, tidy
 from benchmarks.variants import METHODS, VARIANTS, label_of
 
 PICTURE_ROWS = 5
@@ -112,11 +112,8 @@ def table(dataset: str, split: str, epochs: int, results: Path | None = None) ->
     groups = selected(dataset, split, epochs, results)
     teacher = teachers(dataset, results) if split == 'test' else {}
     plain = groups.get('plain', [])
-    unit = SETTINGS[dataset].unit
-    lines = [f'| method | {unit}, % | gain over plain | teacher gap closed | DSKD is ahead by | seeds |']
-    lines.append('| --- | --- | --- | --- | --- | --- |')
-    for row, value in enumerate(teacher.values()):
-        lines.append(f'| teacher{", trained again" if row else ""} | {value:.2f} | | | | 1 |')
+    names = ('teacher', *['teacher, trained again'] * len(teacher))
+    rows = [(name, f'{value:.2f}', '', '', '', 1) for name, value in zip(names, teacher.values(), strict=False)]
     for name in ranked(groups):
         runs = groups[name]
         gain = share = ahead = ''
@@ -125,9 +122,9 @@ def table(dataset: str, split: str, epochs: int, results: Path | None = None) ->
             gain, share = verdict(pairs), gap_closed(pairs, teacher)
         if name != 'dskd':
             ahead = verdict(paired(groups.get('dskd', []), runs))
-        values = spread([r['value'] for r in runs])
-        lines.append(f'| {label_of(name)} | {values} | {gain} | {share} | {ahead} | {len(runs)} |')
-    return '\n'.join(lines)
+        rows.append((label_of(name), spread([r['value'] for r in runs]), gain, share, ahead, len(runs)))
+    metric = f'{SETTINGS[dataset].unit}, %'
+    return markdown(('method', metric, 'gain over plain', 'teacher gap closed', 'DSKD is ahead by', 'seeds'), rows)
 
 
 def picture(dataset: str, split: str, epochs: int, results: Path | None = None) -> Figure:
@@ -211,9 +208,8 @@ def overview(*columns: str, page: Path) -> Block:
             cells[name][column] = f'{f"**{text}**" if name == best else text} ({len(each)})'
     teacher = [', '.join(f'{value:.2f}' for value in teachers(dataset).values()) for dataset, *_ in places]
     heads = [f'{dataset}, {SETTINGS[dataset].unit}' for dataset, *_ in places]
-    rows = [['method', *heads], ['---'] * (len(places) + 1), ['teacher', *teacher]]
-    rows += [[label_of(name).replace('**', ''), *cells[name]] for name in names]
-    return '\n'.join(f'| {" | ".join(row)} |' for row in rows), {}
+    rows = [['teacher', *teacher], *([label_of(name).replace('**', ''), *cells[name]] for name in names)]
+    return markdown(['method', *heads], rows), {}
 
 
 def denoised(config: str, page: Path) -> Block:
@@ -222,14 +218,12 @@ def denoised(config: str, page: Path) -> Block:
     if not records_of_config:
         return f'Nothing was recorded of {config} yet: run benchmarks/denoised.py.', {}
     # The last word on each sampler.
-    rows = {(r['start'], r['scale']): r for r in records_of_config}
-    lines = ['| sampling from | guidance | to the teacher | to the annotations | accuracy, % |']
-    lines.append('| --- | --- | --- | --- | --- |')
-    for (start, scale), row in rows.items():
-        place = f'{start:g} of the schedule | {scale:g}' if start is not None else "(the student's own feature) |"
-        lines.append(f'| {place} | {row["to_teacher"]:.3f} | {row["to_label"]:.3f} | {row["accuracy"]:.2f} |')
+    cells = []
+    for (start, scale), row in {(r['start'], r['scale']): r for r in records_of_config}.items():
+        place = (f'{start:g} of the schedule', f'{scale:g}') if start is not None else ("(the student's own feature)", '')
+        cells.append((*place, f'{row["to_teacher"]:.3f}', f'{row["to_label"]:.3f}', f'{row["accuracy"]:.2f}'))
     last = records_of_config[-1]
-    text = '\n'.join(lines) + (
+    text = markdown(('sampling from', 'guidance', 'to the teacher', 'to the annotations', 'accuracy, %'), cells) + (
         f'\n\nDivergences, lower is better; {config} after epoch {last["epoch"]}, {last["batches"]} batches of training '
         f'images.\n\n```shell\n{last["command"]}\n```'
     )

@@ -178,7 +178,7 @@ def test_denoised_features_are_tabled_by_their_last_record(tmp_path, monkeypatch
     monkeypatch.setattr(report, 'DENOISED', path)
     text, _ = report.rewrite('before\n<!-- denoised: a.py -->\nold\n<!-- end -->\nafter', ROOT / 'docs' / 'en' / 'a.md')
     assert 'old' not in text and text.startswith('before\n') and text.endswith('<!-- end -->\nafter')
-    assert "| (the student's own feature) | | 0.500 | 1.000 | 50.00 |" in text
+    assert "| (the student's own feature) |  | 0.500 | 1.000 | 50.00 |" in text
     assert '| 0.1 of the schedule | 20 | 0.300 | 1.000 | 50.00 |' in text and '0.400' not in text and '0.100' not in text
     assert row['command'] in text
 
