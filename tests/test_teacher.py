@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 from mmengine.registry import MODELS
+from mmengine.structures import BaseDataElement
 from mmpretrain.models import ClsDataPreprocessor
 from torch import nn
 
@@ -201,3 +202,73 @@ def test_grey_images_are_adapted():
     raw = torch.randint(0, 256, (2, 1, 4, 4)).float()
     adapted = InputAdapter(student, teacher)((raw - 72) / 90)
     torch.testing.assert_close(adapted, (raw - 127.5) / 127.5, rtol=1e-5, atol=1e-5)
+
+
+class OldSegDataPreProcessor(nn.Module):
+    """As that of mmsegmentation 1.2.2, which calls its flag ``channel_conversion``."""
+
+    def __init__(self, mean, std, bgr_to_rgb) -> None:
+        super().__init__()
+        self.channel_conversion = bgr_to_rgb
+        self.register_buffer('mean', torch.tensor(mean).view(-1, 1, 1), False)
+        self.register_buffer('std', torch.tensor(std).view(-1, 1, 1), False)
+
+    def forward(self, data, training=False):
+        inputs = [image[[2, 1, 0]] if self.channel_conversion else image for image in data['inputs']]
+        return dict(data, inputs=torch.stack([(image.float() - self.mean) / self.std for image in inputs]))
+
+
+def preprocessor(host: str, rgb: bool, mean: float) -> nn.Module:
+    """The data preprocessor of a host, by the name of its class."""
+    settings = dict(mean=[mean, mean + 10, mean + 20], std=[60.0, 62.0, 64.0])
+    if host == 'mmsegmentation 1.2.2':
+        return OldSegDataPreProcessor(**settings, bgr_to_rgb=rgb)
+    if host == 'mmpretrain.ClsDataPreprocessor':
+        return ClsDataPreprocessor(**settings, to_rgb=rgb)
+    pytest.importorskip(host.split('.')[0])
+    padding = {'mmdet.DetDataPreprocessor': dict(pad_size_divisor=64), 'mmseg.SegDataPreProcessor': {}}
+    tested = dict(test_cfg=dict(size_divisor=64)) if host.startswith('mmseg') else {}
+    return MODELS.build(dict(type=host, _scope_=host.split('.')[0], bgr_to_rgb=rgb, **settings, **padding[host], **tested))
+
+
+HOSTS = ['mmdet.DetDataPreprocessor', 'mmseg.SegDataPreProcessor', 'mmpretrain.ClsDataPreprocessor', 'mmsegmentation 1.2.2']
+
+
+@pytest.mark.parametrize(('student_rgb', 'teacher_rgb'), [(False, True), (True, False), (True, True)])
+@pytest.mark.parametrize('host', HOSTS)
+def test_channels_are_swapped_whatever_the_host_calls_it(host, student_rgb, teacher_rgb):
+    student, teacher = preprocessor(host, student_rgb, 100.0), preprocessor(HOSTS[2], teacher_rgb, 90.0)
+    raw = [torch.randint(0, 256, (3, 64, 64)).float()]
+    for one, other in ((student, teacher), (teacher, student)):
+        # With annotations: mmseg pads images in testing by their sizes.
+        images, expected = (p(dict(inputs=raw, data_samples=[BaseDataElement()]), False)['inputs'] for p in (one, other))
+        torch.testing.assert_close(InputAdapter(one, other)(images), expected, rtol=1e-5, atol=1e-5)
+
+
+class Grey(ClsDataPreprocessor):
+    """Averages colours."""
+
+    def forward(self, data, training=False):
+        made = super().forward(data, training)
+        return dict(made, inputs=made['inputs'].mean(dim=1, keepdim=True).expand(-1, 3, -1, -1))
+
+
+class Clipped(ClsDataPreprocessor):
+    """Cuts off what is bright."""
+
+    def forward(self, data, training=False):
+        made = super().forward(data, training)
+        return dict(made, inputs=made['inputs'].clamp(max=100))
+
+
+@pytest.mark.parametrize('kind', [Grey, Clipped])
+def test_a_preprocessor_that_does_more_is_refused_and_a_plain_one_is_not(kind):
+    plain = ClsDataPreprocessor()
+    with pytest.raises(ValueError, match=f"teacher's data preprocessor .{kind.__name__}.*ImgDataPreprocessor"):
+        InputAdapter(plain, kind())
+    with pytest.raises(ValueError, match="The student's"):
+        InputAdapter(kind(), plain)
+    settings = dict(type='ImgDataPreprocessor', mean=[1.0, 2.0, 3.0], std=[2.0, 2.0, 4.0], bgr_to_rgb=True)
+    images = torch.rand(2, 3, 4, 4)
+    expected = (images.flip(1) - torch.tensor([1.0, 2.0, 3.0])[:, None, None]) / torch.tensor([2.0, 2.0, 4.0])[:, None, None]
+    torch.testing.assert_close(InputAdapter(plain, MODELS.build(settings))(images), expected)
