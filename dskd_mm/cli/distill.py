@@ -16,13 +16,15 @@ from dskd_mm.utils.methods import PAIR_KEYS, ROWS, apply_method, method_path
 
 DSKD = 'dskd_mm.DSKDDistiller'
 LINE_LENGTH = 100
-PAGE = """# {student} learns from {teacher} by {method}. Written by `dskd distill`.
+PAGE = """# Student: {student}
+# Teacher: {teacher}
+# Method:  {method}
 #
-#   dskd check {out}               looks for faults before any epoch is spent
-#   dskd train {out}               trains it
-#   dskd test {out} CHECKPOINT     tests it
+#   dskd check {out}
+#   dskd train {out}
+#   dskd test {out} CHECKPOINT
 #
-# What is deployed is the plain student: student_last.pth in the work dir, with its own config.
+# What is deployed is the plain student, student_last.pth in the work dir, with its own config.
 {head}
 model = dict(
 {model}
@@ -140,8 +142,14 @@ def distiller_text(student: str, teacher: str, checkpoint: str, method: str, out
 
 
 def base_path(config: str, out: Path) -> str:
-    """Return how a config is named in ``_base_``: relative to the file that inherits it."""
-    return config if '::' in config else osp.relpath(config, out.parent)
+    """Return how a config is named in ``_base_``: relative to the file that inherits it, or as that of a package."""
+    if '::' not in config:
+        return osp.relpath(config, out.parent)
+    try:
+        Config._get_cfg_path(config, str(out))
+    except Exception:  # mmengine goes by the distribution's name, which is not the same for all that ship a package
+        return osp.realpath(resolve_config_path(config))
+    return config
 
 
 def import_path(path: str, out: Path) -> str:
