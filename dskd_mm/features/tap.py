@@ -85,7 +85,7 @@ class Tap(ABC):
 
     @property
     def fired(self) -> bool:
-        """Whether the module ran."""
+        """True if the module ran."""
         return len(self._captured) > 0
 
     def _check_fired(self) -> None:
