@@ -27,9 +27,6 @@ class LSHFMOptions(MethodOptions):
         beta (float): Weight of the loss. Defaults to 5, 3 for images of several labels, 7 for detectors.
         correct_only (bool): Whether only vectors count that the teacher classifies correctly, the paper's ``_S``. It needs
             exclusive classes and one prediction for each vector. Defaults to False.
-        unfold (int, optional): Side of the neighbourhood whose features make one vector, odd. Defaults to None: the side of
-            the student's classification convolution, 3 for RetinaNet as in the paper, else 1. A side of 3 takes nine times the
-            memory of the features, of all locations; 1 saves it.
         align (dict): Arguments of :class:`~dskd_mm.features.ChannelAlign`. Defaults to a 1x1 convolution without a norm,
             nothing if the channels are equal.
         lsh (dict): Arguments of :class:`~dskd_mm.losses.LSHDistillLoss`; ``magnitude=0`` leaves out the mean squared error.
@@ -42,7 +39,6 @@ class LSHFMOptions(MethodOptions):
 
     beta: float = 5.0
     correct_only: bool = False
-    unfold: int | None = None
     align: dict | None = None
     lsh: Any = None
 
@@ -58,12 +54,8 @@ class LSHFMOptions(MethodOptions):
     def check(self, owner: str, site: Site, student: TapSpec, teacher: TapSpec) -> None:
         """See :meth:`MethodOptions.check`."""
         super().check(owner, site, student, teacher)
-        unfold = 1 if self.unfold is None else self.unfold
-        if self.beta < 0 or unfold < 1 or unfold % 2 == 0:
-            raise ValueError(
-                f'{owner} expects beta >= 0 and an odd side of the neighbourhood unfold, but got beta={self.beta}, '
-                f'unfold={self.unfold}.'
-            )
+        if self.beta < 0:
+            raise ValueError(f'{owner} expects beta >= 0, but got beta={self.beta}.')
         if self.correct_only and (not teacher.classifiers or teacher.sigmoid or teacher.num_priors > 1):
             raise ValueError(
                 f'correct_only of {owner} expects one prediction of exclusive classes for each vector, but the teacher at '
@@ -101,7 +93,7 @@ class LSHFMDistiller(Distiller):
         kwargs: Arguments of :class:`Distiller` and fields of :class:`LSHFMOptions`.
 
     Raises:
-        ValueError: If ``beta`` is negative, ``unfold`` even, or ``correct_only`` has no meaning at the site.
+        ValueError: If ``beta`` is negative, or ``correct_only`` has no meaning at the site.
     """
 
     options_class = LSHFMOptions
@@ -111,10 +103,11 @@ class LSHFMDistiller(Distiller):
     def __init__(self, student: dict | nn.Module, teacher: dict, **kwargs: Any) -> None:
         super().__init__(student, teacher, **kwargs)
         options, own, channels = self.options, self.student_spec.channels, self.teacher_spec.channels
-        self.unfold = options.unfold or kernel_size(self.student, self.student_spec.classifiers)
+        # 3 for RetinaNet as in the paper: nine times the memory of the features.
+        self.side = kernel_size(self.student, self.student_spec.classifiers)
         align = dict(kind='identity' if own == channels else 'conv', norm=None) | (options.align or {})
         self.align = build(ChannelAlign, align, in_channels=own, out_channels=channels)
-        self.lsh = build(LSHDistillLoss, options.lsh, in_channels=channels * self.unfold**2)
+        self.lsh = build(LSHDistillLoss, options.lsh, in_channels=channels * self.side**2)
 
     def load_teacher(self) -> None:
         """See :meth:`Distiller.load_teacher`."""
@@ -140,14 +133,11 @@ class LSHFMDistiller(Distiller):
         return {'loss_lshfm_mimic': self.options.beta * loss + aligned.sum() * 0, 'lshfm_bits': agreement}
 
     def _neighbourhoods(self, pyramid: Pyramid, packed: Tensor) -> Tensor:
-        """Return the features of (B, C, N) with those around them, (B, C * unfold**2, N); zeros beyond the border."""
-        side = self.unfold
+        """Return the features of (B, C, N) with those around them, (B, C * side**2, N); zeros beyond the border."""
+        side = self.side
         if side == 1:
             return packed
-        return pyramid.map(
-            lambda level: F.unfold(level, side, padding=side // 2).unflatten(2, level.shape[2:]),
-            packed,
-        )
+        return pyramid.map(lambda level: F.unfold(level, side, padding=side // 2).unflatten(2, level.shape[2:]), packed)
 
 
 def is_correct(logits: Tensor, target: Target) -> Tensor:

@@ -62,11 +62,12 @@ def test_loss_of_pooled_maps_is_the_plain_loop(tmp_path, correct, beta):
     assert [bool(grad.any()) for grad in ours.grad] == (correct or [True] * 4)
 
 
-def test_a_neighbourhood_is_three_by_three_in_every_level(tmp_path):
-    distiller = build_distiller(rival_config(METHOD, 'gap', tmp_path, unfold=3, site=dict(dense=True)))
-    levels = [torch.randn(2, 24, 3, 4), torch.randn(2, 24, 2, 1)]
+@needs_mmdet
+def test_a_neighbourhood_is_that_of_the_classifier_in_every_level(tmp_path):
+    distiller = build_distiller(rival_config(METHOD, 'retinanet', tmp_path))
+    levels = [torch.randn(2, 12, 3, 4), torch.randn(2, 12, 2, 1)]
     found = distiller._neighbourhoods(Pyramid.of(levels), Pyramid.pack(levels))
-    assert found.shape == (2, 24 * 9, 14) and distiller.lsh.projection.shape == (2048, 24 * 9)
+    assert found.shape == (2, 12 * 9, 14) and distiller.lsh.projection.shape == (4096, 12 * 9)
     column = 0
     for level in levels:
         padded = np.pad(level.numpy(), ((0, 0), (0, 0), (1, 1), (1, 1)))
@@ -156,7 +157,6 @@ def test_images_without_annotations(tmp_path, kind, switches):
     ('kind', 'spoil', 'words'),
     [
         ('gap', dict(beta=-1.0), ['beta >= 0', '-1.0']),
-        ('gap', dict(unfold=2), ['odd', 'unfold=2']),
         ('multi_label', dict(correct_only=True), ['correct_only=False', 'independent']),
         pytest.param('retinanet', dict(correct_only=True), ['correct_only=False', '9'], marks=needs_mmdet),
         ('gap', dict(align=dict(kind='identity')), ['equal channels']),
