@@ -104,12 +104,11 @@ def decode_head_spec(head: nn.Module, part: str, classifier: str | None, owner: 
         )
     # The layer's own input has passed the dropout, which differs between student and teacher.
     has_dropout = name == 'conv_seg' and isinstance(getattr(head, 'dropout', None), nn.Module)
-    losses: Any = getattr(head, 'loss_decode', None)
-    first = losses[0] if isinstance(losses, nn.ModuleList) else losses
     return TapSpec(
         part=part,
         classifiers=(f'{part}.{name}',),
-        sigmoid=layer.out_channels == 1 or bool(getattr(first, 'use_sigmoid', False)),
+        # As mmseg predicts, whatever its losses are and in which order: of several outputs it takes the highest.
+        sigmoid=layer.out_channels == 1,
         num_classes=layer.out_channels,
         features=(f'{part}.dropout' if has_dropout else f'{part}.{name}',),
         io='input',

@@ -278,3 +278,23 @@ def test_logits_are_compared_as_maps_too(configs: dict[str, ConfigDict]) -> None
     assert float(losses['loss_dskd_channel']) == pytest.approx(0.5 * 3 * 4**2 * expected / len(ours), rel=1e-4)
     for weights, weight in ((dict(), 3.0), (dict(logit=0), 0.0), (dict(channel=0), 0.0), (dict(logit=0, channel=2.0), 2.0)):
         assert build(configs, 'fcn', loss_weights=weights).options.loss_weights['channel'] == weight
+
+
+CROSS_ENTROPY, DICE = dict(type='CrossEntropyLoss', loss_weight=1.0), dict(type='DiceLoss', loss_weight=3.0)
+BINARY = dict(type='CrossEntropyLoss', use_sigmoid=True, loss_weight=1.0)
+
+
+@pytest.mark.parametrize('losses', [[CROSS_ENTROPY, DICE], [DICE, CROSS_ENTROPY], DICE, BINARY])
+def test_classes_are_exclusive_as_mmseg_predicts_whatever_the_losses(losses: list) -> None:
+    config = segmentor_config('fcn')
+    config.decode_head.loss_decode = losses
+    model = MODELS.build(config)
+    assert not build_site(None, model).student_spec(model).sigmoid
+
+
+@pytest.mark.parametrize('losses', [[BINARY, DICE], [DICE, BINARY]])
+def test_a_single_output_is_a_sigmoid_whatever_the_losses(losses: list) -> None:
+    config = segmentor_config('binary')
+    config.decode_head.loss_decode = losses
+    model = MODELS.build(config)
+    assert build_site(None, model).student_spec(model).sigmoid
