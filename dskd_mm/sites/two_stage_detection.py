@@ -68,7 +68,8 @@ class TwoStageDetectionSite(Site):
             # Without any proposal mmdet calls no loss.
             labels, weight = logits.new_zeros(0, num_classes, 1), logits.new_zeros(0, 1, 1)
         labels, weight = labels[:, :, 0], weight[:, :, 0]
-        return Target(labels, weight, self.avg_factor(labels, weight, sigmoid), background=not record.spec.sigmoid)
+        background = record.spec.num_classes > record.spec.num_labels
+        return Target(labels, weight, self.avg_factor(labels, weight, sigmoid), background=background)
 
     def run_teacher(
         self, teacher: FrozenTeacher, spec: TapSpec, inputs: Tensor, data_samples: Sequence[Any], student: TapRecord
@@ -105,16 +106,25 @@ def box_head_spec(head: nn.Module, stage: int | None, classifier: str, owner: st
             f"The {owner}'s classification layer '{part}.{classifier}' is expected to be linear, but it is {layer}. Name "
             "another one in the site, or distil at the neck with site=dict(type='dskd_mm.NeckSite')."
         )
+    sigmoid = bool(getattr(getattr(head, 'loss_cls', None), 'use_sigmoid', False))
+    num_labels = int(getattr(head, 'num_classes', layer.out_features - (not sigmoid)))
+    # With SeesawLoss there is also an objectness: all that is background would be sent there.
+    if layer.out_features - num_labels not in ((0, 1) if sigmoid else (1,)):
+        raise ValueError(
+            f"The {owner}'s '{part}.{classifier}' is expected to have an output for each of the {num_labels} classes and one for "
+            f'the background, but got {layer.out_features} for its {type(head.loss_cls).__name__}. Give it another loss_cls, or '
+            "distil at the neck with site=dict(type='dskd_mm.NeckSite')."
+        )
     return TapSpec(
         part=part,
         classifiers=(f'{part}.{classifier}',),
-        sigmoid=bool(getattr(getattr(head, 'loss_cls', None), 'use_sigmoid', False)),
+        sigmoid=sigmoid,
         num_classes=layer.out_features,
         features=(f'{part}.{classifier}',),
         io='input',
         channels=layer.in_features,
         is_map=False,
-        num_labels=int(getattr(head, 'num_classes', layer.out_features)),
+        num_labels=num_labels,
         stage=stage,
         calls=dict(loss=f'{part}.loss_cls', extractor=staged('roi_head.bbox_roi_extractor', stage)),
         boxes=box_encoding(head),

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_iou
 
 from dskd_mm.sites import TwoStageDetectionSite, build_site
-from dskd_mm.testing import assert_distils, distillation_losses, gradients
+from dskd_mm.testing import assert_distils, assert_trains, distillation_losses, gradients
 from support import (
     DENSE_CLASSES,
     assert_refused,
@@ -222,3 +222,33 @@ def test_a_batch_without_any_proposal(configs: dict[str, ConfigDict], autoencode
     _, log = distiller.parse_losses(distiller(**batch_for(distiller, 'faster_rcnn'), mode='loss'))
     assert all(bool(value.isfinite()) for value in log.values()), log
     assert log['dskd_std'].item() > 0.1
+
+
+SEESAW = dict(type='SeesawLoss', p=0.8, q=2.0, num_classes=DENSE_CLASSES)
+
+
+@pytest.mark.parametrize('kind', ['faster_rcnn', 'cascade_rcnn'])
+def test_outputs_beside_classes_and_background_are_refused_and_train_at_the_neck(tmp_path: Path, kind: str) -> None:
+    config = dense_distiller_config(kind, str(tmp_path))
+
+    def spoil(model: ConfigDict) -> None:
+        heads = model.roi_head.bbox_head
+        for head in heads if isinstance(heads, list) else [heads]:
+            head.loss_cls = SEESAW
+
+    refused = copy.deepcopy(config)
+    spoil(refused.teacher.config.model)
+    with pytest.raises(ValueError, match=r"teacher's .*fc_cls'.* the 3 classes .* 5 for its SeesawLoss.*NeckSite"):
+        build_distiller(refused)
+    assert_refused(config, lambda cfg: spoil(cfg.student), ["student's", 'SeesawLoss', "site=dict(type='dskd_mm.NeckSite')"])
+    spoil(config.student)
+    distiller = build_distiller({**config, 'site': dict(type='dskd_mm.NeckSite')})
+    assert_trains(distiller, detection_batch(distiller, OBJECTS), {'anchor', 'diff', 'lsh'})
+
+
+def test_background_is_told_by_outputs_not_by_the_loss() -> None:
+    config = detector_config('faster_rcnn')
+    config.roi_head.bbox_head.loss_cls = dict(type='CrossEntropyLoss', use_sigmoid=True)
+    model = MODELS.build(config)
+    spec = build_site(None, model).student_spec(model)
+    assert (spec.sigmoid, spec.num_classes, spec.num_labels) == (True, DENSE_CLASSES + 1, DENSE_CLASSES)
