@@ -1,6 +1,7 @@
 """What the docs name exists: linked files and headings, classes, and the options of the notation table."""
 
 import inspect
+import pkgutil
 import re
 
 import pytest
@@ -60,3 +61,23 @@ def test_every_file_of_distillers_and_rooms_is_named():
     rooms = [path for path in (ROOT / 'dskd_mm').iterdir() if not path.name.startswith(('_', '.', 'py.', 'version'))]
     missing = [path.name for path in rooms if f'`{path.name}{"/" if path.is_dir() else ""}`' not in text]
     assert not missing
+
+
+def test_new_names_of_the_changelog_exist():
+    """And the old ones do not."""
+    table = prose(ROOT / 'CHANGELOG.md').partition('### Renamed')[2]
+    rows = [line.split('|')[1:3] for line in table.splitlines() if line.startswith('| `')]
+    assert len(rows) > 15
+    for row in rows:
+        for is_new, cell in enumerate(row):
+            for name in re.findall(r'`([a-z_]+(?:\.\w+)+)`', cell):
+                assert exists(f'dskd_mm.{name}') == bool(is_new), name
+
+
+def exists(name):
+    """Whether a dotted name is a module of the package or something in one."""
+    try:
+        pkgutil.resolve_name(name)
+    except (ImportError, AttributeError):
+        return False
+    return True
