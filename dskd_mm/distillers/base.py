@@ -203,7 +203,7 @@ class Distiller(BaseModel):
         """
         total, log = super().parse_losses(losses)
         own, _ = super().parse_losses({name: losses[name] for name in self._student_losses if name in losses})
-        return total, {**log, 'loss': total, 'loss_student': own}
+        return total, {'loss': total, 'loss_student': own} | log | {'loss': total}
 
     def run_models(self, inputs: Tensor, data_samples: list) -> BatchOutputs:
         """Run the student in mode 'loss' and, where a term needs it, the teacher, and record what they made of the batch.
