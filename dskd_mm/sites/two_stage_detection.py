@@ -111,9 +111,9 @@ def box_head_spec(head: nn.Module, stage: int | None, classifier: str, owner: st
     # With SeesawLoss there is also an objectness: all that is background would be sent there.
     if layer.out_features - num_labels not in ((0, 1) if sigmoid else (1,)):
         raise ValueError(
-            f"The {owner}'s '{part}.{classifier}' is expected to have an output for each of the {num_labels} classes and one for "
-            f'the background, but got {layer.out_features} for its {type(head.loss_cls).__name__}. Give it another loss_cls, or '
-            "distil at the neck with site=dict(type='dskd_mm.NeckSite')."
+            f"The {owner}'s '{part}.{classifier}' is expected to have an output for each of the {num_labels} classes and one "
+            f'for the background, but got {layer.out_features} for its {type(head.loss_cls).__name__}. Give it another '
+            "loss_cls, or distil at the neck with site=dict(type='dskd_mm.NeckSite')."
         )
     return TapSpec(
         part=part,
