@@ -30,6 +30,8 @@ class ClassificationSite(Site):
     The classifier is the head's only plain linear layer with one output per class (the last linear of a stacked head). The
     feature is the map that global average pooling reduces, if the pooled map is what enters the classifier; otherwise (hidden
     layers between, class token or averaged tokens of a transformer) the classifier's own input, a vector.
+    Of heads that average or add two linear layers (DeiT, EfficientFormer, LeViT, Conformer) the one that you name guides, and
+    losses read what the head returns.
 
     Args:
         classifier (str, optional): Path of the student's classification layer. None finds it. Defaults to None.
@@ -96,6 +98,7 @@ class ClassificationSite(Site):
             channels=int(weight.shape[1]),
             is_map=False,
             num_labels=int(weight.shape[0]),
+            logits_of=self.part if has_other_linears(head, layer) else None,
         )
         if feature is not None:
             unknown = set(feature) - {'path', 'io', 'index', 'channels'}
@@ -190,6 +193,12 @@ def find_classifier(head: nn.Module, owner: str) -> str:
         f"The {owner}'s head ({type(head).__name__}) is expected to hold one plain linear layer with {num_classes} outputs, "
         f'but {problem}. {mend}'
     )
+
+
+def has_other_linears(head: nn.Module, classifier: nn.Module) -> bool:
+    """Return whether a head holds more linear layers of the classifier's shape: DeiT and EfficientFormer average two."""
+    outputs = [module.out_features for module in head.modules() if computes_as(module, nn.Linear)]
+    return outputs.count(len(classifier.weight)) > 1  # type: ignore[arg-type]
 
 
 def is_multi_label(head: nn.Module) -> bool:

@@ -108,6 +108,8 @@ class DenseDetectionSite(Site):
             boxes=box_encoding(head),
             # Such a head predicts in units of the stride while it trains.
             box_scales=tuple(float(w) for w, _ in priors.strides) if normalized else (),
+            # YOLOF adds objectness to its classes.
+            logits_of=self.part if hasattr(head, 'object_pred') else None,
             # VFNet refines the boxes that it returns first.
             box_index=2 if hasattr(head, 'loss_bbox_refine') else 1,
         )

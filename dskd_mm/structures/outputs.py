@@ -28,7 +28,10 @@ class TapRecord:
         self.spec = spec
         self.owner = owner
         self.feature_taps = [FeatureTap(model, path, spec.io, spec.index, owner) for path in spec.features]
-        self.logits_taps = [FeatureTap(model, path, 'output', None, owner) for path in spec.classifiers]
+        # Dense heads return classes first, others nothing else.
+        index = None if not spec.logits_of else (0, 'all') if spec.is_dense else 'all'
+        paths = [spec.logits_of] if spec.logits_of else spec.classifiers
+        self.logits_taps = [FeatureTap(model, path, 'output', index, owner) for path in paths]
         self.call_taps = {name: CallTap(model, path, owner) for name, path in spec.calls.items()}
         self.layer_taps = {
             name: FeatureTap(model, layer.path, layer.io, layer.index, owner) for name, layer in spec.layers.items()
@@ -72,6 +75,9 @@ class TapRecord:
     @property
     def logits(self) -> list[Tensor]:
         """The raw output of the classification layer at each level: (B, K), or (B, A*K, H, W)."""
+        if self.spec.logits_of and not self.spec.is_dense:
+            (tap,) = self.logits_taps
+            return [sum(tap.values[1:], tap.values[0])]  # Conformer predicts with the sum of two
         return [value for _, value in self._values(self.logits_taps)]
 
     @property

@@ -79,6 +79,9 @@ class TapSpec:
         box_scales (tuple[float, ...]): What the boxes of each level are multiplied with to be in one unit. Defaults to ():
             nothing.
         box_index (int): Which of the outputs of :attr:`part` in training are the boxes that it predicts with. Defaults to 1.
+        logits_of (str, optional): Path of the module whose output, or the sum of whose outputs, are the logits, where it makes
+            more of a classifier's: averages two, adds objectness. Guidance takes the classifier alone. Defaults to None: the
+            classifiers themselves.
         layers (dict[str, Layer]): Further modules that losses read, by a name of their own. Defaults to none.
     """
 
@@ -103,6 +106,7 @@ class TapSpec:
     boxes: BoxEncoding | None = None
     box_scales: tuple[float, ...] = ()
     box_index: int = 1
+    logits_of: str | None = None
     layers: dict[str, Layer] = field(default_factory=dict)
 
     @property

@@ -12,7 +12,9 @@ from torch import nn
 
 from dskd_mm.distillers import DSKDDistiller
 from dskd_mm.losses import BoxLoss
-from dskd_mm.testing import TOY_KINDS, random_batch, random_teacher
+from dskd_mm.registry import MODELS
+from dskd_mm.testing import TOY_KINDS, classifier_config, random_batch, random_teacher
+from dskd_mm.testing.toy import save_random_model
 from support import (
     DENSE_SIZE,
     DETECTORS,
@@ -25,6 +27,15 @@ from support import (
     segmentation_batch,
     watch,
 )
+
+
+@MODELS.register_module(force=True)
+class TokenPair(nn.Module):
+    """Gives a head two different vectors, as DeiT and Conformer have them."""
+
+    def forward(self, feats: tuple) -> tuple:
+        return ([feats[-1], feats[-1].flip(1)],)
+
 
 OBJECTS = [random_boxes(3), random_boxes(2, seed=1)]
 REFUSED = ['autoassign', 'paa', 'freeanchor', 'sabl', 'ga_retinanet', 'detr']
@@ -45,6 +56,37 @@ def identical(distiller: Any) -> Any:
     return distiller
 
 
+DUAL_HEADS = {
+    'deit': (dict(type='DeiTClsHead', num_classes=5, in_channels=24), 'head.layers.head'),
+    'efficientformer': (dict(type='EfficientFormerClsHead', num_classes=5, in_channels=24, distillation=True), 'head.head'),
+    'levit': (dict(type='LeViTClsHead', num_classes=5, in_channels=24), 'head.head.linear'),
+    'conformer': (dict(type='ConformerHead', num_classes=5, in_channels=[24, 24]), 'head.conv_cls_head'),
+}
+"""Heads of mmpretrain that average or add two linear layers, and one of these."""
+
+
+@pytest.mark.parametrize('kind', DUAL_HEADS)
+def test_logits_of_a_teacher_are_what_it_says_not_one_of_its_layers(tmp_path, kind: str) -> None:
+    teacher = random_teacher(str(tmp_path), kind='vit')
+    model, (head, classifier) = teacher['config']['model'], DUAL_HEADS[kind]
+    model.head = head
+    if kind in ('deit', 'conformer'):  # the heads get a pair of vectors
+        model.neck = dict(type='dskd_mm.TokenPair')
+    save_random_model(model, teacher['checkpoint'], 'head')
+    config = dict(type='dskd_mm.DSKDDistiller', student=classifier_config('gap'), teacher=teacher, prior='teacher')
+    with pytest.raises(ValueError, match=r'teacher_classifier'):
+        build_distiller(config)
+    distiller = build_distiller({**config, 'site': dict(teacher_classifier=classifier)})
+    images, samples = random_batch()
+    calls = watch(distiller, 'distill')
+    distiller(images, samples, mode='loss')
+    said = distiller.teacher.model(images, mode='tensor')
+    expected = said if isinstance(said, torch.Tensor) else said[0] + said[1]
+    torch.testing.assert_close(calls[-1].args[1].logits, expected)
+    part = distiller.teacher.model.get_submodule(classifier)
+    assert part.weight.shape == distiller.teacher.classifiers[0].weight.shape  # which guides
+
+
 def assert_nothing_to_learn(distiller: Any, batch: dict[str, Any]) -> None:
     """All that a loss may compare is equal, and the losses that compare predictions are zero."""
     assert isinstance(distiller, DSKDDistiller)
@@ -62,6 +104,10 @@ def assert_nothing_to_learn(distiller: Any, batch: dict[str, Any]) -> None:
         if bool((target.foreground > 0).any()):  # not because nothing is compared
             off = BoxLoss()(2 * student.boxes + 1, teacher.boxes, target, distiller.student_spec.boxes.kind)
             assert float(off) > 1e-3
+    if type(distiller.student).__name__ == 'YOLOF':  # whose classes have an objectness added
+        own = distiller.student.eval()(**batch, mode='tensor')[0]
+        distiller.student.train()
+        torch.testing.assert_close(student.logit_levels, list(own), rtol=1e-4, atol=1e-5)
     if 'loss_dskd_logit' in losses:
         assert abs(float(losses['loss_dskd_logit'])) < 1e-4
 
