@@ -14,6 +14,7 @@ from dskd_mm.diffusion.sampler import Guidance, TeacherGuidedSampler
 from dskd_mm.diffusion.schedule import DDIMSchedule
 from dskd_mm.distributed import std_over_ranks
 from dskd_mm.features.pyramid import Pyramid, per_location
+from dskd_mm.functional import mean
 from dskd_mm.registry import MODELS, build
 
 GuidanceFactory = Callable[[Tensor, nn.Conv2d | None], Guidance]
@@ -72,8 +73,11 @@ class FeatureDiffusion(nn.Module):
         self.sampler = build(TeacherGuidedSampler, sampler)
         self.schedule.timesteps(self.sampler.steps, self.sampler.start)  # refuses what does not fit, before any training
         denoiser = network | (denoiser or {})
-        rows = dict(num_embeddings=table_rows(self.schedule, denoiser.get('num_embeddings')))
-        self.denoiser = build(DiffusionDenoiser, denoiser | rows, channels=self.latent_channels(channels))
+        if denoiser.get('time') == 'film':
+            denoiser['schedule'] = self.schedule
+        else:
+            denoiser['num_embeddings'] = table_rows(self.schedule, denoiser.get('num_embeddings'))
+        self.denoiser = build(DiffusionDenoiser, denoiser, channels=self.latent_channels(channels))
         self.noise_adapter: Any = None
         if self.sampler.noise == 'adapter':
             network |= dict(norm=denoiser['norm'])
@@ -163,6 +167,12 @@ class FeatureDiffusion(nn.Module):
         if trajectory is not None and steps is not None:
             trajectory.extend(step * scale for step in steps)
         return denoised, gamma
+
+    @torch.no_grad()
+    def trivial_error(self, prior: Tensor) -> Tensor:
+        """Return what :meth:`loss` is on average for a denoiser that has learned nothing, a scalar; see
+        :meth:`DDIMSchedule.trivial_error`."""
+        return self.schedule.trivial_error(mean((prior / self.scale).square()))
 
     @torch.no_grad()
     def _update_std(self, prior: Tensor) -> None:

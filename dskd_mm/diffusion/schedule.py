@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -123,6 +124,35 @@ class DDIMSchedule(nn.Module):
             return torch.sub(at_least_float32(noisy), noise, alpha=sigma) / signal
         signals, sigmas = self._noise_levels(timestep, noisy)
         return (noisy - sigmas * noise) / signals
+
+    def noise_of_velocity(self, noisy: Tensor, velocity: Tensor, timestep: int | Tensor) -> Tensor:
+        r"""Return the noise that a prediction of the velocity implies, :math:`\sqrt{1-\bar\alpha_t}x_t + \sqrt{\bar\alpha_t}v`.
+
+        The velocity is :math:`v = \sqrt{\bar\alpha_t}\epsilon - \sqrt{1-\bar\alpha_t}x_0` (Salimans & Ho 2022).
+
+        Args:
+            noisy (Tensor): Noised features :math:`x_t` of shape (B, C, ...).
+            velocity (Tensor): Predicted velocity of the same shape.
+            timestep (int | Tensor): One timestep, or one per sample of shape (B, ).
+
+        Returns:
+            Tensor: Noise of the same shape.
+        """
+        signal: Any
+        sigma: Any
+        signal, sigma = self.noise_level(timestep) if isinstance(timestep, int) else self._noise_levels(timestep, noisy)
+        return sigma * at_least_float32(noisy) + signal * velocity
+
+    def trivial_error(self, power: Tensor) -> Tensor:
+        r"""Return the error of a noise prediction that takes the feature itself for noise, the mean over all timesteps.
+
+        A denoiser that has learned is below it: :math:`\epsilon_\theta = \sqrt{1-\bar\alpha_t}\,x_t`.
+
+        Args:
+            power (Tensor): Mean square of the clean features, a scalar.
+        """
+        alpha = self.alphas_cumprod
+        return (alpha * (1 - alpha)).mean() * power + alpha.square().mean()
 
     def step(self, noisy: Tensor, noise: Tensor, timestep: int, previous: int | None) -> Tensor:
         r"""One deterministic DDIM step (:math:`\eta=0`, DDIM eq. 12).

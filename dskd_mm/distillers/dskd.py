@@ -1,20 +1,22 @@
 """DSKD: teacher-guided student diffusion self-distillation."""
 
+import logging
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
+from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from dskd_mm.diffusion import FeatureDiffusion
 from dskd_mm.distillers.base import Distiller, HeadLoss
 from dskd_mm.distillers.dskd_options import DSKDOptions
 from dskd_mm.features import ChannelAlign, Pyramid, Window, per_location
-from dskd_mm.functional import hit_rate
+from dskd_mm.functional import hit_rate, mean, standardize
 from dskd_mm.guidance import ClassifierGuide, HeadLossGuide, TeacherClassifier, TeacherGuide
-from dskd_mm.losses import BoxLoss, KDLoss, LogitLoss, LSHDistillLoss, build_loss
+from dskd_mm.losses import BoxLoss, GradientShare, KDLoss, LogitLoss, LSHDistillLoss, build_loss
 from dskd_mm.registry import MODELS, build
 from dskd_mm.structures import ModelOutputs, Target
 
@@ -102,6 +104,8 @@ class DSKDDistiller(Distiller):
         if options.imitation is not None:
             name = f'imitation of {type(self).__name__}'
             self.imitation = build_loss(name, options.imitation, *specs, LogitLoss, temperature=options.temperature)
+        own_temperature: float = getattr(self.imitation, 'temperature', options.temperature)
+        self.guidance_temperature = options.guidance_temperature or own_temperature
         self.virtual_imitation = KDLoss(options.temperature)
         self.box_imitation: Any = None
         if weights['box'] and self.student_spec.boxes and self.student_spec.boxes == self.teacher_spec.boxes:
@@ -113,6 +117,8 @@ class DSKDDistiller(Distiller):
             self.channel_imitation = build_loss('loss_weights.channel', config, *specs)
         self.align = build(ChannelAlign, options.align, in_channels=self.student_spec.channels, out_channels=channels)
         self.lsh: Any = build(LSHDistillLoss, options.lsh, in_channels=channels) if weights['lsh'] else None
+        has_share = self.lsh is not None and weights['anchor'] and options.lsh_share
+        self.lsh_share: Any = GradientShare(options.lsh_share) if has_share else None
         self.diffusion: Any = None
         if options.samples:
             self.diffusion = FeatureDiffusion(
@@ -128,6 +134,26 @@ class DSKDDistiller(Distiller):
             if options.compile:
                 for module in (self.diffusion.denoiser, self.diffusion.sampler):
                     module.compile(**({} if options.compile is True else options.compile))
+
+    def _accept_checkpoint(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        super()._accept_checkpoint(state_dict, prefix, *args)
+        own = self.state_dict()
+        for part, mend in (
+            ('diffusion.denoiser.', f"denoiser=dict(time='table', norm={self.site.norm!r})"),
+            ('lsh', 'lsh=dict(soft=False), lsh_share=0'),
+        ):
+            theirs = {key: value for key, value in state_dict.items() if key.startswith(prefix + part)}
+            ours = {prefix + key: value for key, value in own.items() if key.startswith(part)}
+            if theirs and ours and {k: v.shape for k, v in theirs.items()} != {k: v.shape for k, v in ours.items()}:
+                print_log(
+                    f"The checkpoint's {part.strip('.')} is of another construction than the config's and begins anew; the "
+                    f'student is loaded as it is. To go on with what it has: {mend}.',
+                    'current',
+                    logging.WARNING,
+                )
+                for key in theirs:
+                    del state_dict[key]
+                state_dict.update(ours)
 
     @property
     def uses_teacher_forward(self) -> bool:
@@ -163,6 +189,9 @@ class DSKDDistiller(Distiller):
             losses['anchor'], prediction = batch.guide.loss(batch.aligned, self.imitation)
         if self.diffusion is not None:
             found, figures = self._self_distill(batch, prediction)
+            if self.lsh_share is not None and 'lsh' in found:
+                weight = self.lsh_share(found['lsh'], self.options.loss_weights['anchor'] * losses['anchor'], batch.aligned)
+                found['lsh'] = weight * found['lsh']
             losses |= found
         weights = {'autoencoder': 1.0, **self.options.loss_weights}
         weighted = {f'loss_dskd_{name}': weights[name] * value for name, value in losses.items()}
@@ -199,7 +228,7 @@ class DSKDDistiller(Distiller):
             outputs = self.run_models(inputs, data_samples)
             batch = self._align(outputs.student, outputs.teacher, outputs.target, outputs.head_loss)
             generator = self.noise_generator(inputs.device)
-            _, start = self._train_denoiser(batch, generator)
+            _, _, start = self._train_denoiser(batch, generator)
             guidance = partial(batch.guide.guidance, self.options.guidance_unit) if guided else None
             steps: list[Tensor] | None = None if trajectory is None else []
             denoised, _ = self.diffusion.denoise(start, batch.pyramid, generator, guidance, steps)
@@ -220,7 +249,9 @@ class DSKDDistiller(Distiller):
         else:
             logits = self._teacher_logits(pyramid, teacher)
             guided_classes = options.guided_classes * len(aligned) if options.guided_classes else None
-            guide = ClassifierGuide(pyramid, self.guiding_classifiers, target, logits, guided_classes)
+            guide = ClassifierGuide(
+                pyramid, self.guiding_classifiers, target, logits, guided_classes, self.guidance_temperature
+            )
         return AlignedBatch(pyramid, aligned, guide, student, teacher, target)
 
     def _follow_outputs(self, batch: AlignedBatch) -> dict[str, Tensor]:
@@ -256,8 +287,10 @@ class DSKDDistiller(Distiller):
             return teacher.logits
         return pyramid.map(self.guiding_classifiers, Pyramid.pack(teacher.features))
 
-    def _train_denoiser(self, batch: AlignedBatch, generator: torch.Generator) -> tuple[dict[str, Tensor], Tensor]:
-        """Return the losses by which the diffusion learns, and the latents (B, C', N) that sampling starts from."""
+    def _train_denoiser(
+        self, batch: AlignedBatch, generator: torch.Generator
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+        """Return the losses by which the diffusion learns, its health, and the latents (B, C', N) that sampling starts from."""
         losses: dict[str, Tensor] = {}
         prior = batch.aligned.detach()
         if self.options.prior == 'teacher' and batch.teacher is not None:
@@ -267,7 +300,12 @@ class DSKDDistiller(Distiller):
             losses['autoencoder'] = reconstruction
         start = self.diffusion.encode(batch.aligned.detach() if self.options.detach else batch.aligned)
         losses['diff'] = self.diffusion.loss(latent, batch.pyramid, generator)
-        return losses, start
+        figures = dict(
+            std=self.diffusion.scale,
+            noise_error=losses['diff'].detach(),
+            trivial_error=self.diffusion.trivial_error(latent.detach()),
+        )
+        return losses, figures, start
 
     def _self_distill(self, batch: AlignedBatch, prediction: Tensor | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Train the denoiser, denoise, and pull the student to the result. Everything in float32 (autocast aside).
@@ -281,8 +319,7 @@ class DSKDDistiller(Distiller):
         """
         options, diffusion, aligned = self.options, self.diffusion, batch.aligned
         generator = self.noise_generator(aligned.device)
-        losses, start = self._train_denoiser(batch, generator)
-        figures = dict(std=diffusion.scale)
+        losses, figures, start = self._train_denoiser(batch, generator)
         if self.step_index % options.sampling_interval:
             return losses, figures
         with torch.no_grad() if options.detach else nullcontext():
@@ -290,18 +327,69 @@ class DSKDDistiller(Distiller):
             denoised, gamma = diffusion.denoise(start, batch.pyramid, generator, guidance)
             denoised = diffusion.decode(denoised)
             virtual_logits = batch.pyramid.map(self.classifiers, denoised) if self.classifiers else None
+        gate, found = self._judge(batch, prediction, denoised.detach(), virtual_logits)
+        figures |= found
         if self.lsh is not None:
-            vectors, weight = self.site.hash_vectors((aligned, denoised), batch.target, generator)
-            losses['lsh'], figures['bits'] = self.lsh(*vectors, weight)
-        if virtual_logits is not None and batch.target is not None:
+            packed = [aligned, denoised]
+            if gate is not None and options.gate:
+                # It takes the way of the features, so it stays with the vectors that the site chooses.
+                packed.append(gate[:, None, None].expand(-1, 1, aligned.shape[2]))
+            (ours, theirs, *counts), weight = self.site.hash_vectors(packed, batch.target, generator)
+            for count in counts:
+                weight = count[:, 0] if weight is None else weight * count[:, 0]
+            losses['lsh'], figures['bits'] = self.lsh(ours, theirs, weight)
+        if options.loss_weights['virtual'] and virtual_logits is not None and batch.target is not None:
+            target = batch.target if gate is None or not options.gate else gated(batch.target, gate)
             sigmoid = self.classifiers[0].sigmoid
-            if options.loss_weights['virtual']:
-                losses['virtual'] = self.virtual_imitation(batch.student.logits, virtual_logits, batch.target, sigmoid)
-            with torch.no_grad():
-                if prediction is None or options.target == 'local':
-                    prediction = batch.pyramid.map(self.classifiers, aligned.detach())
-                figures['acc_start'] = hit_rate(prediction, batch.target)
-                figures['acc_denoised'] = hit_rate(virtual_logits, batch.target)
+            losses['virtual'] = self.virtual_imitation(batch.student.logits, virtual_logits, target, sigmoid)
         if gamma is not None:
             figures['gamma'] = gamma.detach().mean()
         return losses, figures
+
+    @torch.no_grad()
+    def _judge(
+        self, batch: AlignedBatch, prediction: Tensor | None, denoised: Tensor, virtual_logits: Tensor | None
+    ) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """Compare z and the denoised feature with the teacher.
+
+        Args:
+            batch (AlignedBatch): What the step works on.
+            prediction (Tensor, optional): Logits of the guiding classifier on z, if the anchor made them.
+            denoised (Tensor): The denoised feature, (B, C, N).
+            virtual_logits (Tensor, optional): Logits of the teacher's classifier on it.
+
+        Returns:
+            tuple[Tensor | None, dict[str, Tensor]]: For each sample 1 if the denoised feature is no farther from the target
+            than z, else 0, (B, ), None if the guide is no classifier; and health figures by name.
+        """
+        figures: dict[str, Tensor] = {}
+        guide, aligned, is_local = batch.guide, batch.aligned.detach(), self.options.target == 'local'
+        if batch.teacher is not None:
+            matched = match_moments(Pyramid.pack(batch.teacher.features), aligned)
+            unit = (matched - matched.mean(dim=(0, 2), keepdim=True)).square().mean().clamp(min=1e-12)
+            for name, feature in (('gap_student', aligned), ('gap_denoised', denoised)):
+                figures[name] = (feature - matched).square().mean() / unit
+        if not isinstance(guide, ClassifierGuide) or virtual_logits is None:
+            return None, figures
+        own = guide.classify(aligned) if prediction is None else prediction.detach()
+        divergences = [guide.divergences(logits) for logits in (own, guide.classify(denoised) if is_local else virtual_logits)]
+        gate = (divergences[1] <= divergences[0]).float()
+        for name, divergence in zip(('kl_student', 'kl_denoised'), divergences, strict=True):
+            figures[name] = divergence.sum() / guide.target.normalizer()
+        figures['gate'] = mean(gate)
+        pooled = batch.pyramid.map(self.classifiers, aligned) if is_local else own
+        figures['acc_start'], figures['acc_denoised'] = (hit_rate(x, guide.label) for x in (pooled, virtual_logits))
+        return gate, figures
+
+
+def match_moments(feature: Tensor, like: Tensor) -> Tensor:
+    """Bring each channel of features (B, C, N) to the mean and the deviation that it has in others of that width."""
+    deviation, center = torch.std_mean(like, dim=(0, 2), correction=0, keepdim=True)
+    return standardize(feature) * deviation + center
+
+
+def gated(target: Target, gate: Tensor) -> Target:
+    """Return annotations of which some samples do not count, (B, ) of 1 and 0; the others count for no more than before."""
+    shape = len(gate), 1, *target.probability.shape[2:]
+    weight = gate.reshape(-1, *[1] * (len(shape) - 1)).expand(shape)
+    return replace(target, weight=target.apply_weight(weight), avg_factor=target.normalizer())

@@ -1,7 +1,7 @@
 """Options of DSKD: one table of defaults for each task, and what is refused."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from dskd_mm.distillers.options import MethodOptions, check_choice
@@ -9,21 +9,40 @@ from dskd_mm.losses.base import check_temperature
 from dskd_mm.sites import Site
 from dskd_mm.structures import TapSpec
 
+PRESETS: dict[str, dict[str, Any]] = {
+    # With terms of ours: the anchor, the virtual teacher on logits, and the teacher's own logits, maps and boxes.
+    'default': {},
+    # What the paper's abstract states, and nothing else. Nothing is there by which the weight of the hash could be told.
+    'published': dict(
+        prior='student',
+        target='label',
+        loss_weights=dict(lsh=100.0, anchor=0.0, virtual=0.0, logit=0.0, channel=0.0, box=0.0),
+    ),
+    # Ours again, without a forward pass of the teacher: of it only the classification layer is loaded.
+    'teacher_free': dict(prior='student', target='label', loss_weights=dict(logit=0.0, channel=0.0, box=0.0)),
+}
+"""Options by the name of a preset; they go before the task's row, and what a config says goes before them."""
+
 # How these were chosen, and what else was tried: docs/en/ablations.md.
 TASK_DEFAULTS: dict[str, dict[str, Any]] = {
     # A sure teacher's small probabilities say nothing unless they are weighted up, and that is too much at the very start.
     'classification': dict(imitation=dict(type='dskd_mm.DKDLoss'), warmup=200),
     # No pooling averages the noise of pixels out: from the middle of the schedule the denoised feature would be worse than the
     # student's own, and the virtual teacher with it.
-    'segmentation': dict(sampler=dict(start=0.1, scale=100.0), window=32, loss_weights=dict(channel=3.0)),
+    'segmentation': dict(sampler=dict(steps=5, start=0.1, scale=100.0), window=32, loss_weights=dict(channel=3.0)),
     # The classifier is a 3x3 convolution with an output for each class and anchor, as wide as those that make the feature: all
     # over large maps, and for all classes, guidance would cost as much as the student. An image of COCO shows 3.5 classes on
     # average (Lin et al. 2014, section 5).
-    'dense_detection': dict(temperature=1.0, sampler=dict(start=0.1, scale=100.0), window=32, guided_classes=4),
+    'dense_detection': dict(temperature=1.0, sampler=dict(steps=5, start=0.1, scale=100.0), window=32, guided_classes=4),
     # Box heads end in 1024 channels, for which the denoiser of vectors would have 17 M parameters.
     'two_stage_detection': dict(temperature=1.0, autoencoder=dict(latent_channels=256)),
-    # There are no class logits: the loss of the teacher's whole head guides towards the annotations.
-    'neck': dict(target='label', loss_weights=dict(virtual=0.0, logit=0.0)),
+    # There are no class logits: the loss of the teacher's whole head guides towards the annotations. Its gradient has another
+    # unit, and each evaluation is a pass through the head.
+    'neck': dict(
+        target='label',
+        sampler=dict(steps=5, start=0.5, scale=1.0, guidance_point='noisy'),
+        loss_weights=dict(virtual=0.0, logit=0.0),
+    ),
 }
 
 
@@ -32,6 +51,9 @@ class DSKDOptions(MethodOptions):
     """Options of :class:`~dskd_mm.distillers.DSKDDistiller`; with None the task decides, see :data:`TASK_DEFAULTS`.
 
     Attributes:
+        preset (str): Options by a name, see :data:`PRESETS`: 'default', 'published' for what the paper's abstract states and
+            nothing else, 'teacher_free' for no forward pass of the teacher. Whatever else is given goes before them. Defaults
+            to 'default'.
         prior (str): What the denoiser is trained on: 'student' for z itself (detached), 'teacher' for the teacher's feature.
             Defaults to 'student'.
         target (str): What guidance and anchor aim at: 'label' for the ground truth, 'soft' for the teacher's own prediction,
@@ -48,6 +70,13 @@ class DSKDOptions(MethodOptions):
             the sampler. Defaults to True.
         guidance_unit (str): What the sampler's strength means, see :class:`~dskd_mm.guidance.ClassifierGuidance`. Defaults to
             'logit'.
+        guidance_temperature (float): Softens prediction and target of the guidance where the teacher's own prediction is the
+            target. Defaults to the temperature of the anchor.
+        gate (bool): Whether a denoised feature that is farther from the target than the student's own, by the divergence of
+            the classifier's prediction for an image or proposal, teaches nothing. A whole head as a guide has no gate. Defaults
+            to True.
+        lsh_share (float): The weight 'lsh' is multiplied so that the hash loss's gradient by z is this share of the anchor's,
+            see :class:`~dskd_mm.losses.GradientShare`; 0, or no anchor, leaves it. Defaults to 0.3.
         normalize (bool): Whether features enter the diffusion divided by the running standard deviation of the prior's, for
             the noise has unit variance. Defaults to True.
         window (int | False): Where there is a prediction for every location (dense detection, segmentation), all terms see only
@@ -64,15 +93,17 @@ class DSKDOptions(MethodOptions):
             ``dict(backend='inductor', mode='reduce-overhead')``. Defaults to False.
         align (dict): Arguments of :class:`~dskd_mm.features.ChannelAlign`, φ. Defaults to none.
         denoiser (dict): Arguments of :class:`~dskd_mm.diffusion.DiffusionDenoiser`. Its kernel size is 3 for maps and 1 for
-            vectors unless given, its norm that of the site, its table of timesteps long enough for the schedule; a noise
-            adapter takes the same norm. Defaults to none.
+            vectors unless given, its table of timesteps, if it has one, long enough for the schedule; a noise adapter takes the
+            same norm. Those not named keep their default: ``dict(time='film', norm='GN')``.
         schedule (dict): Arguments of :class:`~dskd_mm.diffusion.DDIMSchedule`. Defaults to none.
         sampler (dict): Arguments of :class:`~dskd_mm.diffusion.TeacherGuidedSampler`; ``scale=0`` turns guidance off. With
-            ``noise='adapter'`` a :class:`~dskd_mm.diffusion.NoiseAdapter` is built. Those not named keep their default.
+            ``noise='adapter'`` a :class:`~dskd_mm.diffusion.NoiseAdapter` is built. Those not named keep their default:
+            ``dict(steps=2, start=0.2, scale=20.0, guidance_point='clean')``, or the task's row.
         autoencoder (dict | False): ``dict(latent_channels=...)`` to diffuse wide features in a narrow latent; the guidance is
             pulled back through its decoder. False for none. Defaults to a latent of 256 for the box heads of two-stage
             detectors, none elsewhere.
-        lsh (dict): Arguments of :class:`~dskd_mm.losses.LSHDistillLoss`. Defaults to none.
+        lsh (dict): Arguments of :class:`~dskd_mm.losses.LSHDistillLoss`. Those not named keep their default:
+            ``dict(soft=True)``.
         loss_weights (dict): Weights of 'diff', 'lsh', 'anchor', 'virtual', 'logit', 'channel' and 'box'. A weight of 0 skips
             the work, too, but for 'diff': the denoiser then stays untrained, yet still denoises. The diffusion is left out if
             both 'lsh' and 'virtual' are 0. Those not named keep their default: 1; for 'box' the weight of 'logit', for
@@ -80,27 +111,39 @@ class DSKDOptions(MethodOptions):
     """
 
     task_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = TASK_DEFAULTS
-    merged: ClassVar[tuple[str, ...]] = ('denoiser', 'sampler', 'loss_weights')
+    merged: ClassVar[tuple[str, ...]] = ('denoiser', 'sampler', 'lsh', 'loss_weights')
     losses: ClassVar[Mapping[str, float]] = dict(diff=1.0, lsh=1.0, anchor=1.0, virtual=1.0, logit=1.0, channel=0.0, box=1.0)
 
+    preset: str = 'default'
     prior: str = 'student'
     target: str = 'soft'
     temperature: float = 4.0
     imitation: dict | None = None
     detach: bool = True
     guidance_unit: str = 'logit'
+    guidance_temperature: float | None = None
+    gate: bool = True
+    lsh_share: float = 0.3
     normalize: bool = True
     window: int | Literal[False] | None = None
     guided_classes: int | Literal[False] | None = None
     sampling_interval: int = 1
     compile: bool | dict = False
     align: dict | None = None
-    denoiser: dict | None = None
+    denoiser: dict = field(default_factory=lambda: dict(time='film', norm='GN'))
     schedule: dict | None = None
-    sampler: dict | None = None
+    sampler: dict = field(default_factory=lambda: dict(steps=2, start=0.2, scale=20.0, guidance_point='clean'))
     autoencoder: dict | Literal[False] | None = None
-    lsh: dict | None = None
+    lsh: dict = field(default_factory=lambda: dict(soft=True))
     loss_weights: Any = None
+
+    @classmethod
+    def resolve(cls, owner: type, given: Mapping[str, Any], site: Site, student: TapSpec, teacher: TapSpec) -> 'DSKDOptions':
+        """See :meth:`MethodOptions.resolve`."""
+        given = {name: value for name, value in given.items() if value is not None}
+        preset = given.get('preset', cls.preset)
+        check_choice(owner.__name__, 'preset', preset, tuple(PRESETS))
+        return super().resolve(owner, cls.overlay(PRESETS[preset], given), site, student, teacher)
 
     @classmethod
     def defaults(cls, given: Mapping[str, Any], site: Site, student: TapSpec, teacher: TapSpec) -> dict[str, Any]:
@@ -147,7 +190,10 @@ class DSKDOptions(MethodOptions):
         check_choice(owner, 'prior', self.prior, ('student', 'teacher'))
         check_choice(owner, 'target', self.target, ('label', 'soft', 'local'))
         check_choice(owner, 'guidance_unit', self.guidance_unit, ('logit', 'gradient'))
-        check_temperature(owner, self.temperature)
+        for temperature in (self.temperature, self.guidance_temperature):
+            check_temperature(owner, 1.0 if temperature is None else temperature)
+        if self.lsh_share < 0:
+            raise ValueError(f'lsh_share of {owner} must not be negative, but got {self.lsh_share}.')
         if self.sampling_interval < 1:
             raise ValueError(f'sampling_interval of {owner} must be at least 1, but got {self.sampling_interval}.')
         self._check_bounds(owner, type(site).__name__, student, teacher)
@@ -157,7 +203,7 @@ class DSKDOptions(MethodOptions):
                 f"{type(site).__name__} has no linear classifier and expects target='label' and "
                 f'loss_weights=dict(virtual=0, logit=0), but got target={self.target!r}, loss_weights={weights}.'
             )
-        if self.samples and (self.sampler or {}).get('noise') == 'adapter':
+        if self.samples and self.sampler.get('noise') == 'adapter':
             self._check_adapter()
 
     def _check_bounds(self, owner: str, site: str, student: TapSpec, teacher: TapSpec) -> None:
@@ -183,7 +229,7 @@ class DSKDOptions(MethodOptions):
                 "noise='adapter' has to be trained through the sampler, but detach=True samples without a graph: set "
                 "detach=False, or noise='schedule'."
             )
-        if not self.loss_weights['virtual'] and not (self.lsh or {}).get('magnitude'):
+        if not self.loss_weights['virtual'] and not self.lsh.get('magnitude'):
             raise ValueError(
                 "noise='adapter' has no loss to be trained by: the bits of a hash have no gradient. Set the loss weight "
                 "'virtual', or lsh=dict(magnitude=...), or noise='schedule'."

@@ -1,7 +1,7 @@
 """Options of a method, apart from its modules: their defaults, one row for each task, and what is refused."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from typing import Any, ClassVar, TypeVar
 
 from dskd_mm.arguments import check_arguments
@@ -48,10 +48,7 @@ class MethodOptions:
         """
         check_arguments(owner, given)
         given = {name: value for name, value in given.items() if value is not None}
-        values = cls.defaults(given, site, student, teacher)
-        for name, value in given.items():
-            is_part = name in cls.merged and isinstance(value, Mapping)
-            values[name] = {**(values[name] or {}), **value} if is_part else value
+        values = cls.overlay(cls.defaults(given, site, student, teacher), given)
         if cls.losses:
             check_weights(owner.__name__, values['loss_weights'], cls.losses, given.get('loss_weights'))
         options = cls(**values)
@@ -69,12 +66,19 @@ class MethodOptions:
             student (TapSpec): Where the student is tapped.
             teacher (TapSpec): Where the teacher is tapped.
         """
-        values: dict[str, Any] = {field.name: field.default for field in fields(cls)}
+        values = {field.name: default_of(field) for field in fields(cls)}
         if cls.losses:
             values['loss_weights'] = dict(cls.losses)
-        for name, value in cls.task_defaults.get(site.task, {}).items():
-            values[name] = {**(values[name] or {}), **value} if name in cls.merged else value
-        return values
+        return cls.overlay(values, cls.task_defaults.get(site.task, {}))
+
+    @classmethod
+    def overlay(cls, values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+        """Return options with others put over them; of those in :attr:`merged` key by key."""
+        found = dict(values)
+        for name, value in over.items():
+            is_part = name in cls.merged and isinstance(value, Mapping)
+            found[name] = {**(found.get(name) or {}), **value} if is_part else value
+        return found
 
     def complete(self, site: Site, student: TapSpec, teacher: TapSpec) -> None:
         """Fill in what follows from other options or from the models."""
@@ -89,6 +93,11 @@ class MethodOptions:
         """
         if self.warmup is None or self.warmup < 0:
             raise ValueError(f'warmup of {owner} must not be negative, but got {self.warmup}.')
+
+
+def default_of(field: Field) -> Any:
+    """Return the default of a field."""
+    return field.default if field.default_factory is MISSING else field.default_factory()
 
 
 def check_choice(owner: str, name: str, value: Any, known: tuple[Any, ...]) -> None:

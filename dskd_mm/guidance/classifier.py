@@ -143,6 +143,14 @@ class TeacherClassifier(nn.Module):
         """Return the same classifier for features that were divided by a factor, a scalar: its weight takes the factor in."""
         return TeacherClassifier(self.weight * factor, self.bias, self.sigmoid, num_priors=self.num_priors, **self.conv_args)
 
+    def softened(self, temperature: float) -> 'TeacherClassifier':
+        """The same classifier with its logits divided by a temperature."""
+        if temperature == 1:
+            return self
+        bias = None if self.bias is None else self.bias / temperature
+        weight = self.weight / temperature
+        return TeacherClassifier(weight, bias, self.sigmoid, num_priors=self.num_priors, **self.conv_args)
+
     def logit_gain(self, decoder: nn.Conv2d | None = None) -> Tensor:
         r"""Return the mean squared norm of classes' weights, :math:`\frac1K\sum_k\|W_k\|^2`: logits moved per unit of gradient.
 

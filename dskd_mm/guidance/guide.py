@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dskd_mm.features.pyramid import MapFunction, Pyramid
-from dskd_mm.functional import target_cross_entropy
+from dskd_mm.functional import divergences, target_cross_entropy
 from dskd_mm.guidance.classifier import TeacherClassifier
 from dskd_mm.guidance.gradient import ClassifierGuidance, HeadLossGuidance
 from dskd_mm.structures.target import Target
@@ -47,7 +47,7 @@ class TeacherGuide(ABC):
 
 
 class ClassifierGuide(TeacherGuide):
-    """Guides by the teacher's linear classifier, in closed form.
+    r"""Guides by the teacher's linear classifier, in closed form.
 
     Args:
         pyramid (Pyramid): The levels.
@@ -56,6 +56,9 @@ class ClassifierGuide(TeacherGuide):
         teacher_logits (Tensor, optional): Logits of the teacher, the target instead of the annotations. Defaults to None.
         guided_classes (int, optional): How many classes guidance regards at most, see :meth:`select_classes`. Defaults to
             None: all.
+        temperature (float): Softens prediction and target of the guidance, where the teacher's logits are the target. In the
+            unit 'logit' the gradient is :math:`T\,W^\top(q_T-p_T)` over the mean squared norm of a class's weights. Defaults
+            to 1.
     """
 
     def __init__(
@@ -65,23 +68,37 @@ class ClassifierGuide(TeacherGuide):
         label: Target,
         teacher_logits: Tensor | None = None,
         guided_classes: int | None = None,
+        temperature: float = 1.0,
     ) -> None:
         self.pyramid = pyramid
         self.classifiers = list(classifiers)
         self.label = label
         self.teacher_logits = teacher_logits
         self.guided_classes = guided_classes
+        self.temperature = 1.0 if teacher_logits is None else temperature
 
     @property
     def target(self) -> Target:
         """Return what guidance aims at: the annotations, or the teacher's own prediction."""
+        return self.target_at(1.0)
+
+    def target_at(self, temperature: float) -> Target:
+        """Return :attr:`target` with the teacher's prediction softened."""
         if self.teacher_logits is None:
             return self.label
-        return replace(self.label, probability=self.classifiers[0].predict(self.teacher_logits))
+        return replace(self.label, probability=self.classifiers[0].predict(self.teacher_logits / temperature))
+
+    def classify(self, packed: Tensor) -> Tensor:
+        """Return logits of features (B, C, N), at the resolution of the target."""
+        return self.pyramid.map(self.classifiers, packed)
+
+    def divergences(self, logits: Tensor) -> Tensor:
+        """Return how far logits are from the target, summed over the predictions of each sample by their weights, (B, )."""
+        return divergences(logits, self.target, self.classifiers[0].sigmoid)
 
     def loss(self, packed: Tensor, imitation: Imitation | None) -> tuple[Tensor, Tensor | None]:
         """Return the divergence of the classifier's prediction from the target; see :meth:`TeacherGuide.loss`."""
-        logits = self.pyramid.map(self.classifiers, packed)
+        logits = self.classify(packed)
         sigmoid = self.classifiers[0].sigmoid
         if self.teacher_logits is None or imitation is None:
             return target_cross_entropy(logits, self.target, sigmoid), logits
@@ -113,9 +130,10 @@ class ClassifierGuide(TeacherGuide):
 
     def guidance(self, unit: str, scale: Tensor, decoder: nn.Conv2d | None) -> Callable[[Tensor], Tensor]:
         """See :meth:`TeacherGuide.guidance`."""
-        classifiers = self.classifiers * (len(self.pyramid.sizes) if len(self.classifiers) == 1 else 1)
+        softened = [classifier.softened(self.temperature) for classifier in self.classifiers]
+        classifiers = softened * (len(self.pyramid.sizes) if len(softened) == 1 else 1)
         lengths = [length * classifiers[0].num_priors for length in self.pyramid.lengths]
-        whole = self.target
+        whole = self.target_at(self.temperature)
         classes = self.select_classes(whole)
         each: list[MapFunction] = [
             ClassifierGuidance(classifier, target, unit, scale, decoder, classes)

@@ -12,6 +12,7 @@ from dskd_mm.losses.kd import KDLoss
 from dskd_mm.losses.lsh import LSHDistillLoss
 from dskd_mm.losses.mgd import MGDLoss
 from dskd_mm.losses.pkd import PKDLoss
+from dskd_mm.losses.share import GradientShare
 
 __all__ = [
     'ATLoss',
@@ -23,6 +24,7 @@ __all__ = [
     'DistillLoss',
     'FeatureLoss',
     'FitNetLoss',
+    'GradientShare',
     'KDLoss',
     'LSHDistillLoss',
     'LogitLoss',

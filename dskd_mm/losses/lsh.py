@@ -23,18 +23,24 @@ class LSHDistillLoss(nn.Module):
     ``magnitude`` adds the mean squared error of LSHFM's full loss for its length. Everything is computed in float32, in which
     half-precision overflows of the original cannot occur.
 
+    With ``soft`` the loss says only what differs, in direction alone. Both vectors are centred and brought to unit length,
+    the bits are probabilities :math:`h = \sigma(W u^*)`, and their entropy is taken away:
+    :math:`\mathrm{softplus}(a) - \mathrm{softplus}(a^*) - h (a - a^*)`, the divergence of the bits. Its gradient is 0 where
+    both vectors are equal, and never along the vector; that of hard bits goes on lengthening a vector whose bits all agree.
+
     W comes from ``seed`` alone, so it is equal on all ranks and in every run; it is part of the state dict.
 
     Args:
         in_channels (int): Length D of the vectors.
         bits (int): Number of hash functions N. Defaults to 2048.
         std (float, optional): Standard deviation of W: how sharply a sign is asked for. None takes that of the teacher's
-            classification weights, as LSHFM does, set through :meth:`set_std`. Defaults to None.
+            classification weights, as LSHFM does, set through :meth:`set_std`; 1 with ``soft``. Defaults to None.
         bias (str): 'zero'; or 'mean' or 'median', minus that statistic of :math:`W f^*`, so that every bit splits the data in
-            halves. LSHFM takes it over the training set; the target here moves with training, so it is a running average over
-            batches. Defaults to 'mean'.
+            halves; with ``soft`` it is that of the vectors themselves. LSHFM takes it over the training set; the target here
+            moves with training, so it is a running average over batches. Defaults to 'mean'.
         momentum (float): Weight of a new batch in the running average. Defaults to 0.01.
         magnitude (float): Weight of the mean squared error. Defaults to 0.
+        soft (bool): Whether bits are probabilities of vectors of unit length. Defaults to False.
         seed (int): Seed of W. Defaults to 0.
 
     Raises:
@@ -55,6 +61,7 @@ class LSHDistillLoss(nn.Module):
         momentum: float = 0.01,
         magnitude: float = 0.0,
         seed: int = 0,
+        soft: bool = False,
     ) -> None:
         super().__init__()
         if bias not in ('zero', 'mean', 'median'):
@@ -62,11 +69,12 @@ class LSHDistillLoss(nn.Module):
         self.bias = bias
         self.momentum = momentum
         self.magnitude = magnitude
-        self.std_from_teacher = std is None
+        self.soft = soft
+        self.std_from_teacher = std is None and not soft
         generator = torch.Generator().manual_seed(seed)
         self.register_buffer('projection', torch.randn(bits, in_channels, generator=generator, device='cpu'))
         self.register_buffer('std', torch.tensor(1.0 if std is None else float(std)))
-        self.register_buffer('center', torch.zeros(bits))
+        self.register_buffer('center', torch.zeros(in_channels if soft else bits))
         self.register_buffer('num_batches', torch.zeros((), dtype=torch.long))
 
     def set_std(self, *classifier_weights: Tensor) -> None:
@@ -95,11 +103,18 @@ class LSHDistillLoss(nn.Module):
             if feature.shape[0] == 0:
                 return feature.sum() * 0, feature.new_zeros(())
             # W's deviation is taken in by the vectors, the smaller operands.
-            offset = torch.zeros_like(self.center) if self.bias == 'zero' else -self.center
-            loss, agreement = HashCrossEntropy.apply(feature * self.std, target * self.std, self.projection, offset, share)
+            offset = torch.zeros_like(self.projection[:, 0]) if self.soft or self.bias == 'zero' else -self.center
+            vectors = [(self._direction(v) if self.soft else v) * self.std for v in (feature, target)]
+            loss, agreement = HashCrossEntropy.apply(*vectors, self.projection, offset, share, self.soft)
             if self.magnitude:
                 loss = loss + self.magnitude * (feature - target).square().mean(dim=1) @ share
         return loss, agreement
+
+    def _direction(self, vectors: Tensor) -> Tensor:
+        """Return vectors (M, D) centred and of unit length; those that are far too short for a direction stay shorter."""
+        vectors = vectors - self.center
+        length = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+        return vectors / torch.maximum(length, 0.01 * length.detach().mean()).clamp(min=1e-6)
 
     @torch.no_grad()
     def _update_center(self, target: Tensor, weight: Tensor) -> None:
@@ -108,10 +123,10 @@ class LSHDistillLoss(nn.Module):
             center = torch.zeros_like(self.center)
         elif self.bias == 'mean':
             # The mean of the projections is the projection of the mean.
-            center = F.linear(weight @ target / amount.clamp(min=1e-12), self.projection)
+            center = self._centred(weight @ target / amount.clamp(min=1e-12))
         else:
             # NaN marks what does not count: picking rows out would wait for the device.
-            projected = F.linear(target, self.projection)
+            projected = self._centred(target)
             center = torch.where(weight[:, None] > 0, projected, torch.nan).nanmedian(dim=0).values
         center = torch.where(amount > 0, center, 0.0)
         # Ranks must hash alike, so they share one centre, the joined batch's ('median': the mean of theirs).
@@ -124,17 +139,24 @@ class LSHDistillLoss(nn.Module):
         rate = torch.clamp(1 / self.num_batches.clamp(min=1).float(), min=self.momentum)
         self.center.lerp_(center, rate * has_vectors)
 
+    def _centred(self, vectors: Tensor) -> Tensor:
+        """Return what has a centre: the projections of vectors, or themselves."""
+        return vectors if self.soft else F.linear(vectors, self.projection)
+
 
 class HashCrossEntropy(torch.autograd.Function):
     r"""Binary cross-entropy of projections against the bits of other projections, with its gradient in closed form.
 
-    For :math:`a = W f + b` and bits h the gradient by f is :math:`W^\top (\sigma(a) - h)`: the forward pass knows it already.
+    Of soft bits the entropy is taken away, which has no gradient. For :math:`a = W f + b` and bits h the gradient by f is
+    :math:`W^\top (\sigma(a) - h)`: the forward pass knows it already.
     Nothing of the size of the projections, thousands of numbers a vector, is kept for the backward pass, and only
     :data:`CHUNK` of them are there at a time.
     """
 
     @staticmethod
-    def forward(ctx: Any, feature: Tensor, target: Tensor, projection: Tensor, offset: Tensor, share: Tensor) -> Any:
+    def forward(
+        ctx: Any, feature: Tensor, target: Tensor, projection: Tensor, offset: Tensor, share: Tensor, soft: bool
+    ) -> Any:
         """Sum over vectors of ``share`` times the mean over bits, and the share of bits that agree.
 
         Args:
@@ -144,18 +166,25 @@ class HashCrossEntropy(torch.autograd.Function):
             projection (Tensor): W, (N, D).
             offset (Tensor): b, (N, ).
             share (Tensor): Weight of each vector, (M, ).
+            soft (bool): Whether bits are probabilities.
         """
         bits, loss, agreement = len(projection), feature.new_zeros(()), feature.new_zeros(())
         gradient = torch.empty_like(feature)
         rows = max(CHUNK // bits, 1)
         for f, t, s, g in zip(*(tensor.split(rows) for tensor in (feature, target, share, gradient)), strict=True):
             ours = torch.addmm(offset, f, projection.t())
-            wanted = torch.addmm(offset, t, projection.t()) > 0
+            theirs = torch.addmm(offset, t, projection.t())
+            wanted = theirs > 0
             agreement += (wanted == (ours > 0)).float().mean(dim=1) @ s
-            # log(1 + exp(a)) - h a, of which the first is the softplus of -a where h is 1.
-            loss += F.softplus(torch.where(wanted, -ours, ours)).mean(dim=1) @ s
+            if soft:
+                divergence = F.softplus(ours) - F.softplus(theirs) - theirs.sigmoid() * (ours - theirs)
+            else:
+                # log(1 + exp(a)) - h a, of which the first is the softplus of -a where h is 1.
+                divergence = F.softplus(torch.where(wanted, -ours, ours))
+            loss += divergence.mean(dim=1) @ s
             if ctx.needs_input_grad[0]:
-                torch.mm(ours.sigmoid_().sub_(wanted.float()).mul_(s[:, None] / bits), projection, out=g)
+                hashed = theirs.sigmoid_() if soft else wanted.float()
+                torch.mm(ours.sigmoid_().sub_(hashed).mul_(s[:, None] / bits), projection, out=g)
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(agreement)
         return loss, agreement
@@ -165,4 +194,4 @@ class HashCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         """The gradient by ``feature``; nothing else has one."""
         (gradient,) = ctx.saved_tensors
-        return grads[0] * gradient, None, None, None, None
+        return grads[0] * gradient, None, None, None, None, None

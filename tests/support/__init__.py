@@ -1,6 +1,6 @@
 """What only our own tests need: toy detectors and segmenters, whole runs in small, processes."""
 
-from support.checks import Call, assert_refused, first_not_finite, watch
+from support.checks import FIRST_CONSTRUCTION, Call, assert_refused, first_not_finite, watch
 from support.dense import (
     DENSE_CLASSES,
     DENSE_SIZE,
@@ -31,6 +31,7 @@ __all__ = [
     'DENSE_SIZE',
     'DETECTORS',
     'EXISTING',
+    'FIRST_CONSTRUCTION',
     'SCENE_CLASSES',
     'SEGMENTORS',
     'ZOO_DETECTORS',

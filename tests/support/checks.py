@@ -5,6 +5,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+FIRST_CONSTRUCTION: dict[str, Any] = dict(
+    denoiser=dict(time='table', norm='BN'),
+    sampler=dict(steps=5, start=0.5, scale=1.0, guidance_point='noisy'),
+    guidance_temperature=1.0,
+    gate=False,
+    lsh=dict(soft=False),
+    lsh_share=0.0,
+)
+"""Options of DSKD as they were first: a table of timesteps, hard bits, no gate."""
+
 
 @dataclass
 class Call:

@@ -11,15 +11,19 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dskd_mm.diffusion import TeacherGuidedSampler
 from dskd_mm.distillers.dskd_options import TASK_DEFAULTS
 from dskd_mm.features import Pyramid, match_levels
 from dskd_mm.functional import hit_rate
+from dskd_mm.guidance import ClassifierGuide
 from dskd_mm.losses import DISTLoss, DKDLoss, KDLoss
 from dskd_mm.sites import ClassificationSite
 from dskd_mm.structures import ModelOutputs, Target
 from dskd_mm.testing import TOY_KINDS, classifier_config, random_batch, random_teacher
+from support import FIRST_CONSTRUCTION
 
 CLASSES = 5
+HEALTH = ('noise_error', 'trivial_error', 'kl_student', 'kl_denoised', 'gap_student', 'gap_denoised', 'gate')
 
 
 @pytest.fixture(scope='module')
@@ -79,6 +83,10 @@ def decoupled_divergence(theirs: Tensor, ours: Tensor, labels: Tensor, temperatu
     return total / len(labels) * temperature**2
 
 
+def steps_of(mended: bool) -> tuple[int, ...]:
+    return (100, 0) if mended else (400, 300, 200, 100, 0)
+
+
 def straight_line(
     distiller: nn.Module,
     feature: Tensor,
@@ -92,8 +100,9 @@ def straight_line(
     point: str,
     scale: float,
     decoupled: bool,
+    mended: bool = False,
 ) -> dict[str, Tensor]:
-    """The terms of DSKD written down once more, from section 1 of the method to its end."""
+    """The terms of DSKD written down once more, from section 1 of the method to its end; its first construction, or today's."""
     (classifier,) = distiller.teacher.classifiers
     weight, bias = classifier.weight, classifier.bias
     temperature = 4.0
@@ -116,7 +125,8 @@ def straight_line(
 
     classify = at_locations if target == 'local' else pooled
     opinion = dict(label=None, soft=teacher_logits, local=at_locations(seen_by_teacher))[target]
-    guide = one_hot if opinion is None else softmax(opinion)
+    softness = temperature if mended and opinion is not None else 1.0
+    guide = one_hot if opinion is None else softmax(opinion, softness)
     if opinion is None:
         anchor = divergence(one_hot, classify(z), 1.0)
     else:
@@ -137,20 +147,24 @@ def straight_line(
     noise = torch.randn(z.shape, generator=generator)
     a = torch.tensor([alpha[i] for i in t.tolist()])[:, None, None, None]
     predicted = distiller.diffusion.denoiser(a.sqrt() * clean / std + (1 - a).sqrt() * noise, t)
-    expected['diff'] = ((predicted - noise) ** 2).mean()
+    expected['diff'] = expected['noise_error'] = ((predicted - noise) ** 2).mean()
+    # The filter that takes a feature for noise: sigma x - noise = sigma s x_0 - s^2 noise.
+    power = float((clean / std).square().mean())
+    expected['trivial_error'] = torch.tensor(sum(a * (1 - a) * power + a * a for a in alpha) / 1000)
 
-    x = z.detach() / std
-    x = math.sqrt(alpha[400]) * x + math.sqrt(1 - alpha[400]) * torch.randn(z.shape, generator=generator)
+    x, steps = z.detach() / std, steps_of(mended)
+    first = alpha[steps[0]]
+    x = math.sqrt(first) * x + math.sqrt(1 - first) * torch.randn(z.shape, generator=generator)
     batch, channels, height, width = z.shape
-    for t in (400, 300, 200, 100, 0):
+    for t, later in zip(steps, (*steps[1:], None), strict=True):
         with torch.no_grad():
             epsilon = distiller.diffusion.denoiser(x, t)
         root, sigma = math.sqrt(alpha[t]), math.sqrt(1 - alpha[t])
         seen = x if point == 'noisy' else (x - sigma * epsilon) / root
-        step_by_logit = (guide - softmax(classify(seen * std))) @ weight
+        step_by_logit = (guide - softmax(classify(seen * std), softness)) @ weight / softness
         if unit == 'logit':
             # By the mean squared norm of the classes' weights, without the pooling's 1 / HW; the classifier sees std x.
-            g = step_by_logit / (weight**2).sum(dim=1).mean() / std
+            g = step_by_logit * softness**2 / (weight**2).sum(dim=1).mean() / std
         else:
             g = step_by_logit * std / (1 if target == 'local' else height * width)
         if target == 'local':
@@ -161,15 +175,56 @@ def straight_line(
             g = g / root
         epsilon = epsilon - sigma * scale * g
         x_0 = (x - sigma * epsilon) / root
-        x = x_0 if t == 0 else math.sqrt(alpha[t - 100]) * x_0 + math.sqrt(1 - alpha[t - 100]) * epsilon
+        x = x_0 if later is None else math.sqrt(alpha[later]) * x_0 + math.sqrt(1 - alpha[later]) * epsilon
     denoised = x * std
 
-    expected['virtual'] = divergence(softmax(pooled(denoised), temperature), logits, temperature)
-    hashed = [v.mean(dim=(2, 3)) @ (distiller.lsh.projection * weight.std()).T for v in (z, denoised)]
-    middle = hashed[1].mean(dim=0)
-    bits = (hashed[1] > middle).float()
-    expected['lsh'] = F.binary_cross_entropy_with_logits(hashed[0] - middle, bits)
-    expected['bits'] = ((hashed[0] > middle) == (bits > 0)).float().mean()
+    wanted = one_hot if opinion is None else softmax(opinion)
+    far = []
+    for name, v in (('student', z.detach()), ('denoised', denoised)):
+        gaps = torch.zeros(len(z))
+        for row, (q, p) in enumerate(zip(wanted, softmax(classify(v)), strict=True)):
+            image = row // (height * width) if target == 'local' and opinion is not None else row
+            gaps[image] += sum(float(a * (a / b).log()) for a, b in zip(q, p, strict=True) if a > 0)
+        far.append(gaps)
+        expected[f'kl_{name}'] = gaps.sum() / len(wanted)
+        # Each channel of the teacher, brought to the student's mean and deviation.
+        same = torch.empty_like(z)
+        for c in range(channels):
+            mean, deviation = z[:, c].mean(), z[:, c].std(unbiased=False)
+            theirs = seen_by_teacher[:, c]
+            same[:, c] = mean + deviation * (theirs - theirs.mean()) / theirs.std(unbiased=False)
+        expected[f'gap_{name}'] = ((v - same) ** 2).mean() / same.var(dim=(0, 2, 3), unbiased=False).mean()
+    gate = (far[1] <= far[0]).float()
+    expected['gate'] = gate.mean()
+
+    counts = gate if mended else torch.ones(len(z))
+    each = [
+        divergence(softmax(pooled(denoised), temperature)[i : i + 1], logits[i : i + 1], temperature) for i in range(len(z))
+    ]
+    expected['virtual'] = (torch.stack(each) * counts).mean()
+    vectors = [v.mean(dim=(2, 3)) for v in (z, denoised)]
+    if mended:
+        center = (vectors[1] * counts[:, None]).sum(dim=0) / counts.sum().clamp(min=1)
+        a, b = (F.normalize(v - center, dim=1) @ distiller.lsh.projection.T for v in vectors)
+        h = torch.sigmoid(b)
+        # Divergence of the probabilities that the bits are 1.
+        p = torch.sigmoid(a)
+        apart = h * (h / p).log() + (1 - h) * ((1 - h) / (1 - p)).log()
+        agree = (a > 0) == (b > 0)
+    else:
+        a, b = (
+            v @ (distiller.lsh.projection * weight.std()).T
+            - vectors[1].mean(dim=0) @ (distiller.lsh.projection * weight.std()).T
+            for v in vectors
+        )
+        apart = F.binary_cross_entropy_with_logits(a, (b > 0).float(), reduction='none')
+        agree = (a > 0) == (b > 0)
+    expected['lsh'], expected['bits'] = (
+        (v.float().mean(dim=1) * counts).sum() / counts.sum().clamp(min=1) for v in (apart, agree)
+    )
+    if mended and counts.sum():
+        theirs, own = (torch.autograd.grad(expected[name], z, retain_graph=True)[0].norm() for name in ('anchor', 'lsh'))
+        expected['lsh'] = expected['lsh'] * 0.3 * distiller.options.loss_weights['anchor'] * theirs / own
     expected['acc_start'] = (pooled(z).argmax(dim=1) == labels).float().mean()
     expected['acc_denoised'] = (pooled(denoised).argmax(dim=1) == labels).float().mean()
     expected['std'] = std
@@ -185,19 +240,36 @@ def no_head_loss(maps: Sequence[Tensor]) -> Tensor:
 @pytest.mark.parametrize(('unit', 'point', 'scale'), [('logit', 'noisy', 1.0), ('gradient', 'clean', 30.0)])
 @pytest.mark.parametrize('decoupled', [True, False])
 def test_every_term_is_the_straight_line(teachers, monkeypatch, prior, target, unit, point, scale, decoupled):
+    check_straight_line(teachers, monkeypatch, prior, target, unit, point, scale, decoupled, mended=False)
+
+
+@pytest.mark.parametrize('prior', ['student', 'teacher'])
+@pytest.mark.parametrize('target', ['label', 'soft', 'local'])
+@pytest.mark.parametrize(('unit', 'scale'), [('logit', 20.0), ('logit', 0.0), ('gradient', 30.0)])
+def test_every_term_of_the_defaults_is_the_straight_line(teachers, monkeypatch, prior, target, unit, scale):
+    gate = check_straight_line(teachers, monkeypatch, prior, target, unit, 'clean', scale, True, mended=True)
+    if unit == 'logit':
+        assert gate == 1 if scale else gate < 1
+
+
+def check_straight_line(teachers, monkeypatch, prior, target, unit, point, scale, decoupled, mended) -> float:
     weights = dict(diff=0.5, lsh=2.0, anchor=3.0, virtual=0.7, logit=1.5)
+    construction: dict = {} if mended else copy.deepcopy(FIRST_CONSTRUCTION)
+    construction['sampler'] = construction.get('sampler', {}) | dict(guidance_point=point, scale=scale)
     distiller = build(
         'gap',
         teachers['gap'],
         prior=prior,
         target=target,
         guidance_unit=unit,
-        sampler=dict(guidance_point=point, scale=scale),
         loss_weights=weights,
         imitation=None if decoupled else dict(type='dskd_mm.KDLoss'),
         warmup=0,
+        **construction,
     )
     distiller.load_teacher()
+    if mended:  # or it would predict no more than at the start
+        nn.init.normal_(distiller.diffusion.denoiser.output.weight, std=0.1)
     monkeypatch.setattr(distiller, 'noise_generator', lambda device: torch.Generator(device).manual_seed(11))
     torch.manual_seed(1)
     feature, teacher_feature = torch.randn(4, 16, 4, 4, requires_grad=True), torch.randn(4, 24, 2, 2)
@@ -206,7 +278,19 @@ def test_every_term_is_the_straight_line(teachers, monkeypatch, prior, target, u
     labels = torch.cat([sample.gt_label for sample in samples])
     # The norms see the same batches in the same order: all in training mode, by the batch's own statistics.
     expected = straight_line(
-        distiller, feature, logits, labels, teacher_feature, teacher_logits, prior, target, unit, point, scale, decoupled
+        distiller,
+        feature,
+        logits,
+        labels,
+        teacher_feature,
+        teacher_logits,
+        prior,
+        target,
+        unit,
+        point,
+        scale,
+        decoupled,
+        mended,
     )
     student = ModelOutputs([feature], [logits])
     teacher = ModelOutputs(match_levels([teacher_feature], [feature]), [teacher_logits])
@@ -214,7 +298,7 @@ def test_every_term_is_the_straight_line(teachers, monkeypatch, prior, target, u
     losses = distiller.distill(student, teacher, annotations, no_head_loss)
 
     assert set(losses) == {f'loss_dskd_{name}' for name in weights} | {
-        f'dskd_{name}' for name in ('bits', 'acc_start', 'acc_denoised', 'std')
+        f'dskd_{name}' for name in ('bits', 'acc_start', 'acc_denoised', 'std', *HEALTH)
     }
     for name, value in losses.items():
         if name.startswith('loss_dskd_'):
@@ -236,7 +320,9 @@ def test_every_term_is_the_straight_line(teachers, monkeypatch, prior, target, u
         }
         if logits.grad is not None and logits.grad.abs().max() > 0:
             got.add('logits')
-        assert got == {trained}, name
+        closed = name in ('lsh', 'virtual') and mended and expected['gate'] == 0
+        assert got == (set() if closed else {trained}), name
+    return float(expected['gate'])
 
 
 @pytest.mark.parametrize(('own', 'others'), [('gap', 'gap'), ('vit', 'vit'), ('vit', 'gap')])
@@ -521,8 +607,11 @@ def test_images_have_the_defaults_of_the_core(teachers):
     distiller = build('gap', teachers['gap'])
     assert (distiller.options.target, distiller.options.temperature, distiller.diffusion.autoencoder) == ('soft', 4.0, None)
     assert {name for name, weight in distiller.options.loss_weights.items() if weight != 1} == {'channel'}
-    assert 'BatchNorm2d' in kinds(distiller.diffusion.denoiser)
+    assert 'GroupNorm' in kinds(distiller.diffusion.denoiser) and distiller.diffusion.denoiser.time == 'film'
     assert (type(distiller.imitation), distiller.imitation.temperature, distiller.options.warmup) == (DKDLoss, 4.0, 200)
+    sampler = distiller.diffusion.sampler
+    assert (sampler.steps, sampler.start, sampler.scale, sampler.guidance_point) == (2, 0.2, 20.0, 'clean')
+    assert (distiller.guidance_temperature, distiller.lsh.soft, distiller.lsh_share.share) == (4.0, True, 0.3)
 
 
 def test_how_predictions_follow_can_be_told(teachers):
@@ -649,6 +738,10 @@ def test_background_is_no_hit_but_it_can_be_mistaken_for_an_object():
         (dict(target='hard'), "target .* but got 'hard'"),
         (dict(guidance_unit='pixel'), "guidance_unit .* but got 'pixel'"),
         (dict(loss_weights=dict(kd=1)), r"loss_weights of DSKDDistiller expects .*'box', .*'virtual'.*but got {'kd': 1}"),
+        (dict(preset='paper'), r"preset of DSKDDistiller must be one of \('default', 'published', 'teacher_free'\)"),
+        (dict(denoiser=dict(time='sine')), "time of DiffusionDenoiser must be 'table' or 'film', but got 'sine'"),
+        (dict(guidance_temperature=0), 'temperature of DSKDDistiller must be positive, but got 0'),
+        (dict(lsh_share=-1), 'lsh_share of DSKDDistiller must not be negative, but got -1'),
         (dict(temperature=0), 'temperature of DSKDDistiller must be positive, but got 0'),
         (dict(warmup=-1), 'warmup .*but got -1'),
         (dict(loss_weights=dict(lsh=-1)), "not negative.*'lsh': -1"),
@@ -658,7 +751,7 @@ def test_background_is_no_hit_but_it_can_be_mistaken_for_an_object():
             "no loss to be trained by.*'virtual'.*magnitude",
         ),
         (
-            dict(schedule=dict(num_train_steps=2000), denoiser=dict(num_embeddings=1500)),
+            dict(schedule=dict(num_train_steps=2000), denoiser=dict(time='table', num_embeddings=1500)),
             'embeds 1500 timesteps, but the schedule has 2000',
         ),
         (dict(align=dict(kind='identity')), 'student has 16 and the teacher 24'),
@@ -711,11 +804,141 @@ def test_a_wrong_label_is_reported_before_the_students_loss_stumbles(teachers):
 
 def test_checkpoints_from_before_the_diffusion_had_a_module_load(teachers):
     """Their keys are renamed on load: nothing is missing, nothing is left over, whatever prefix a wrapper gives."""
-    distiller = build('gap', teachers['gap'], autoencoder=dict(latent_channels=8), detach=False, sampler=dict(noise='adapter'))
+    switches: dict = FIRST_CONSTRUCTION | dict(autoencoder=dict(latent_channels=8), detach=False, sampler=dict(noise='adapter'))
+    distiller = build('gap', teachers['gap'], **switches)
     step(distiller)
     state = distiller.state_dict()
     old = {key.replace('diffusion.std', 'feature_std').removeprefix('diffusion.'): value for key, value in state.items()}
     assert {'feature_std', 'denoiser.time_embedding.weight'} <= set(old) and not [key for key in old if 'diffusion' in key]
-    other = build('gap', teachers['gap'], autoencoder=dict(latent_channels=8), detach=False, sampler=dict(noise='adapter'))
+    other = build('gap', teachers['gap'], **switches)
     other.load_state_dict(old)
     assert all(torch.equal(value, state[key]) for key, value in other.state_dict().items())
+
+
+def test_what_was_built_otherwise_begins_anew(teachers, monkeypatch):
+    """A checkpoint of the first construction loads into today's: student and alignment as they were, and a word about it."""
+    first, other = build('gap', teachers['gap'], **FIRST_CONSTRUCTION), build('gap', teachers['gap'])
+    for parameter in first.parameters():
+        nn.init.normal_(parameter)
+    before = {key: value.clone() for key, value in other.state_dict().items()}
+    said: list[str] = []
+    monkeypatch.setattr('dskd_mm.distillers.dskd.print_log', lambda message, *args: said.append(message))
+    other.load_state_dict(first.state_dict())
+    for key, value in other.state_dict().items():
+        is_new = key.startswith(('diffusion.denoiser', 'lsh'))
+        assert torch.equal(value, (before if is_new else first.state_dict())[key]), key
+    assert len(said) == 2
+    assert 'diffusion.denoiser is of another construction' in said[0] and "denoiser=dict(time='table', norm='BN')" in said[0]
+    assert 'lsh=dict(soft=False), lsh_share=0' in said[1]
+    # The mend that it names works.
+    mended = build('gap', teachers['gap'], denoiser=dict(time='table', norm='BN'), lsh=dict(soft=False), lsh_share=0)
+    mended.load_state_dict(first.state_dict())
+    assert all(torch.equal(value, first.state_dict()[key]) for key, value in mended.state_dict().items())
+    assert len(said) == 2
+
+
+# ------------------------------------------------------------------------------------------- what is mended
+
+
+def test_the_timestep_changes_what_is_sampled(teachers):
+    """In training mode, too: all samples of a sampling step have the same one."""
+    distiller = build('gap', teachers['gap'])
+    denoiser = distiller.diffusion.denoiser
+    for name, parameter in denoiser.named_parameters():
+        if 'scale_shift' in name or 'output' in name:
+            nn.init.normal_(parameter, std=0.3)
+    x = torch.randn(4, 24, 4, 4)
+    sigma = distiller.diffusion.schedule.noise_level(400)[1] - distiller.diffusion.schedule.noise_level(0)[1]
+    own = denoiser(x, 400) - denoiser(x, 0) - sigma * x  # beside the part that the schedule alone changes
+    assert own.abs().mean() > 0.1
+    first = build('gap', teachers['gap'], **FIRST_CONSTRUCTION).diffusion.denoiser
+    # What is wrong with a common row before a batch norm of one convolution: nothing of it is left.
+    nn.init.zeros_(first.layers[0].layers[-1].weight)
+    nn.init.zeros_(first.layers[1].layers[-1].weight)
+    assert (first(x, 400) - first(x, 0)).abs().max() < 1e-4
+
+
+def test_guidance_leaves_a_feature_that_says_the_target(teachers):
+    """At the predicted clean feature, of which nothing but noise was taken away: not at a noised one."""
+    distiller = build('gap', teachers['gap'])
+    distiller.load_teacher()
+    (classifier,), pyramid = distiller.classifiers, Pyramid([(4, 4)])
+    z = torch.randn(4, 24, 16)
+    said = pyramid.map([classifier], z)
+    guide = ClassifierGuide(pyramid, [classifier], Target(torch.eye(CLASSES)[:4]), said, temperature=4.0)
+    guidance = guide.guidance('logit', torch.ones(()), None)
+    noise, schedule = torch.randn(z.shape), distiller.diffusion.schedule
+
+    def knows_the_noise(x: Tensor, t: int) -> Tensor:
+        signal, sigma = schedule.noise_level(t)
+        return (x - signal * z) / sigma
+
+    def moved(point: str) -> float:
+        steps: list[Tensor] = []
+        TeacherGuidedSampler(2, 0.2, 20.0, point)(knows_the_noise, schedule, z, noise, guidance, trajectory=steps)
+        return max(float((step - z).abs().max()) for step in steps)
+
+    assert moved('clean') < 1e-4
+    assert moved('noisy') > 0.01
+
+
+def test_a_denoised_feature_that_is_farther_away_does_not_teach(teachers, monkeypatch):
+    """Two images of four are denoised to the opposite of what the teacher says: neither has a gradient."""
+
+    def gradients(**switches) -> tuple[Tensor, dict]:
+        distiller = build('gap', teachers['gap'], warmup=0, **switches)
+        distiller.load_teacher()
+        weight = distiller.classifiers[0].weight
+        torch.manual_seed(1)
+        feature = torch.randn(4, 16, 4, 4, requires_grad=True)
+        logits, theirs = torch.zeros(4, CLASSES, requires_grad=True), torch.zeros(4, CLASSES)
+        theirs[:, 1] = 5.0
+        sign = torch.tensor([1.0, -1.0, 1.0, -1.0])[:, None, None]
+        bad = sign * 10 * (weight[1] - weight.mean(dim=0))[None, :, None] / weight.square().sum()
+        monkeypatch.setattr(distiller.diffusion, 'denoise', lambda start, *args: (start + 10 * bad, None))
+        target = Target(torch.eye(CLASSES)[[1, 1, 1, 1]])
+        teacher = ModelOutputs([torch.randn(4, 24, 4, 4)], [theirs])
+        distiller.eval()  # no norm mixes the images
+        losses = distiller.distill(ModelOutputs([feature], [logits]), teacher, target, no_head_loss)
+        (losses['loss_dskd_lsh'] + losses['loss_dskd_virtual']).backward()
+        return torch.stack([feature.grad.flatten(1).norm(dim=1), logits.grad.norm(dim=1)]), losses
+
+    got, losses = gradients()
+    assert losses['dskd_gate'] == 0.5
+    assert losses['dskd_kl_denoised'] > losses['dskd_kl_student']
+    assert (got[:, [0, 2]] > 0).all() and (got[:, [1, 3]] == 0).all()
+    assert (gradients(gate=False)[0] > 0).all()
+
+
+@pytest.mark.parametrize(
+    ('preset', 'terms', 'runs_teacher'),
+    [
+        ('default', {'diff', 'anchor', 'lsh', 'virtual', 'logit'}, True),
+        ('published', {'diff', 'lsh'}, False),
+        ('teacher_free', {'diff', 'anchor', 'lsh', 'virtual'}, False),
+    ],
+)
+def test_presets_contain_the_terms_that_they_name(teachers, preset, terms, runs_teacher):
+    distiller = build('gap', teachers['gap'], preset=preset)
+    losses = step(distiller)
+    found = {name.removeprefix('loss_dskd_') for name in losses if name.startswith('loss_dskd_')}
+    # φ stays in the graph of every preset: a zero under the anchor's name.
+    assert found - ({'anchor'} if 'anchor' not in terms else set()) == terms
+    if 'anchor' not in terms:
+        assert losses['loss_dskd_anchor'] == 0
+    assert all(losses[f'loss_dskd_{name}'] != 0 for name in terms)
+    assert distiller.uses_teacher_forward == runs_teacher
+    assert_trains(distiller, losses)
+    if preset == 'default':
+        torch.testing.assert_close(step(build('gap', teachers['gap'])), losses)
+
+
+def test_presets_go_before_the_tasks_row_and_options_before_presets(teachers, monkeypatch):
+    row = dict(target='soft', loss_weights=dict(channel=3.0, lsh=2.0), sampler=dict(steps=3))
+    monkeypatch.setitem(TASK_DEFAULTS, 'toy', row)
+    distiller = build('gap', teachers['gap'], site=ToySite(), preset='published')
+    nothing = dict.fromkeys(('anchor', 'virtual', 'logit', 'channel', 'box'), 0.0)
+    assert distiller.options.loss_weights == dict(diff=1.0, lsh=100.0, **nothing)
+    assert (distiller.options.target, distiller.diffusion.sampler.steps) == ('label', 3)
+    other = build('gap', teachers['gap'], preset='published', target='soft', loss_weights=dict(lsh=7.0))
+    assert (other.options.target, other.options.loss_weights) == ('soft', dict(diff=1.0, lsh=7.0, **nothing))

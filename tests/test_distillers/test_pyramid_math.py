@@ -14,6 +14,7 @@ from dskd_mm.sites import Site
 from dskd_mm.sites.annotations import location_classes, sample_stratified
 from dskd_mm.structures import ModelOutputs, Target
 from dskd_mm.testing import classifier_config, random_teacher
+from support import FIRST_CONSTRUCTION
 
 SIZES = [(4, 3), (2, 2), (1, 1)]
 LENGTHS = [12, 4, 1]
@@ -86,7 +87,9 @@ def denoise(distiller: nn.Module, z: Tensor, clean: Tensor, guide: Callable[[Ten
             epsilon = predict(x, t) - sigma * guide(x * std) / std
         x_0 = (x - sigma * epsilon) / root
         x = x_0 if t == 0 else math.sqrt(alpha[t - 100]) * x_0 + math.sqrt(1 - alpha[t - 100]) * epsilon
-    return diffusion, x * std, std
+    power = float((clean / std).square().mean())
+    trivial = torch.tensor(sum(a * (1 - a) * power + a * a for a in alpha) / 1000)
+    return dict(diff=diffusion, noise_error=diffusion, trivial_error=trivial, std=std), x * std
 
 
 def hashing(distiller: nn.Module, ours: Tensor, theirs: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,7 +112,7 @@ def assert_losses(losses: dict[str, Tensor], expected: dict[str, Tensor]) -> Non
 @pytest.mark.parametrize('prior', ['student', 'teacher'])
 @pytest.mark.parametrize('target', ['label', 'soft'])
 def test_levels_of_a_dense_detector_are_the_straight_line(teacher, shared, prior, target):
-    distiller = build(teacher, prior=prior, target=target, loss_weights=WEIGHTS)
+    distiller = build(teacher, prior=prior, target=target, loss_weights=WEIGHTS, **FIRST_CONSTRUCTION)
     layers = [nn.Conv2d(WIDTH, ANCHORS * CLASSES, 3, padding=1) for _ in range(1 if shared else len(SIZES))]
     distiller.teacher.classifiers = [TeacherClassifier.from_layer(layer, True, ANCHORS) for layer in layers]
     distiller.imitation.sigmoid = True  # as if it had been bound to such a teacher
@@ -148,15 +151,24 @@ def test_levels_of_a_dense_detector_are_the_straight_line(teacher, shared, prior
     anchor = (one_hot, 1.0) if target == 'label' else (softened, TEMPERATURE)
     clean = z.detach() if prior == 'student' else torch.cat([level.flatten(2) for level in teacher_maps], dim=2)
     generator = torch.Generator().manual_seed(11)
-    diffusion, denoised, std = denoise(distiller, z, clean, guide, generator)
+    diffusion, denoised = denoise(distiller, z, clean, guide, generator)
     opinion = classify(denoised)
     expected = dict(
         anchor=focused(classify(z), anchor[0], weight, anchor[1]),
         logit=focused(logits, softened, weight, TEMPERATURE),
         virtual=focused(logits, torch.sigmoid(opinion / TEMPERATURE), weight, TEMPERATURE),
-        diff=diffusion,
-        std=std,
+        **diffusion,
     )
+    theirs = torch.cat([level.flatten(2) for level in teacher_maps], dim=2)
+    same = (theirs - theirs.mean(dim=(0, 2), keepdim=True)) / theirs.std(dim=(0, 2), keepdim=True, unbiased=False)
+    same = same * z.std(dim=(0, 2), keepdim=True, unbiased=False) + z.mean(dim=(0, 2), keepdim=True)
+    of_images = []
+    for name, v, said in (('student', z, classify(z)), ('denoised', denoised, opinion)):
+        expected[f'gap_{name}'] = ((v - same) ** 2).mean() / same.var(dim=(0, 2), unbiased=False).mean()
+        p = torch.sigmoid(said)
+        of_images.append((weight * (q - p).abs() * -(q * torch.log(p) + (1 - q) * torch.log(1 - p))).sum(dim=(1, 2)))
+        expected[f'kl_{name}'] = of_images[-1].sum() / COUNT
+    expected['gate'] = (of_images[1] <= of_images[0]).float().mean()
     index, kept = sample_stratified(location_classes(annotations, sum(LENGTHS)), CLASSES + 1, VECTORS, generator)
     rows = torch.arange(BATCH)[:, None]
     chosen = [v.transpose(1, 2)[rows, index].reshape(-1, WIDTH) for v in (z, denoised)]
@@ -199,7 +211,7 @@ def test_background_that_is_ignored_everywhere_trains_nothing_by_its_classes(tea
     assert all(torch.isfinite(value) for value in losses.values())
     for name in ('anchor', 'virtual', 'lsh'):
         assert losses[f'loss_dskd_{name}'] == 0
-    assert losses['loss_dskd_diff'] > 0.1
+    assert losses['loss_dskd_diff'] > 0.01
     distiller.parse_losses(losses)[0].backward()
     assert all(p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in distiller.align.parameters())
 
@@ -207,7 +219,9 @@ def test_background_that_is_ignored_everywhere_trains_nothing_by_its_classes(tea
 @pytest.mark.parametrize('unit', ['logit', 'gradient'])
 def test_a_head_without_a_linear_classifier_is_the_straight_line(teacher, unit):
     weights = dict(WEIGHTS, virtual=0, logit=0)
-    distiller = without_classifier(build(teacher, target='label', guidance_unit=unit, loss_weights=weights))
+    distiller = without_classifier(
+        build(teacher, target='label', guidance_unit=unit, loss_weights=weights, **FIRST_CONSTRUCTION)
+    )
     head = nn.Conv2d(WIDTH, 4, 3, padding=1).requires_grad_(False)
     student_maps = [torch.randn(BATCH, 16, *size, requires_grad=True) for size in SIZES]
 
@@ -229,8 +243,8 @@ def test_a_head_without_a_linear_classifier_is_the_straight_line(teacher, unit):
             return gradient * std**2
         return gradient / gradient.square().mean(dim=(1, 2), keepdim=True).sqrt() * std
 
-    diffusion, denoised, std = denoise(distiller, z, z.detach(), guide, generator)
-    expected = dict(anchor=head_loss(per_level(z)), diff=diffusion, std=std)
+    diffusion, denoised = denoise(distiller, z, z.detach(), guide, generator)
+    expected = dict(anchor=head_loss(per_level(z)), **diffusion)
     everywhere = torch.zeros(BATCH, sum(LENGTHS), dtype=torch.long)
     index, kept = sample_stratified(everywhere, 1, VECTORS, generator)
     rows = torch.arange(BATCH)[:, None]
