@@ -53,14 +53,34 @@ NECK = {
 }
 
 
+# DSKD as it was when the records of before were made: a timestep table, guidance at the noisy feature, hard bits, no gate.
+FIRST = {
+    'model.denoiser.time': 'table',
+    'model.denoiser.norm': 'BN',
+    'model.sampler.steps': '5',
+    'model.sampler.start': '0.5',
+    'model.sampler.scale': '1',
+    'model.sampler.guidance_point': 'noisy',
+    'model.guidance_temperature': '1',
+    'model.gate': 'False',
+    'model.lsh.soft': 'False',
+    'model.lsh_share': '0',
+}
+# In segmentation and dense detection.
+FIRST_DENSE = {**FIRST, 'model.denoiser.norm': 'GN', 'model.sampler.start': '0.1', 'model.sampler.scale': '100'}
+
+
 def sampling(start: float, scale: float) -> dict[str, str]:
-    """Options of a sampler."""
-    return {'model.sampler.start': str(start), 'model.sampler.scale': str(scale)}
+    """Options of a sampler, of DSKD's first construction."""
+    return {**FIRST, 'model.sampler.start': str(start), 'model.sampler.scale': str(scale)}
 
 
 VARIANTS = {
+    'first': Variant('first construction of the diffusion', FIRST),
+    'first-dense': Variant('first construction of the diffusion', FIRST_DENSE),
+    'published': Variant('as published: diffusion and hash alone', {'model.preset': 'published'}),
     'label': Variant('label guidance, no logit loss (teacher-free)', {**LABEL, **NO_LOGIT}),
-    'no-guidance': Variant('guidance off', {'model.sampler.scale': '0'}),
+    'no-guidance': Variant('guidance off', {**FIRST, 'model.sampler.scale': '0'}),
     'no-lsh': Variant('LSH off', {'model.loss_weights.lsh': '0'}),
     'no-virtual': Variant('virtual teacher off', {'model.loss_weights.virtual': '0'}),
     'no-anchor': Variant('anchor off', {'model.loss_weights.anchor': '0'}),
@@ -69,13 +89,13 @@ VARIANTS = {
     'no-box': Variant('box loss off', {'model.loss_weights.box': '0'}),
     'strong-box': Variant('box loss three times as strong', {'model.loss_weights.box': '3'}),
     'prior-teacher': Variant('prior: teacher features', TEACHER_PRIOR),
-    'strong-guidance': Variant('guidance five times as strong', {'model.sampler.scale': '5'}),
+    'strong-guidance': Variant('guidance five times as strong', {**FIRST, 'model.sampler.scale': '5'}),
     'early-start': Variant('sampling from t=160 instead of t=400, guidance 8: equal in total', sampling(0.2, 8)),
     'early-start-strong-guidance': Variant(
         'sampling from t=160, guidance 32: four times as strong in total', sampling(0.2, 32)
     ),
     'no-noise': Variant('the same, but started without noise', {**sampling(0.2, 32), 'model.sampler.noise': 'none'}),
-    'clean-guidance': Variant('guidance at the predicted clean feature', {'model.sampler.guidance_point': 'clean'}),
+    'clean-guidance': Variant('guidance at the predicted clean feature', {**FIRST, 'model.sampler.guidance_point': 'clean'}),
     'local': Variant('target: the teacher at every location', LOCAL),
     'local-dense-prior-teacher': Variant(
         'target: the teacher at every location; prior: teacher features, every location hashed',
@@ -83,12 +103,12 @@ VARIANTS = {
     ),
     'dense-prior-teacher': Variant('prior: teacher features, every location hashed', {**TEACHER_PRIOR, **DENSE_HASH}),
     'align-no-norm': Variant('φ without a norm', {'model.align.norm': 'None'}),
-    'strong-lsh': Variant('LSH five times as strong', {'model.loss_weights.lsh': '5'}),
+    'strong-lsh': Variant('LSH five times as strong', {**FIRST, 'model.loss_weights.lsh': '5'}),
     # Dense tasks begin with little noise; this is where images begin.
     'middle-start': Variant('sampling from t=400, guidance 1, as for images', sampling(0.5, 1)),
     # What bounds the cost of large maps; those of these data sets are small.
     'window-8': Variant('8x8 locations of a level are seen', {'model.window': '8'}),
-    'guidance-once': Variant('guidance evaluated once', {'model.sampler.guidance_interval': '5'}),
+    'guidance-once': Variant('guidance evaluated once', {**FIRST_DENSE, 'model.sampler.guidance_interval': '5'}),
     # With a rival's loss added.
     'with-fitnet': Variant(
         '**DSKD** + FitNet',

@@ -6,8 +6,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dskd_mm.diffusion import DDIMSchedule, DiffusionDenoiser, FeatureAutoEncoder, NoiseAdapter, noise_prediction_loss
+from dskd_mm.diffusion import (
+    DDIMSchedule,
+    DiffusionDenoiser,
+    FeatureAutoEncoder,
+    FeatureDiffusion,
+    NoiseAdapter,
+    noise_prediction_loss,
+)
 from dskd_mm.diffusion.denoiser import Bottleneck
+from dskd_mm.features import Pyramid
 
 
 def count(module: nn.Module, kind: type[nn.Module]) -> int:
@@ -106,6 +114,86 @@ def test_other_kernel_sizes_and_norms_are_refused(module):
         module(8, kernel_size=5)
     with pytest.raises(ValueError, match="'BN', 'SyncBN', 'GN' or None, but got 'LN'"):
         module(8, norm='LN')
+
+
+@pytest.mark.parametrize(('kernel_size', 'size'), [(3, 4), (1, 1)])
+def test_a_velocity_network_begins_as_the_trivial_filter(kernel_size, size):
+    denoiser = DiffusionDenoiser(8, kernel_size, 'GN', time='film')
+    x, steps = torch.randn(3, 8, size, size), torch.tensor([0, 400, 999])
+    sigma = (1 - denoiser.schedule.alphas_cumprod[steps]).sqrt()[:, None, None, None]
+    torch.testing.assert_close(denoiser(x, steps), sigma * x)
+    for i, t in enumerate(steps.tolist()):
+        torch.testing.assert_close(denoiser(x, t)[i], denoiser(x, steps)[i])
+    assert 'sinusoids' not in denoiser.state_dict() and not hasattr(denoiser, 'time_embedding')
+
+
+def test_scale_and_shift_of_the_timestep_are_written_out():
+    """The network once more: 1x1, 3x3, 1x1 twice, each norm scaled and shifted by a sinusoid's description."""
+    torch.manual_seed(0)
+    denoiser = DiffusionDenoiser(8, 3, 'GN', time='film')
+    for parameter in denoiser.parameters():
+        nn.init.normal_(parameter, std=0.4)
+    x, t = torch.randn(2, 8, 4, 4), 300
+    rates = [math.exp(-math.log(10000) * i / 31) for i in range(32)]
+    described = denoiser.describe(torch.tensor([[math.sin(t * r) for r in rates] + [math.cos(t * r) for r in rates]]))
+    y = x
+    for block in denoiser.blocks:
+        inner = y
+        for i in range(3):
+            inner = block.convs[i](inner if i == 0 else inner.clamp(min=0))
+            film = block.norms[i].scale_shift(described)[0]
+            scale, shift = film[: inner.shape[1]], film[inner.shape[1] :]
+            inner = block.norms[i].norm(inner) * (1 + scale[:, None, None]) + shift[:, None, None]
+        y = y + inner
+    alpha = 1.0
+    for i in range(t + 1):
+        alpha *= 1 - (1e-4 + (0.02 - 1e-4) * i / 999)
+    expected = math.sqrt(1 - alpha) * x + math.sqrt(alpha) * denoiser.output(y)
+    torch.testing.assert_close(denoiser(x, t), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_the_velocity_of_a_noised_feature_tells_its_noise():
+    schedule, (clean, noise) = DDIMSchedule(), torch.randn(2, 3, 4, 2, 2)
+    steps = torch.tensor([5, 500, 990])
+    signal, sigma = (
+        (v[:, None, None, None]).sqrt() for v in (schedule.alphas_cumprod[steps], 1 - schedule.alphas_cumprod[steps])
+    )
+    velocity = signal * noise - sigma * clean
+    noisy = schedule.add_noise(clean, noise, steps)
+    torch.testing.assert_close(schedule.noise_of_velocity(noisy, velocity, steps), noise)
+    torch.testing.assert_close(schedule.noise_of_velocity(noisy, velocity, 500)[1], noise[1], rtol=1e-4, atol=1e-4)
+
+
+def test_the_trivial_error_is_that_of_the_trivial_filter():
+    schedule, clean = DDIMSchedule(), 2 * torch.randn(4000, 3)
+    steps, noise = torch.randint(1000, (4000,)), torch.randn(4000, 3)
+    sigma = (1 - schedule.alphas_cumprod[steps]).sqrt()[:, None]
+    found = (sigma * schedule.add_noise(clean, noise, steps) - noise).square().mean()
+    torch.testing.assert_close(schedule.trivial_error(clean.square().mean()), found, rtol=0.1, atol=0.02)
+
+
+def test_the_denoiser_beats_the_trivial_filter_on_features_of_a_trained_student():
+    """Digits, a student of three layers, one learning rate for all: as in a run."""
+    digits = pytest.importorskip('sklearn.datasets').load_digits()
+    images, labels = torch.tensor(digits.images[:600]).float()[:, None] / 8 - 1, torch.tensor(digits.target[:600])
+    torch.manual_seed(0)
+    student = nn.Sequential(nn.Conv2d(1, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16))
+    classifier, diffusion = nn.Linear(16, 10), FeatureDiffusion(16, denoiser=dict(time='film', norm='GN'), normalize=True)
+    parameters = [*student.parameters(), *classifier.parameters(), *diffusion.parameters()]
+    optimizer = torch.optim.SGD(parameters, lr=0.05, momentum=0.9, nesterov=True)
+    generator = torch.Generator().manual_seed(0)
+    errors = []
+    for _ in range(300):
+        index = torch.randint(600, (32,), generator=generator)
+        feature = student(images[index])
+        error = diffusion.loss(feature.detach().flatten(2), Pyramid([(4, 4)]), generator)
+        loss = nn.functional.cross_entropy(classifier(feature.mean(dim=(2, 3))), labels[index]) + error
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        errors.append((float(error.detach()), float(diffusion.trivial_error(feature.flatten(2)))))
+    learned, trivial = torch.tensor(errors[-100:]).mean(dim=0).tolist()
+    assert learned < 0.9 * trivial
 
 
 def test_noise_prediction_loss_is_the_plain_loop():

@@ -19,7 +19,7 @@ LEARNED = {'diff', 'autoencoder'}
 
 def first_losses(kind: str, folder: Path, warmup: int) -> dict[str, Tensor]:
     torch.manual_seed(0)
-    switches = dict(warmup=warmup, autoencoder=dict(latent_channels=2), lsh=dict(bits=64))
+    switches = dict(warmup=warmup, autoencoder=dict(latent_channels=2), lsh=dict(bits=64), gate=False)
     distiller = build_distiller(rival_config('DSKDDistiller', kind, folder, **switches))
     return distiller(**rival_batch(distiller, kind), mode='loss')
 

@@ -57,7 +57,7 @@ def test_the_teacher_is_in_nothing_that_trains_or_saves(trained: Runner, config:
     distiller = trained.model
     assert distiller.teacher.model is not None
     prefixes = {key.split('.')[0] for key in saved_state(config.work_dir)}
-    modules = {'student', 'align', 'lsh', 'diffusion'}
+    modules = {'student', 'align', 'lsh', 'lsh_share', 'diffusion'}
     assert modules <= prefixes <= modules | {'feature_std', 'iteration', 'noise_seed'}
     assert distiller.state_dict().keys() == saved_state(config.work_dir).keys()
     optimised = {id(p) for group in trained.optim_wrapper.param_groups for p in group['params']}

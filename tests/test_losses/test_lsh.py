@@ -295,3 +295,68 @@ def test_ranks_share_one_center_even_if_one_has_no_vectors(monkeypatch, masked):
     loss = LSHDistillLoss(3, bits=4, std=1.0)
     means = [[statistics.fmean(values) for values in hash_values(loss, part)] for part in (vectors, vectors[:2])]
     torch.testing.assert_close(centers[0], torch.tensor(means).mean(dim=0))
+
+
+# ------------------------------------------------------------------------------------------------ soft bits
+
+
+def soft_loop(loss: LSHDistillLoss, feature: Tensor, target: Tensor, center: Tensor, weight: list[float]) -> float:
+    """Divergence of bits' probabilities, vector by vector and bit by bit."""
+    total = 0.0
+    for ours, theirs, share in zip((feature - center).tolist(), (target - center).tolist(), weight, strict=True):
+        own, wanted = (math.sqrt(sum(x * x for x in v)) for v in (ours, theirs))
+        for row in loss.projection.tolist():
+            a = sum(w * f for w, f in zip(row, ours, strict=True)) / own
+            b = sum(w * f for w, f in zip(row, theirs, strict=True)) / wanted
+            p, h = 1 / (1 + math.exp(-a)), 1 / (1 + math.exp(-b))
+            total += share * (h * math.log(h / p) + (1 - h) * math.log((1 - h) / (1 - p))) / len(loss.projection)
+    return total / sum(weight)
+
+
+@pytest.mark.parametrize('bias', ['zero', 'mean', 'median'])
+def test_soft_bits_are_the_plain_loop(bias):
+    torch.manual_seed(0)
+    loss = LSHDistillLoss(6, bits=9, bias=bias, soft=True)
+    feature, target = torch.randn(2, 7, 6) + 1
+    weight = [1.0, 0.0, 2.0, 1.0, 1.0, 0.5, 1.0]
+    value, _ = loss(feature, target, torch.tensor(weight))
+    rows = [(row, w) for row, w in zip(target, weight, strict=True) if w]
+    centers = dict(
+        zero=torch.zeros(6),
+        mean=sum(w * row for row, w in rows) / sum(weight),
+        median=torch.stack([row for row, _ in rows]).median(dim=0).values,
+    )
+    torch.testing.assert_close(loss.center, centers[bias])
+    assert float(value) == pytest.approx(soft_loop(loss, feature, target, centers[bias], weight), rel=1e-4)
+
+
+def test_soft_bits_have_no_gradient_at_the_target_and_hard_bits_have():
+    torch.manual_seed(0)
+    target = torch.randn(8, 5)
+
+    def gradient(feature: Tensor, soft: bool) -> Tensor:
+        leaf = feature.clone().requires_grad_()
+        LSHDistillLoss(5, bits=64, soft=soft)(leaf, target)[0].backward()
+        return leaf.grad
+
+    assert gradient(target, soft=True).abs().max() == 0
+    assert gradient(target, soft=False).abs().max() > 1e-3
+    # Elsewhere it is the gradient that finite differences find, and never along the centred vector.
+    feature = target + 0.3 * torch.randn(8, 5)
+    found, center = gradient(feature, soft=True), target.mean(dim=0)
+    loss = LSHDistillLoss(5, bits=64, soft=True)
+    for place in ((0, 0), (3, 2), (7, 4)):
+        step = torch.zeros(8, 5)
+        step[place] = 1e-2
+        slope = (loss(feature + step, target)[0] - loss(feature - step, target)[0]) / 2e-2
+        assert float(slope) == pytest.approx(float(found[place]), rel=0.02, abs=1e-5)
+    along = ((feature - center) * found).sum(dim=1)
+    assert along.abs().max() < 1e-5 < found.abs().max()
+
+
+def test_vectors_without_a_direction_have_a_finite_gradient():
+    loss = LSHDistillLoss(5, soft=True, bias='zero')
+    feature = torch.cat([torch.zeros(1, 5), torch.randn(3, 5)]).requires_grad_()
+    value, _ = loss(feature, torch.randn(4, 5))
+    value.backward()
+    assert torch.isfinite(value) and feature.grad.abs().max() < 100
