@@ -52,10 +52,10 @@ class DSKDDistiller(Distiller):
 
     1. z = φ(F_s), the student's feature in the teacher's channels;
     2. ``loss_dskd_anchor``: the frozen teacher's classifier on z follows the target (ours, not in the paper: without it φ is
-       held by its own self-target alone and can drift);
+       held by its own self-target alone and can drift; SRRL, ICLR 2021, and SimKD, CVPR 2022, reuse that classifier, too);
     3. ``loss_dskd_diff``: the denoiser learns to predict the noise in the prior's features;
     4. ẑ: z is noised and denoised again in a few guided DDIM steps, outside of the graph;
-    5. ``loss_dskd_lsh``: the hash of z follows that of ẑ;
+    5. ``loss_dskd_lsh``: the hash of z follows that of ẑ, but where ẑ is farther from the target than z (the option ``gate``);
     6. ``loss_dskd_virtual``: the student's own logits follow the teacher's classifier on ẑ (ours);
     7. ``loss_dskd_logit``: and the teacher's own logits;
     8. ``loss_dskd_channel``: and a segmenter's logits as maps, each channel a distribution over its locations (CWD, Shu et al.
@@ -68,12 +68,16 @@ class DSKDDistiller(Distiller):
     With an autoencoder there is ``loss_dskd_autoencoder``, its reconstruction error, with a weight of 1.
 
     Health figures are logged beside: ``dskd_acc_start`` and ``dskd_acc_denoised`` (how often the teacher's classifier names
-    the annotated class on z and on ẑ), ``dskd_bits`` (share of hash bits that agree), ``dskd_std`` (spread of the prior's
-    features) and ``dskd_gamma`` (with a noise adapter).
+    the annotated class on z and on ẑ), ``dskd_kl_student`` and ``dskd_kl_denoised`` (divergence of its predictions there from
+    the target), ``dskd_gap_student`` and ``dskd_gap_denoised`` (squared distance to the teacher's feature, brought to z's
+    moments, relative to its variance; where the teacher runs), ``dskd_gate`` (share of samples whose ẑ teaches),
+    ``dskd_noise_error`` beside ``dskd_trivial_error`` (error of the noise prediction, and of the filter that takes a feature
+    for noise), ``dskd_bits`` (share of hash bits that agree), ``dskd_std`` (spread of the prior's features) and ``dskd_gamma``
+    (with a noise adapter).
 
     The paper's text leaves several choices open; each is an option, and docs/en/ablations.md shows what those that were tried
-    gave. With ``prior='student'``, ``target='label'`` and ``loss_weights=dict(logit=0)`` the teacher never runs: only its
-    classification layer is loaded.
+    gave. The option ``preset`` names what is the paper's, 'published', and what is ours. With 'teacher_free' the teacher never
+    runs: only its classification layer is loaded.
 
     Args:
         student (dict | nn.Module): The student: a host's model.
@@ -364,7 +368,7 @@ class DSKDDistiller(Distiller):
         """
         figures: dict[str, Tensor] = {}
         guide, aligned, is_local = batch.guide, batch.aligned.detach(), self.options.target == 'local'
-        if batch.teacher is not None:
+        if batch.teacher is not None and aligned.numel():
             matched = match_moments(Pyramid.pack(batch.teacher.features), aligned)
             unit = (matched - matched.mean(dim=(0, 2), keepdim=True)).square().mean().clamp(min=1e-12)
             for name, feature in (('gap_student', aligned), ('gap_denoised', denoised)):

@@ -133,7 +133,7 @@ def test_a_student_that_equals_its_teacher_has_nothing_to_imitate(configs: dict[
     distiller.student.eval()  # the batch norms' averages, and no dropout, as in the teacher
     losses = distillation_losses(distiller(**batch_for(distiller, kind), mode='loss'))
     assert losses['loss_dskd_logit'].item() == pytest.approx(0, abs=1e-5)
-    assert losses['loss_dskd_virtual'].item() > 1e-3
+    assert losses['loss_dskd_virtual'].item() > 1e-4
 
 
 @pytest.mark.parametrize(('ours', 'theirs'), [(32, 8), (8, 32), (16, 8)])
