@@ -144,7 +144,7 @@ class TeacherClassifier(nn.Module):
         return TeacherClassifier(self.weight * factor, self.bias, self.sigmoid, num_priors=self.num_priors, **self.conv_args)
 
     def softened(self, temperature: float) -> 'TeacherClassifier':
-        """The same classifier with its logits divided by a temperature."""
+        """Return the same classifier with its logits divided by a temperature."""
         if temperature == 1:
             return self
         bias = None if self.bias is None else self.bias / temperature
