@@ -357,7 +357,7 @@ AT_BUILD: dict[str, Row] = {
     'more_sampling_than_training_steps': (
         set_kwargs(sampler=dict(steps=600)),
         ValueError,
-        ['600 sampling steps', '50% of 1000', 'fewer steps'],
+        ['600 sampling steps', '20% of 1000', 'fewer steps'],
     ),
 }
 
