@@ -207,7 +207,7 @@ def sinusoids(count: int) -> Tensor:
 
 
 def table_rows(schedule: DDIMSchedule, given: int | None = None) -> int:
-    """How many timesteps a denoiser embeds for a schedule.
+    """Return how many timesteps a denoiser embeds for a schedule.
 
     Args:
         schedule (DDIMSchedule): The noise schedule.
@@ -231,7 +231,7 @@ def table_rows(schedule: DDIMSchedule, given: int | None = None) -> int:
 def noise_prediction_loss(
     denoiser: NoiseModel, schedule: DDIMSchedule, clean: Tensor, noise: Tensor, timestep: Tensor
 ) -> Tensor:
-    r""":math:`L_{diff} = E\|\epsilon - \epsilon_\theta(x_t, t)\|^2` (DDPM eq. 14), averaged over all elements.
+    r"""Return :math:`L_{diff} = E\|\epsilon - \epsilon_\theta(x_t, t)\|^2` (DDPM eq. 14), averaged over all elements.
 
     Args:
         denoiser (Callable): :math:`\epsilon_\theta`, called with (x_t, t).

@@ -10,15 +10,15 @@ from dskd_mm.features.pyramid import Pyramid
 
 
 def on_levels(denoiser: NoiseModel, pyramid: Pyramid) -> NoiseModel:
-    """A denoiser of maps (B, C, H, W) as one of packed maps (B, C, N), the same for all levels."""
+    """Return a denoiser of maps (B, C, H, W) as one of packed maps (B, C, N), the same for all levels."""
     return lambda packed, timestep: pyramid.map(lambda level: denoiser(level, timestep), packed)
 
 
 def mixing_weights(adapter: Callable[[Tensor], Tensor], pyramid: Pyramid, packed: Tensor) -> Tensor:
-    r"""The :math:`\gamma` of a noise adapter for packed maps (B, C, N): one for an image's level, as (B, 1, N)."""
+    r"""Return the :math:`\gamma` of a noise adapter for packed maps (B, C, N): one for an image's level, as (B, 1, N)."""
     return pyramid.map(lambda level: adapter(level).expand(-1, 1, *level.shape[2:]), packed)
 
 
 def draw_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard normal noise of a tensor's shape, float32."""
+    """Draw standard normal noise of a tensor's shape, float32."""
     return torch.randn(tensor.shape, generator=generator, device=tensor.device)

@@ -62,7 +62,7 @@ class TeacherGuidedSampler(nn.Module):
         self.guidance_interval = guidance_interval
 
     def initial(self, schedule: DDIMSchedule, feature: Tensor, noise: Tensor, gamma: Tensor | None = None) -> Tensor:
-        """The noised feature that sampling starts from; see the argument ``noise`` of the class.
+        """Return the noised feature that sampling starts from; see the argument ``noise`` of the class.
 
         Args:
             schedule (DDIMSchedule): The noise schedule.

@@ -56,7 +56,7 @@ class DDIMSchedule(nn.Module):
         self._levels: list[float] = self.alphas_cumprod.tolist()
 
     def timesteps(self, steps: int, start: float = 0.5) -> list[int]:
-        """Timesteps of a sampling run, noisiest first.
+        """Return the timesteps of a sampling run, noisiest first.
 
         The schedule is cut evenly (the "leading" spacing of diffusers) and only its part below ``start`` is used, as DiffKD
         does: a student's feature is noisy already, so sampling begins in the middle.
@@ -79,11 +79,14 @@ class DDIMSchedule(nn.Module):
         return [i * stride for i in reversed(range(steps))]
 
     def draw_timesteps(self, count: int, generator: torch.Generator) -> Tensor:
-        """Random timesteps for training, (count, ), on the generator's device."""
+        """Draw timesteps for training, (count, ), on the generator's device."""
         return torch.randint(self.num_train_steps, (count,), generator=generator, device=generator.device)
 
     def noise_level(self, timestep: int) -> tuple[float, float]:
-        r"""Factors of signal and noise at one timestep: :math:`\sqrt{\bar\alpha_t}` and :math:`\sqrt{1-\bar\alpha_t}`."""
+        r"""Return the factors of signal and noise at one timestep.
+
+        They are :math:`\sqrt{\bar\alpha_t}` and :math:`\sqrt{1-\bar\alpha_t}`.
+        """
         alpha = self._levels[timestep]
         return math.sqrt(alpha), math.sqrt(1 - alpha)
 
@@ -109,7 +112,7 @@ class DDIMSchedule(nn.Module):
         return signals * sample + sigmas * noise
 
     def predict_clean(self, noisy: Tensor, noise: Tensor, timestep: int | Tensor) -> Tensor:
-        r"""The clean feature :math:`\hat x_0` that a noise prediction implies (DDIM eq. 9).
+        r"""Return the clean feature :math:`\hat x_0` that a noise prediction implies (DDIM eq. 9).
 
         Args:
             noisy (Tensor): Noised features :math:`x_t` of shape (B, C, ...).
@@ -155,7 +158,7 @@ class DDIMSchedule(nn.Module):
         return (alpha * (1 - alpha)).mean() * power + alpha.square().mean()
 
     def step(self, noisy: Tensor, noise: Tensor, timestep: int, previous: int | None) -> Tensor:
-        r"""One deterministic DDIM step (:math:`\eta=0`, DDIM eq. 12).
+        r"""Take one deterministic DDIM step (:math:`\eta=0`, DDIM eq. 12).
 
         Args:
             noisy (Tensor): :math:`x_t` of shape (B, C, ...).
@@ -176,5 +179,5 @@ class DDIMSchedule(nn.Module):
 
 
 def at_least_float32(value: Tensor) -> Tensor:
-    """Half precision widened: the ends of the schedule need more digits."""
+    """Widen half precision: the ends of the schedule need more digits."""
     return value.to(torch.promote_types(value.dtype, torch.float32))

@@ -173,12 +173,12 @@ class DSKDOptions(MethodOptions):
 
     @property
     def samples(self) -> bool:
-        """Whether any loss rests on a denoised feature."""
+        """Return whether any loss rests on a denoised feature."""
         return bool(self.loss_weights['lsh'] or self.loss_weights['virtual'])
 
     @property
     def compares_with_teacher(self) -> bool:
-        """Whether any loss, boxes aside, needs what the teacher makes of the images."""
+        """Return whether any loss, boxes aside, needs what the teacher makes of the images."""
         weights = self.loss_weights
         target_is_used = self.samples or weights['anchor']
         needs_it = (self.samples and self.prior == 'teacher') or (self.target != 'label' and target_is_used)

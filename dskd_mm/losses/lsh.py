@@ -192,6 +192,6 @@ class HashCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        """The gradient by ``feature``; nothing else has one."""
+        """Return the gradient by ``feature``; nothing else has one."""
         (gradient,) = ctx.saved_tensors
         return grads[0] * gradient, None, None, None, None, None
