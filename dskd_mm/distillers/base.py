@@ -30,6 +30,10 @@ from dskd_mm.structures import ModelOutputs, TapRecord, Target
 from dskd_mm.teacher import FrozenTeacher
 from dskd_mm.utils.checkpoint import STUDENT_PREFIX
 
+# A compiled step would take numpy's integers for tensors. What torch's optimizers use, as torch.compiler.disable takes two
+# seconds when it is imported.
+untraced: Any = torch._disable_dynamo  # type: ignore[attr-defined]
+
 HeadLoss = Callable[[Sequence[Tensor]], Tensor]
 
 
@@ -280,6 +284,7 @@ class Distiller(BaseModel):
             spec = self.site.teacher_spec(self.teacher.model, self.teacher)
             self.teacher_spec = replace(spec, layers=self.teacher_spec.layers)
 
+    @untraced
     def noise_generator(self, device: torch.device, *key: int) -> torch.Generator:
         """Return a generator that follows from seed, rank and iteration alone.
 
@@ -302,6 +307,7 @@ class Distiller(BaseModel):
             self._clock = int(self.noise_seed), int(self.iteration)
         return self._clock
 
+    @untraced
     def _begin_anew(self) -> None:
         """Forget the iteration and the seed of another run, whose weights this one begins with (``load_from``)."""
         # mmengine loads weights in one way, resuming or not, but a run that begins is told by its own counter.

@@ -249,3 +249,12 @@ def test_a_teacher_of_the_same_normalisation_gets_the_batch_itself(config: Confi
     distiller.load_teacher()
     images = random_batch()[0]
     assert distiller.teacher.input_adapter(images) is images
+
+
+@pytest.mark.soak  # tracing takes a minute
+def test_a_compiled_step_is_the_plain_one(config: Config, trained: Runner, tmp_path: Path) -> None:
+    runner = toy_runner(config, work_dir=str(tmp_path), compile=dict(backend='eager'), train_cfg__max_epochs=1)
+    runner.train()
+    expected, compiled = saved_state(config.work_dir, 'epoch_1.pth'), saved_state(tmp_path, 'epoch_1.pth')
+    for key, value in expected.items():
+        torch.testing.assert_close(compiled[key], value, rtol=1e-3, atol=1e-4, msg=lambda text, key=key: f'{key}: {text}')
