@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.fileio import list_from_file
 from mmengine.registry import DATASETS
 from torch import Tensor
 
@@ -227,7 +228,10 @@ def downloads(dataset: Mapping[str, Any]) -> bool:
 
 def dataset_classes(dataset: Mapping[str, Any]) -> int | None:
     """Return how many classes a data set has by its config or its class, None if that is not told."""
-    given = (dataset.get('metainfo') or {}).get('classes')
+    # mmpretrain's data sets have an argument of their own; metainfo goes before it.
+    given = (dataset.get('metainfo') or {}).get('classes', dataset.get('classes'))
+    if isinstance(given, str):  # a file with a name in each line
+        return len(list_from_file(given)) if osp.isfile(given) else None
     if given is None:
         given = (getattr(dataset_class(dataset), 'METAINFO', None) or {}).get('classes')
     return len(given) if isinstance(given, (list, tuple)) else None

@@ -443,3 +443,18 @@ def test_a_host_config_is_checked_by_its_address(capsys: pytest.CaptureFixture[s
         run_script(ROOT / 'tools/misc/check_config.py', address, '--quick', '--skip', 'data', 'step')
     assert caught.value.code == 0
     assert 'RetinaNet, not distilled' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('where', ['argument', 'metainfo', 'file', 'metainfo file'])
+def test_classes_of_a_data_set_are_those_that_its_config_names(tmp_path: Path, where: str) -> None:
+    pytest.importorskip('mmpretrain')
+    from dskd_mm.preflight.data import dataset_classes
+
+    names: Any = ['ant', 'bee', 'cat', 'dog']
+    if 'file' in where:
+        (tmp_path / 'classes.txt').write_text('\n'.join(names))
+        names = str(tmp_path / 'classes.txt')
+    given = dict(metainfo=dict(classes=names)) if 'metainfo' in where else dict(classes=names)
+    dataset = dict(type='ImageNet', _scope_='mmpretrain', data_root='data')
+    assert dataset_classes({**dataset, **given}) == 4
+    assert dataset_classes(dataset) == 1000
