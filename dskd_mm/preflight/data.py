@@ -228,13 +228,19 @@ def downloads(dataset: Mapping[str, Any]) -> bool:
 
 def dataset_classes(dataset: Mapping[str, Any]) -> int | None:
     """Return how many classes a data set has by its config or its class, None if that is not told."""
+    names = class_names(dataset)
+    return None if names is None else len(names)
+
+
+def class_names(dataset: Mapping[str, Any]) -> list[str] | None:
+    """Return the names of a data set's classes by its config or its class, None if they are not told."""
     # mmpretrain's data sets have an argument of their own; metainfo goes before it.
     given = (dataset.get('metainfo') or {}).get('classes', dataset.get('classes'))
     if isinstance(given, str):  # a file with a name in each line
-        return len(list_from_file(given)) if osp.isfile(given) else None
+        return list_from_file(given) if osp.isfile(given) else None
     if given is None:
         given = (getattr(dataset_class(dataset), 'METAINFO', None) or {}).get('classes')
-    return len(given) if isinstance(given, (list, tuple)) else None
+    return list(given) if isinstance(given, (list, tuple)) else None
 
 
 def item_problems(infos: Sequence[Mapping[str, Any]], count: int | None) -> Iterator[str]:

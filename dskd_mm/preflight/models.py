@@ -1,5 +1,6 @@
 """Do student and teacher fit each other, and their checkpoints them?"""
 
+import itertools
 import os.path as osp
 import re
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from torch import nn
 
 from dskd_mm.distillers.base import Distiller
-from dskd_mm.preflight.data import is_downloaded, is_remote
+from dskd_mm.preflight.data import LOADERS, class_names, datasets, is_downloaded, is_remote
 from dskd_mm.preflight.report import Report
 from dskd_mm.structures import TapRecord, TapSpec
 from dskd_mm.teacher import build_in_scope
@@ -78,6 +79,7 @@ def check_teacher_checkpoint(report: Report, distiller: Distiller) -> None:
     found = match(report, 'teacher', teacher.checkpoint, module, part)
     if found is None:
         return
+    check_class_order(report, teacher.checkpoint)
     report.has_teacher_weights = not (teacher.strict and (found.missing or found.mismatched))
     if not report.has_teacher_weights:
         report.fault(
@@ -85,6 +87,24 @@ def check_teacher_checkpoint(report: Report, distiller: Distiller) -> None:
             f'Expected every tensor of the teacher ({type(report.teacher).__name__}) with its shape in '
             f'{teacher.checkpoint!r}, but {found}. Check that config and checkpoint belong together '
             '(architecture, number of classes), or accept random weights for the rest with teacher=dict(..., strict=False).',
+        )
+
+
+def check_class_order(report: Report, checkpoint: str) -> None:
+    """Tell of classes that the teacher's checkpoint names otherwise, or in another order, than the training data."""
+    meta = load_checkpoint_file(checkpoint).get('meta') or {}
+    known = (meta.get('dataset_meta') or {}).get('classes')
+    for name, dataset in datasets(report.cfg.get(LOADERS[0]), LOADERS[0]):
+        names = class_names(dataset)
+        if names is None or not isinstance(known, (list, tuple)) or list(known) == names:
+            continue
+        pairs = itertools.zip_longest(known, names)
+        first, (theirs, ours) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+        report.note(
+            'teacher classes',
+            f'{checkpoint} was trained on other classes than {name}, or in another order: class {first} is {theirs!r} to the '
+            f'teacher and {ours!r} in the data. Its logits teach wrong classes unless only the names differ: give the data '
+            "the teacher's order by metainfo=dict(classes=...)",
         )
 
 

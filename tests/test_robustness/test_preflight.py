@@ -458,3 +458,21 @@ def test_classes_of_a_data_set_are_those_that_its_config_names(tmp_path: Path, w
     dataset = dict(type='ImageNet', _scope_='mmpretrain', data_root='data')
     assert dataset_classes({**dataset, **given}) == 4
     assert dataset_classes(dataset) == 1000
+
+
+@pytest.mark.parametrize('known', [['a', 'b', 'c'], ['a', 'c', 'b'], ['a', 'b'], None])
+def test_a_teacher_of_other_classes_is_told(tmp_path: Path, known: list[str] | None) -> None:
+    pytest.importorskip('mmpretrain')
+    from dskd_mm.preflight.models import check_class_order
+
+    path = str(tmp_path / 'teacher.pth')
+    torch.save(dict(meta=dict(dataset_meta=dict(classes=known)), state_dict={}), path)
+    dataset = dict(type='CustomDataset', _scope_='mmpretrain', metainfo=dict(classes=('a', 'b', 'c')))
+    report = Report(Config(dict(train_dataloader=dict(dataset=dataset))), thorough=False)
+    check_class_order(report, path)
+    told = [finding.text for finding in report.findings]
+    if known in (None, ['a', 'b', 'c']):
+        assert not told
+    else:
+        first = "class 1 is 'c' to the teacher and 'b' in the data" if len(known) == 3 else 'class 2 is None'
+        assert len(told) == 1 and first in told[0]
