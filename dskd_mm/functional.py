@@ -82,11 +82,16 @@ def target_cross_entropy(logits: Tensor, target: Target, sigmoid: bool = False, 
 
 def total_divergence(logits: Tensor, target: Target, sigmoid: bool, temperature: float) -> Tensor:
     """Return the weighted sum of what :func:`target_cross_entropy` averages, a scalar."""
-    return divergences(logits, target, sigmoid, temperature).sum()
+    return weighted_divergence(logits, target, sigmoid, temperature).sum()
 
 
 def divergences(logits: Tensor, target: Target, sigmoid: bool, temperature: float = 1.0) -> Tensor:
     """Return what :func:`target_cross_entropy` averages, weighted, summed over the predictions of each sample, (B, )."""
+    return weighted_divergence(logits, target, sigmoid, temperature).flatten(1).sum(dim=1)
+
+
+def weighted_divergence(logits: Tensor, target: Target, sigmoid: bool, temperature: float) -> Tensor:
+    """Return what :func:`target_cross_entropy` averages, weighted, of the shape of ``logits``."""
     logits = logits.float() / temperature
     q = target.probability.float()
     if sigmoid:
@@ -102,7 +107,7 @@ def divergences(logits: Tensor, target: Target, sigmoid: bool, temperature: floa
             divergence = divergence + torch.xlogy(q, q) + torch.xlogy(1 - q, 1 - q)
     else:
         divergence = torch.xlogy(q, q) - q * logits.log_softmax(dim=1)
-    return target.apply_weight(divergence).flatten(1).sum(dim=1)
+    return target.apply_weight(divergence)
 
 
 class DivergenceWithGradient(torch.autograd.Function):
