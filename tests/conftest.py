@@ -35,3 +35,14 @@ def _metafiles_read_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(utils, 'load', functools.cache(utils.load))
         yield
+
+
+@pytest.fixture(scope='session', autouse=True)
+def _checkpoints_of_the_last_mmengine() -> None:
+    """Do what a script of one's own has to: mmengine 0.10.7 does not read its own checkpoints with torch 2.6 or newer."""
+    import mmengine
+
+    from dskd_mm.utils.checkpoint import load_safely_everywhere
+
+    if mmengine.__version__ == '0.10.7':
+        load_safely_everywhere()
