@@ -58,13 +58,12 @@ def find_channels(model: nn.Module, layers: Mapping[str, dict], owner: str = 'mo
     """
     shell = on_meta_device(model)
     taps = {name: FeatureTap(shell, **layer, owner=owner) for name, layer in layers.items()}
-    in_channels = next((layer.in_channels for layer in shell.modules() if isinstance(layer, nn.Conv2d)), 3)
     with ExitStack() as stack:
         for tap in taps.values():
             stack.enter_context(tap)
         try:
             with torch.device('meta'):
-                getattr(shell, 'extract_feat', shell)(torch.zeros(2, in_channels, IMAGE_SIZE, IMAGE_SIZE))
+                getattr(shell, 'extract_feat', shell)(images_for(shell, IMAGE_SIZE))
             shapes = {name: {tuple(value.shape) for value in tap.values} for name, tap in taps.items()}
         except Exception as error:  # of whatever kind: it is the host's code that runs
             raise ValueError(
@@ -98,10 +97,9 @@ def find_shapes(model: nn.Module, image_size: int = IMAGE_SIZE) -> tuple[dict[st
     for name, module in shell.named_modules():
         if name:
             module.register_forward_hook(lambda module, inputs, output, name=name: note(name, output))
-    in_channels = next((layer.in_channels for layer in shell.modules() if isinstance(layer, nn.Conv2d)), 3)
     try:
         with torch.device('meta'):
-            shell(torch.zeros(2, in_channels, image_size, image_size), mode='tensor')
+            shell(images_for(shell, image_size), mode='tensor')
     except Exception as error:  # of whatever kind: it is the host's code that runs
         return shapes, error
     return shapes, None
@@ -112,6 +110,12 @@ def on_meta_device(model: nn.Module) -> Any:
     # What deepcopy takes for copied already, so that no weight is, however large the model.
     known = {id(tensor): tensor.detach().to('meta') for tensor in (*model.parameters(), *model.buffers())}
     return copy.deepcopy(model, known).eval()
+
+
+def images_for(model: nn.Module, size: int) -> torch.Tensor:
+    """Return two images with the channels that a model's first convolution takes, 3 without one."""
+    channels = next((layer.in_channels for layer in model.modules() if isinstance(layer, nn.Conv2d)), 3)
+    return torch.zeros(2, channels, size, size)
 
 
 def _width(tap: FeatureTap, shapes: set[tuple[int, ...]]) -> int:
