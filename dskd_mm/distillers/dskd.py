@@ -333,17 +333,13 @@ class DSKDDistiller(Distiller):
             virtual_logits = batch.pyramid.map(self.classifiers, denoised) if self.classifiers else None
         gate, found = self._judge(batch, prediction, denoised.detach(), virtual_logits)
         figures |= found
+        gate = gate if options.gate else None
         if self.lsh is not None:
-            packed = [aligned, denoised]
-            if gate is not None and options.gate:
-                # It takes the way of the features, so it stays with the vectors that the site chooses.
-                packed.append(gate[:, None, None].expand(-1, 1, aligned.shape[2]))
-            (ours, theirs, *counts), weight = self.site.hash_vectors(packed, batch.target, generator)
-            for count in counts:
-                weight = count[:, 0] if weight is None else weight * count[:, 0]
-            losses['lsh'], figures['bits'] = self.lsh(ours, theirs, weight)
+            counts = None if gate is None else gate[:, None, None]
+            vectors, weight = self.site.counted_vectors((aligned, denoised), counts, batch.target, generator)
+            losses['lsh'], figures['bits'] = self.lsh(*vectors, weight)
         if options.loss_weights['virtual'] and virtual_logits is not None and batch.target is not None:
-            target = batch.target if gate is None or not options.gate else gated(batch.target, gate)
+            target = batch.target if gate is None else gated(batch.target, gate)
             sigmoid = self.classifiers[0].sigmoid
             losses['virtual'] = self.virtual_imitation(batch.student.logits, virtual_logits, target, sigmoid)
         if gamma is not None:

@@ -120,15 +120,9 @@ class LSHFMDistiller(Distiller):
         pyramid = Pyramid.of(student.features)
         aligned = per_location(self.align, Pyramid.pack(student.features)).float()
         packed = [self._neighbourhoods(pyramid, tensor) for tensor in (aligned, Pyramid.pack(teacher.features))]
-        if self.options.correct_only:
-            # It takes the way of the features, so it stays with the vectors that the site chooses.
-            hits = is_correct(teacher.logits, target)
-            packed.append(hits.expand(-1, -1, aligned.shape[2]))
-        generator = self.noise_generator(aligned.device)
-        (ours, theirs, *hit), weight = self.site.hash_vectors(packed, target, generator)
-        for share in hit:
-            weight = share[:, 0] if weight is None else weight * share[:, 0]
-        loss, agreement = self.lsh(ours, theirs, weight)
+        hits = is_correct(teacher.logits, target) if self.options.correct_only else None
+        vectors, weight = self.site.counted_vectors(packed, hits, target, self.noise_generator(aligned.device))
+        loss, agreement = self.lsh(*vectors, weight)
         # Without any vector φ must still be in the graph: DDP waits for every parameter.
         return {'loss_lshfm_mimic': self.options.beta * loss + aligned.sum() * 0, 'lshfm_bits': agreement}
 

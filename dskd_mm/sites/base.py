@@ -144,6 +144,24 @@ class Site(ABC):
         index, weight = sample_stratified(classes, num_classes, num_samples, generator)
         return [gather(tensor, index).transpose(1, 2).flatten(0, 1) for tensor in tensors], weight.flatten()
 
+    def counted_vectors(
+        self, tensors: Sequence[Tensor], counts: Tensor | None, target: Target | None, generator: torch.Generator
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """Return the vectors that are hashed, of which some do not count; see :meth:`hash_vectors`.
+
+        Args:
+            tensors (Sequence[Tensor]): Packed features (B, C, N), all of the same locations.
+            counts (Tensor, optional): 1 for what counts, 0 for what does not, (B, 1, N) or (B, 1, 1); None for all.
+            target (Target, optional): The annotations.
+            generator (torch.Generator): Where a random choice comes from.
+        """
+        if counts is None:
+            return self.hash_vectors(tensors, target, generator)
+        # They take the way of the features, so they stay with the vectors that the site chooses.
+        packed = [*tensors, counts.expand(-1, -1, tensors[0].shape[2])]
+        (*vectors, count), weight = self.hash_vectors(packed, target, generator)
+        return vectors, count[:, 0] if weight is None else weight * count[:, 0]
+
 
 @contextmanager
 def returning_as_in_training(*parts: nn.Module) -> Iterator[None]:
