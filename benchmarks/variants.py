@@ -75,7 +75,33 @@ def sampling(start: float, scale: float) -> dict[str, str]:
     return {**FIRST, 'model.sampler.start': str(start), 'model.sampler.scale': str(scale)}
 
 
+def shift(length: float) -> dict[str, str]:
+    """Options that leave the diffusion out: ẑ = z + length G, by one step from no noise to none. Those of the defaults add up
+    to 2.3 G on images and proposals, to 4.6 G on maps."""
+    one_step = {'model.sampler.steps': '1', 'model.sampler.start': '0.001', 'model.sampler.noise': 'none'}
+    return {**one_step, 'model.sampler.scale': str(round(length * 1e4))}
+
+
+RANDOM_SHIFT = {
+    'custom_imports.imports': '[dskd_mm,benchmarks.controls]',
+    'model.diffusion.type': 'dskd_mm.RandomShift',
+    'model.gate': 'False',
+}
+
+
 VARIANTS = {
+    # Sampling begins from a mix of z and the teacher's feature.
+    **{
+        f'mix-{share}': Variant(f"sampling from z and {share} of the teacher's feature", {'model.mix': share})
+        for share in ('.3', '.5', '.7', '1')
+    },
+    'mix-.5-unguided': Variant('the same, .5, guidance off', {'model.mix': '.5', 'model.sampler.scale': '0'}),
+    'mix-.5-dense': Variant('the same, .5, every location hashed', {'model.mix': '.5', **DENSE_HASH}),
+    # The controls of what is sampled.
+    'shift': Variant('control: z shifted by guidance alone (no diffusion)', shift(2.3)),
+    'shift-dense': Variant('control: z shifted by guidance alone (no diffusion)', shift(4.6)),
+    'random-shift': Variant('control: z shifted as far in a random direction', RANDOM_SHIFT),
+    'no-shift': Variant('control: ẑ = z', {**shift(0), 'model.gate': 'False'}),
     'first': Variant('first construction of the diffusion', FIRST),
     'first-dense': Variant('first construction of the diffusion', FIRST_DENSE),
     'published': Variant('as published: diffusion and hash alone', {'model.preset': 'published'}),

@@ -2,7 +2,6 @@
 
 import logging
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,34 +11,14 @@ from torch import Tensor, nn
 
 from dskd_mm.diffusion import FeatureDiffusion
 from dskd_mm.distillers.base import Distiller, HeadLoss
+from dskd_mm.distillers.dskd_batch import AlignedBatch, gated
 from dskd_mm.distillers.dskd_options import DSKDOptions
 from dskd_mm.features import ChannelAlign, Pyramid, Window, per_location
-from dskd_mm.functional import hit_rate, mean, standardize
+from dskd_mm.functional import hit_rate, mean
 from dskd_mm.guidance import ClassifierGuide, HeadLossGuide, TeacherClassifier, TeacherGuide
 from dskd_mm.losses import BoxLoss, GradientShare, KDLoss, LogitLoss, LSHDistillLoss, build_loss
 from dskd_mm.registry import MODELS, build
 from dskd_mm.structures import ModelOutputs, Target
-
-
-@dataclass
-class AlignedBatch:
-    """What DSKD works on in a step.
-
-    Attributes:
-        pyramid (Pyramid): The levels of the features.
-        aligned (Tensor): z = φ(F_s), the student's feature in the teacher's channels, packed (B, C, N), float32.
-        guide (TeacherGuide): The teacher as a guide.
-        student (ModelOutputs): The student's outputs, those in the window if there is one.
-        teacher (ModelOutputs, optional): Likewise the teacher's.
-        target (Target, optional): Likewise the annotations.
-    """
-
-    pyramid: Pyramid
-    aligned: Tensor
-    guide: TeacherGuide
-    student: ModelOutputs
-    teacher: ModelOutputs | None
-    target: Target | None
 
 
 @MODELS.register_module()
@@ -54,7 +33,8 @@ class DSKDDistiller(Distiller):
     2. ``loss_dskd_anchor``: the frozen teacher's classifier on z follows the target (ours, not in the paper: without it φ is
        held by its own self-target alone and can drift; SRRL, ICLR 2021, and SimKD, CVPR 2022, reuse that classifier, too);
     3. ``loss_dskd_diff``: the denoiser learns to predict the noise in the prior's features;
-    4. ẑ: z is noised and denoised again in a few guided DDIM steps, outside of the graph;
+    4. ẑ: z is noised and denoised again in a few guided DDIM steps, outside of the graph (with the option ``mix`` it begins
+       between z and the teacher's feature);
     5. ``loss_dskd_lsh``: the hash of z follows that of ẑ, but where ẑ is farther from the target than z (the option ``gate``);
     6. ``loss_dskd_virtual``: the student's own logits follow the teacher's classifier on ẑ (ours);
     7. ``loss_dskd_logit``: and the teacher's own logits;
@@ -125,8 +105,10 @@ class DSKDDistiller(Distiller):
         self.lsh_share: Any = GradientShare(options.lsh_share) if has_share else None
         self.diffusion: Any = None
         if options.samples:
-            self.diffusion = FeatureDiffusion(
-                channels,
+            self.diffusion = build(
+                FeatureDiffusion,
+                options.diffusion,
+                channels=channels,
                 kernel_size=3 if self.student_spec.is_map else 1,
                 norm=self.site.norm,
                 denoiser=options.denoiser,
@@ -302,7 +284,10 @@ class DSKDDistiller(Distiller):
         latent, reconstruction = self.diffusion.encode_prior(prior)
         if reconstruction is not None:
             losses['autoencoder'] = reconstruction
-        start = self.diffusion.encode(batch.aligned.detach() if self.options.detach else batch.aligned)
+        feature = batch.aligned.detach() if self.options.detach else batch.aligned
+        if self.options.mix and batch.teacher_feature is not None:
+            feature = feature.lerp(batch.teacher_feature, self.options.mix)
+        start = self.diffusion.encode(feature)
         losses['diff'] = self.diffusion.loss(latent, batch.pyramid, generator)
         figures = dict(
             std=self.diffusion.scale,
@@ -364,8 +349,8 @@ class DSKDDistiller(Distiller):
         """
         figures: dict[str, Tensor] = {}
         guide, aligned, is_local = batch.guide, batch.aligned.detach(), self.options.target == 'local'
-        if batch.teacher is not None and aligned.numel():
-            matched = match_moments(Pyramid.pack(batch.teacher.features), aligned)
+        matched = batch.teacher_feature
+        if matched is not None:
             unit = (matched - matched.mean(dim=(0, 2), keepdim=True)).square().mean().clamp(min=1e-12)
             for name, feature in (('gap_student', aligned), ('gap_denoised', denoised)):
                 figures[name] = (feature - matched).square().mean() / unit
@@ -380,16 +365,3 @@ class DSKDDistiller(Distiller):
         pooled = batch.pyramid.map(self.classifiers, aligned) if is_local else own
         figures['acc_start'], figures['acc_denoised'] = (hit_rate(x, guide.label) for x in (pooled, virtual_logits))
         return gate, figures
-
-
-def match_moments(feature: Tensor, like: Tensor) -> Tensor:
-    """Bring each channel of features (B, C, N) to the mean and the deviation that it has in others of that width."""
-    deviation, center = torch.std_mean(like, dim=(0, 2), correction=0, keepdim=True)
-    return standardize(feature) * deviation + center
-
-
-def gated(target: Target, gate: Tensor) -> Target:
-    """Return annotations of which some samples do not count, (B, ) of 1 and 0; the others count for no more than before."""
-    shape = len(gate), 1, *target.probability.shape[2:]
-    weight = gate.reshape(-1, *[1] * (len(shape) - 1)).expand(shape)
-    return replace(target, weight=target.apply_weight(weight), avg_factor=target.normalizer())

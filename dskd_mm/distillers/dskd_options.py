@@ -56,6 +56,9 @@ class DSKDOptions(MethodOptions):
             to 'default'.
         prior (str): What the denoiser is trained on: 'student' for z itself (detached), 'teacher' for the teacher's feature.
             Defaults to 'student'.
+        mix (float): Sampling begins from (1 - mix) z + mix f, f the teacher's feature with each channel brought to z's moments.
+            A denoiser that knows the student's features alone then carries the teacher's to what the student can make.
+            Defaults to 0: from z.
         target (str): What guidance and anchor aim at: 'label' for the ground truth, 'soft' for the teacher's own prediction,
             'local' for the teacher's own prediction at every location of its map, to which its classifier is applied as a 1x1
             convolution (a class activation map). Defaults to 'soft', and to 'label' where there is no linear classifier.
@@ -91,6 +94,8 @@ class DSKDOptions(MethodOptions):
             denoiser learns in each. Defaults to 1.
         compile (bool | dict): Whether denoiser and sampler are compiled, or arguments of :func:`torch.compile`, such as
             ``dict(backend='inductor', mode='reduce-overhead')``. Defaults to False.
+        diffusion (dict): ``dict(type=...)`` for another class than :class:`~dskd_mm.diffusion.FeatureDiffusion`, which is built
+            of the four options below and of ``autoencoder``. Defaults to none.
         align (dict): Arguments of :class:`~dskd_mm.features.ChannelAlign`, φ. Defaults to none.
         denoiser (dict): Arguments of :class:`~dskd_mm.diffusion.DiffusionDenoiser`. Its kernel size is 3 for maps and 1 for
             vectors unless given, its table of timesteps, if it has one, long enough for the schedule; a noise adapter takes the
@@ -116,6 +121,7 @@ class DSKDOptions(MethodOptions):
 
     preset: str = 'default'
     prior: str = 'student'
+    mix: float = 0.0
     target: str = 'soft'
     temperature: float = 4.0
     imitation: dict | None = None
@@ -129,6 +135,7 @@ class DSKDOptions(MethodOptions):
     guided_classes: int | Literal[False] | None = None
     sampling_interval: int = 1
     compile: bool | dict = False
+    diffusion: dict | None = None
     align: dict | None = None
     denoiser: dict = field(default_factory=lambda: dict(time='film', norm='GN'))
     schedule: dict | None = None
@@ -181,7 +188,7 @@ class DSKDOptions(MethodOptions):
         """Return whether any loss, boxes aside, needs what the teacher makes of the images."""
         weights = self.loss_weights
         target_is_used = self.samples or weights['anchor']
-        needs_it = (self.samples and self.prior == 'teacher') or (self.target != 'label' and target_is_used)
+        needs_it = (self.samples and (self.mix or self.prior == 'teacher')) or (self.target != 'label' and target_is_used)
         return bool(needs_it or weights['logit'] or weights['channel'])
 
     def check(self, owner: str, site: Site, student: TapSpec, teacher: TapSpec) -> None:
@@ -194,6 +201,8 @@ class DSKDOptions(MethodOptions):
             check_temperature(owner, 1.0 if temperature is None else temperature)
         if self.lsh_share < 0:
             raise ValueError(f'lsh_share of {owner} must not be negative, but got {self.lsh_share}.')
+        if not 0 <= self.mix <= 1:
+            raise ValueError(f'mix of {owner} must be between 0 (the student) and 1 (the teacher), but got {self.mix}.')
         if self.sampling_interval < 1:
             raise ValueError(f'sampling_interval of {owner} must be at least 1, but got {self.sampling_interval}.')
         self._check_bounds(owner, type(site).__name__, student, teacher)

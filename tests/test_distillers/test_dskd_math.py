@@ -441,6 +441,8 @@ SWITCHES = {
     'defaults': dict(),
     'student prior': dict(prior='student'),
     'teacher prior': dict(prior='teacher'),
+    'from the teacher, without a fixed target': dict(mix=0.7, detach=False),
+    'from the teacher, with an autoencoder': dict(mix=0.5, autoencoder=dict(latent_channels=8)),
     'label target': dict(target='label'),
     'soft target': dict(target='soft', temperature=2.0),
     'local target': dict(target='local'),

@@ -1,0 +1,53 @@
+"""What DSKD works on in a step."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from dskd_mm.features import Pyramid
+from dskd_mm.functional import standardize
+from dskd_mm.guidance import TeacherGuide
+from dskd_mm.structures import ModelOutputs, Target
+
+
+@dataclass
+class AlignedBatch:
+    """The features of a batch in the teacher's channels, and what belongs to them.
+
+    Attributes:
+        pyramid (Pyramid): The levels of the features.
+        aligned (Tensor): z = φ(F_s), the student's feature in the teacher's channels, packed (B, C, N), float32.
+        guide (TeacherGuide): The teacher as a guide.
+        student (ModelOutputs): The student's outputs, those in the window if there is one.
+        teacher (ModelOutputs, optional): Likewise the teacher's.
+        target (Target, optional): Likewise the annotations.
+    """
+
+    pyramid: Pyramid
+    aligned: Tensor
+    guide: TeacherGuide
+    student: ModelOutputs
+    teacher: ModelOutputs | None
+    target: Target | None
+
+    @cached_property
+    def teacher_feature(self) -> Tensor | None:
+        """The teacher's feature, each channel brought to z's moments, (B, C, N); None where no teacher runs."""
+        if self.teacher is None or not self.aligned.numel():
+            return None
+        return match_moments(Pyramid.pack(self.teacher.features).float(), self.aligned.detach())
+
+
+def match_moments(feature: Tensor, like: Tensor) -> Tensor:
+    """Bring each channel of features (B, C, N) to the mean and the deviation that it has in others of that width."""
+    deviation, center = torch.std_mean(like, dim=(0, 2), correction=0, keepdim=True)
+    return standardize(feature) * deviation + center
+
+
+def gated(target: Target, gate: Tensor) -> Target:
+    """Return annotations of which some samples do not count, (B, ) of 1 and 0; the others count for no more than before."""
+    shape = len(gate), 1, *target.probability.shape[2:]
+    weight = gate.reshape(-1, *[1] * (len(shape) - 1)).expand(shape)
+    return replace(target, weight=target.apply_weight(weight), avg_factor=target.normalizer())

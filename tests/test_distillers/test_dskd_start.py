@@ -1,0 +1,122 @@
+"""Where DSKD's sampling begins: the student's feature, the teacher's, or between; and the controls of the benchmark."""
+
+import math
+
+import pytest
+import torch
+from mmengine.config import DictAction
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from benchmarks.variants import VARIANTS
+from dskd_mm.testing import classifier_config, random_batch, random_teacher
+
+NO_NOISE = dict(steps=2, start=0.2, scale=0.0, noise='none', guidance_point='clean')
+
+
+@pytest.fixture(scope='module')
+def teacher(tmp_path_factory) -> dict:
+    return random_teacher(str(tmp_path_factory.mktemp('teacher')))
+
+
+def build(teacher: dict, **switches) -> nn.Module:
+    """A distiller whose denoiser says more than it does at the start."""
+    torch.manual_seed(0)
+    config = dict(type='dskd_mm.DSKDDistiller', student=classifier_config(), teacher=teacher, noise_seed=7, warmup=0)
+    distiller = MODELS.build(config | switches).train()
+    if distiller.diffusion is not None:
+        nn.init.normal_(distiller.diffusion.denoiser.output.weight, std=0.1)
+    return distiller
+
+
+def of_variant(teacher: dict, name: str) -> nn.Module:
+    """A distiller with the options of a variant of the benchmark."""
+    switches: dict = {}
+    for key, value in VARIANTS[name].options.items():
+        place, keys = switches, key.removeprefix('model.').split('.')
+        for part in keys[:-1]:
+            place = place.setdefault(part, {})
+        place[keys[-1]] = DictAction._parse_iterable(value)
+    if 'custom_imports' in switches:
+        import benchmarks.controls  # noqa: F401
+
+        del switches['custom_imports']
+    return build(teacher, **switches)
+
+
+def denoised(distiller: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
+    """z, the teacher's feature in z's moments, and ẑ of a random batch, (B, C, N)."""
+    batch, found = distiller.denoise(*random_batch())
+    z, f = batch.aligned, batch.teacher.features[0].flatten(2)
+    matched = torch.empty_like(z)
+    for c in range(z.shape[1]):
+        own = f[:, c]
+        unit = (own - own.mean()) / (own.var(unbiased=False) + 1e-8).sqrt()
+        matched[:, c] = z[:, c].mean() + z[:, c].std(unbiased=False) * unit
+    return z, matched, found
+
+
+def walk(distiller: nn.Module, begin: Tensor) -> Tensor:
+    """DDIM of a 4 x 4 map without noise, written down once more."""
+    schedule, std = distiller.diffusion.schedule, distiller.diffusion.std
+    x = begin / std
+    for t, later in ((100, 0), (0, None)):
+        with torch.no_grad():
+            noise = distiller.diffusion.denoiser(x.unflatten(2, (4, 4)), t).flatten(2)
+        a = float(schedule.alphas_cumprod[t])
+        clean = (x - math.sqrt(1 - a) * noise) / math.sqrt(a)
+        b = 1.0 if later is None else float(schedule.alphas_cumprod[later])
+        x = math.sqrt(b) * clean + math.sqrt(1 - b) * noise
+    return x * std
+
+
+@pytest.mark.parametrize('mix', [1.0, 0.3, 0.0])
+def test_what_is_denoised_is_the_mix_of_both_features(teacher, mix):
+    distiller = build(teacher, mix=mix, sampler=NO_NOISE)
+    z, matched, found = denoised(distiller)
+    assert z.shape[2] == 16 and (matched - z).abs().max() > 0.1
+    torch.testing.assert_close(found, walk(distiller, mix * matched + (1 - mix) * z), rtol=1e-4, atol=1e-4)
+
+
+def test_no_mix_is_what_was_before(teacher):
+    """And a mix changes what is sampled, but neither the noise nor what the denoiser learns from."""
+    losses = [build(teacher, **switches)(*random_batch(), mode='loss') for switches in ({}, dict(mix=0.0), dict(mix=0.5))]
+    torch.testing.assert_close(losses[0], losses[1], rtol=0, atol=0)
+    assert losses[2]['loss_dskd_diff'] == losses[0]['loss_dskd_diff']
+    assert losses[2]['dskd_gap_denoised'] < losses[0]['dskd_gap_denoised']
+    assert losses[2]['loss_dskd_lsh'] != losses[0]['loss_dskd_lsh']
+
+
+def test_a_mix_needs_the_teacher_and_no_diffusion_needs_none(teacher):
+    free = dict(target='label', loss_weights=dict(logit=0.0))
+    assert not build(teacher, **free).uses_teacher_forward
+    assert build(teacher, mix=0.5, **free).uses_teacher_forward
+    nothing = dict(logit=0.0, lsh=0.0, virtual=0.0)
+    assert not build(teacher, mix=0.5, target='label', loss_weights=nothing).uses_teacher_forward
+    with pytest.raises(ValueError, match=r'mix of DSKDDistiller must be between 0 .* but got 1.5'):
+        build(teacher, mix=1.5)
+
+
+def test_a_shift_is_the_guidance_without_the_diffusion(teacher):
+    distiller = of_variant(teacher, 'shift')
+    z, _, found = denoised(distiller)
+    batch, _ = distiller.denoise(*random_batch())
+    guidance = batch.guide.guidance('logit', torch.ones(()), None)
+    shift = 2.3 * guidance(z)
+    assert shift.norm() > 0.05 * z.norm()
+    # One step at the first noise level: what the denoiser says there counts for a hundredth of the feature.
+    assert (found - z - shift).norm() < 0.01 * z.norm()
+
+
+def test_no_shift_is_the_students_own_feature(teacher):
+    distiller = of_variant(teacher, 'no-shift')
+    z, _, found = denoised(distiller)
+    assert (found - z).norm() < 0.01 * z.norm()
+
+
+def test_a_random_shift_is_as_long_as_that_of_the_diffusion_and_leads_elsewhere(teacher):
+    z, _, found = denoised(build(teacher))
+    _, _, random = denoised(of_variant(teacher, 'random-shift'))
+    torch.testing.assert_close((random - z).norm(dim=1), (found - z).norm(dim=1))
+    cosine = torch.cosine_similarity(random - z, found - z, dim=1)
+    assert cosine.abs().mean() < 0.4 and cosine.mean().abs() < 0.2
