@@ -44,6 +44,7 @@ LABEL = {'model.target': 'label'}
 LOCAL = {'model.target': 'local'}
 TEACHER_PRIOR = {'model.prior': 'teacher'}
 DENSE_HASH = {'model.site.dense': 'True'}
+STRONG_HASH = {'model.lsh_share': '1'}
 # The levels of the neck of retinanet_r18-w8 and its teacher.
 NECK = {
     **{f'model.layers.neck.{owner}.path': 'neck' for owner in ('student', 'teacher')},
@@ -97,6 +98,14 @@ VARIANTS = {
     },
     'mix-.5-unguided': Variant('the same, .5, guidance off', {'model.mix': '.5', 'model.sampler.scale': '0'}),
     'mix-.5-dense': Variant('the same, .5, every location hashed', {'model.mix': '.5', **DENSE_HASH}),
+    'mix-.5-share-1': Variant('the same, .5, hash as strong as the anchor', {'model.mix': '.5', **STRONG_HASH}),
+    'mix-.5-dense-share-1': Variant(
+        'the same, .5, every location hashed, as strong as the anchor', {'model.mix': '.5', **DENSE_HASH, **STRONG_HASH}
+    ),
+    'mix-1-dense-share-1': Variant(
+        "the same, from the teacher's feature alone", {'model.mix': '1', **DENSE_HASH, **STRONG_HASH}
+    ),
+    'dense-share-1': Variant('every location hashed, as strong as the anchor', {**DENSE_HASH, **STRONG_HASH}),
     # The controls of what is sampled.
     'shift': Variant('control: z shifted by guidance alone (no diffusion)', shift(2.3)),
     'shift-dense': Variant('control: z shifted by guidance alone (no diffusion)', shift(4.6)),
