@@ -7,10 +7,8 @@ from torch import Tensor
 
 from dskd_mm.diffusion import FeatureDiffusion, draw_like
 from dskd_mm.features import Pyramid
-from dskd_mm.registry import MODELS
 
 
-@MODELS.register_module()
 class RandomShift(FeatureDiffusion):
     """Moves features as far as the diffusion would, location by location, in a random direction."""
 

@@ -84,8 +84,7 @@ def shift(length: float) -> dict[str, str]:
 
 
 RANDOM_SHIFT = {
-    'custom_imports.imports': '[dskd_mm,benchmarks.controls]',
-    'model.diffusion.type': 'dskd_mm.RandomShift',
+    'model.diffusion.type': 'benchmarks.controls.RandomShift',
     'model.gate': 'False',
 }
 

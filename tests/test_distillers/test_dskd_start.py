@@ -37,10 +37,6 @@ def of_variant(teacher: dict, name: str) -> nn.Module:
         for part in keys[:-1]:
             place = place.setdefault(part, {})
         place[keys[-1]] = DictAction._parse_iterable(value)
-    if 'custom_imports' in switches:
-        import benchmarks.controls  # noqa: F401
-
-        del switches['custom_imports']
     return build(teacher, **switches)
 
 
