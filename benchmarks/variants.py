@@ -83,6 +83,14 @@ def shift(length: float) -> dict[str, str]:
     return {**one_step, 'model.sampler.scale': str(round(length * 1e4))}
 
 
+def bridge(steps: int) -> dict[str, str]:
+    """Options of a bridge in so many steps, guided as far in total as the defaults are on images."""
+    scale = 2.3 / sum(1 / left for left in range(1, steps + 1))
+    options = {'model.diffusion.type': 'dskd_mm.FeatureBridge', 'model.sampler.scale': f'{scale:.2f}'}
+    return {**TEACHER_PRIOR, **options, 'model.sampler.steps': str(steps)}
+
+
+NULL_HASH = {'model.lsh.project': 'null'}
 RANDOM_SHIFT = {
     'model.diffusion.type': 'benchmarks.controls.RandomShift',
     'model.gate': 'False',
@@ -105,6 +113,11 @@ VARIANTS = {
         "the same, from the teacher's feature alone", {'model.mix': '1', **DENSE_HASH, **STRONG_HASH}
     ),
     'dense-share-1': Variant('every location hashed, as strong as the anchor', {**DENSE_HASH, **STRONG_HASH}),
+    # A bridge from z to the teacher's feature, and a hash of what its classifier cannot see.
+    'bridge': Variant("a bridge to the teacher's feature, one step", bridge(1)),
+    'bridge-3': Variant("a bridge to the teacher's feature, three steps", bridge(3)),
+    'mix-.5-null': Variant('the same, .5, hash of what the classifier does not see', {'model.mix': '.5', **NULL_HASH}),
+    'bridge-null': Variant('bridge, one step, hash of what the classifier does not see', {**bridge(1), **NULL_HASH}),
     # The controls of what is sampled.
     'shift': Variant('control: z shifted by guidance alone (no diffusion)', shift(2.3)),
     'shift-dense': Variant('control: z shifted by guidance alone (no diffusion)', shift(4.6)),

@@ -188,6 +188,11 @@ class DiffusionDenoiser(nn.Module):
         Returns:
             Tensor: Predicted noise of shape (B, C, H, W).
         """
+        output = self.network(noisy, timestep)
+        return output if self.time == 'table' else self.schedule.noise_of_velocity(noisy, output, timestep)
+
+    def network(self, noisy: Tensor, timestep: int | Tensor) -> Tensor:
+        """Return what the network itself says: the noise with a table, else the velocity; see :meth:`forward`."""
         table = self.sinusoids if self.time == 'film' else self.time_embedding.weight
         # Row indexing instead of a look-up: no index tensor has to be made on the device in every sampling step.
         row = table[timestep] if isinstance(timestep, Tensor) else table[timestep][None]
@@ -196,7 +201,7 @@ class DiffusionDenoiser(nn.Module):
         time, velocity = self.describe(row), noisy
         for block in self.blocks:
             velocity = block(velocity, time)
-        return self.schedule.noise_of_velocity(noisy, self.output(velocity), timestep)
+        return self.output(velocity)
 
 
 def sinusoids(count: int) -> Tensor:

@@ -112,13 +112,15 @@ class FeatureDiffusion(nn.Module):
         latent, error = self.autoencoder(prior[..., None])
         return latent[..., 0].float(), error
 
-    def loss(self, prior: Tensor, pyramid: Pyramid, generator: torch.Generator) -> Tensor:
+    def loss(self, prior: Tensor, pyramid: Pyramid, generator: torch.Generator, start: Tensor | None = None) -> Tensor:
         """Return the error of the noise prediction, by which the denoiser learns, and follow the prior's spread.
 
         Args:
             prior (Tensor): Latents of the prior (B, C', N), see :meth:`encode_prior`.
             pyramid (Pyramid): Its levels.
             generator (torch.Generator): Draws timesteps (one for each image) and noise.
+            start (Tensor, optional): The latents that will be denoised, (B, C', N). Not needed here, but by a
+                :class:`~dskd_mm.diffusion.FeatureBridge`. Defaults to None.
 
         Returns:
             Tensor: A scalar.
@@ -169,9 +171,9 @@ class FeatureDiffusion(nn.Module):
         return denoised, gamma
 
     @torch.no_grad()
-    def trivial_error(self, prior: Tensor) -> Tensor:
+    def trivial_error(self, prior: Tensor, start: Tensor | None = None) -> Tensor:
         """Return what :meth:`loss` is on average for a denoiser that has learned nothing, a scalar; see
-        :meth:`DDIMSchedule.trivial_error`."""
+        :meth:`DDIMSchedule.trivial_error`. The arguments are those of :meth:`loss`."""
         return self.schedule.trivial_error(mean((prior / self.scale).square()))
 
     @torch.no_grad()

@@ -163,7 +163,8 @@ class DSKDDistiller(Distiller):
         """See :meth:`Distiller.load_teacher`."""
         super().load_teacher()
         if self.lsh is not None and self.classifiers:
-            self.lsh.set_std(*[classifier.weight for classifier in self.classifiers])
+            weights = [classifier.weight for classifier in self.classifiers]
+            self.lsh.set_classifier(*weights, sigmoid=self.classifiers[0].sigmoid)
 
     def distill(self, student: ModelOutputs, teacher: Any, target: Any, head_loss: HeadLoss) -> dict[str, Tensor]:
         """See :meth:`Distiller.distill`."""
@@ -279,8 +280,8 @@ class DSKDDistiller(Distiller):
         """Return the losses by which the diffusion learns, its health, and the latents (B, C', N) that sampling starts from."""
         losses: dict[str, Tensor] = {}
         prior = batch.aligned.detach()
-        if self.options.prior == 'teacher' and batch.teacher is not None:
-            prior = Pyramid.pack(batch.teacher.features)
+        if self.options.prior == 'teacher' and batch.teacher_feature is not None:
+            prior = batch.teacher_feature
         latent, reconstruction = self.diffusion.encode_prior(prior)
         if reconstruction is not None:
             losses['autoencoder'] = reconstruction
@@ -288,11 +289,11 @@ class DSKDDistiller(Distiller):
         if self.options.mix and batch.teacher_feature is not None:
             feature = feature.lerp(batch.teacher_feature, self.options.mix)
         start = self.diffusion.encode(feature)
-        losses['diff'] = self.diffusion.loss(latent, batch.pyramid, generator)
+        losses['diff'] = self.diffusion.loss(latent, batch.pyramid, generator, start)
         figures = dict(
             std=self.diffusion.scale,
             noise_error=losses['diff'].detach(),
-            trivial_error=self.diffusion.trivial_error(latent.detach()),
+            trivial_error=self.diffusion.trivial_error(latent.detach(), start.detach()),
         )
         return losses, figures, start
 

@@ -54,8 +54,8 @@ class DSKDOptions(MethodOptions):
         preset (str): Options by a name, see :data:`PRESETS`: 'default', 'published' for what the paper's abstract states and
             nothing else, 'teacher_free' for no forward pass of the teacher. Whatever else is given goes before them. Defaults
             to 'default'.
-        prior (str): What the denoiser is trained on: 'student' for z itself (detached), 'teacher' for the teacher's feature.
-            Defaults to 'student'.
+        prior (str): What the denoiser is trained on: 'student' for z itself (detached), 'teacher' for the teacher's
+            feature, each channel brought to z's moments. Defaults to 'student'.
         mix (float): Sampling begins from (1 - mix) z + mix f, f the teacher's feature with each channel brought to z's moments.
             A denoiser that knows the student's features alone then carries the teacher's to what the student can make.
             Defaults to 0: from z.
@@ -95,7 +95,8 @@ class DSKDOptions(MethodOptions):
         compile (bool | dict): Whether denoiser and sampler are compiled, or arguments of :func:`torch.compile`, such as
             ``dict(backend='inductor', mode='reduce-overhead')``. Defaults to False.
         diffusion (dict): ``dict(type=...)`` for another class than :class:`~dskd_mm.diffusion.FeatureDiffusion`, which is built
-            of the four options below and of ``autoencoder``. Defaults to none.
+            of the options below and of ``autoencoder``: ``dict(type='dskd_mm.FeatureBridge')`` leads from z to the teacher's
+            feature instead, with ``prior='teacher'``. Defaults to none.
         align (dict): Arguments of :class:`~dskd_mm.features.ChannelAlign`, φ. Defaults to none.
         denoiser (dict): Arguments of :class:`~dskd_mm.diffusion.DiffusionDenoiser`. Its kernel size is 3 for maps and 1 for
             vectors unless given, its table of timesteps, if it has one, long enough for the schedule; a noise adapter takes the
@@ -203,6 +204,8 @@ class DSKDOptions(MethodOptions):
             raise ValueError(f'lsh_share of {owner} must not be negative, but got {self.lsh_share}.')
         if not 0 <= self.mix <= 1:
             raise ValueError(f'mix of {owner} must be between 0 (the student) and 1 (the teacher), but got {self.mix}.')
+        if str((self.diffusion or {}).get('type')).endswith('FeatureBridge') and self.prior != 'teacher':
+            raise ValueError(f"FeatureBridge leads to the teacher's feature: set prior='teacher' instead of {self.prior!r}.")
         if self.sampling_interval < 1:
             raise ValueError(f'sampling_interval of {owner} must be at least 1, but got {self.sampling_interval}.')
         self._check_bounds(owner, type(site).__name__, student, teacher)

@@ -113,7 +113,8 @@ class LSHFMDistiller(Distiller):
         """See :meth:`Distiller.load_teacher`."""
         super().load_teacher()
         if self.teacher.classifiers:
-            self.lsh.set_std(*[classifier.weight for classifier in self.teacher.classifiers])
+            weights = [classifier.weight for classifier in self.teacher.classifiers]
+            self.lsh.set_classifier(*weights, sigmoid=self.teacher.classifiers[0].sigmoid)
 
     def distill(self, student: ModelOutputs, teacher: Any, target: Any, head_loss: HeadLoss) -> dict[str, Tensor]:
         """See :meth:`Distiller.distill`."""

@@ -1,5 +1,6 @@
 """Feature distillation by locality-sensitive hashing."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,13 +29,16 @@ class LSHDistillLoss(nn.Module):
     :math:`\mathrm{softplus}(a) - \mathrm{softplus}(a^*) - h (a - a^*)`, the divergence of the bits. Its gradient is 0 where
     both vectors are equal, and never along the vector; that of hard bits goes on lengthening a vector whose bits all agree.
 
+    ``project='null'`` hashes only what the teacher's classifier cannot see: both vectors are projected onto the null space of
+    its weight first (for exclusive classes, of what tells these apart).
+
     W comes from ``seed`` alone, so it is equal on all ranks and in every run; it is part of the state dict.
 
     Args:
         in_channels (int): Length D of the vectors.
         bits (int): Number of hash functions N. Defaults to 2048.
         std (float, optional): Standard deviation of W: how sharply a sign is asked for. None takes that of the teacher's
-            classification weights, as LSHFM does, set through :meth:`set_std`; 1 with ``soft``. Defaults to None.
+            classification weights, as LSHFM does, set through :meth:`set_classifier`; 1 with ``soft``. Defaults to None.
         bias (str): 'zero'; or 'mean' or 'median', minus that statistic of :math:`W f^*`, so that every bit splits the data in
             halves; with ``soft`` it is that of the vectors themselves. LSHFM takes it over the training set; the target here
             moves with training, so it is a running average over batches. Defaults to 'mean'.
@@ -42,9 +46,10 @@ class LSHDistillLoss(nn.Module):
         magnitude (float): Weight of the mean squared error. Defaults to 0.
         soft (bool): Whether bits are probabilities of vectors of unit length. Defaults to False.
         seed (int): Seed of W. Defaults to 0.
+        project (str, optional): 'null' for what the classifier of :meth:`set_classifier` cannot see. Defaults to None: all.
 
     Raises:
-        ValueError: If ``bias`` is unknown.
+        ValueError: If ``bias`` or ``project`` is unknown.
     """
 
     projection: Tensor
@@ -62,10 +67,16 @@ class LSHDistillLoss(nn.Module):
         magnitude: float = 0.0,
         seed: int = 0,
         soft: bool = False,
+        project: str | None = None,
     ) -> None:
         super().__init__()
         if bias not in ('zero', 'mean', 'median'):
             raise ValueError(f"bias of LSHDistillLoss must be 'zero', 'mean' or 'median', but got {bias!r}.")
+        if project not in (None, 'null'):
+            raise ValueError(f"project of LSHDistillLoss must be 'null' or None, but got {project!r}.")
+        self.project = project
+        self.null: Tensor | None
+        self.register_buffer('null', None, persistent=False)
         self.bias = bias
         self.momentum = momentum
         self.magnitude = magnitude
@@ -77,10 +88,20 @@ class LSHDistillLoss(nn.Module):
         self.register_buffer('center', torch.zeros(in_channels if soft else bits))
         self.register_buffer('num_batches', torch.zeros((), dtype=torch.long))
 
-    def set_std(self, *classifier_weights: Tensor) -> None:
-        """Take the standard deviation of the teacher's classification weights, unless ``std`` was given."""
+    def set_classifier(self, *weights: Tensor, sigmoid: bool = False) -> None:
+        """Take from the teacher's classifiers what follows from them: ``std``, unless it was given, and the projection.
+
+        Args:
+            weights (Tensor): Of each classifier, (K, D) or (K, D, k, k).
+            sigmoid (bool): Whether classes are independent. Defaults to False.
+
+        Raises:
+            ValueError: If the hash is of what classifiers cannot see, and they see all.
+        """
         if self.std_from_teacher:
-            self.std.copy_(torch.cat([weight.flatten() for weight in classifier_weights]).std())
+            self.std.copy_(torch.cat([weight.flatten() for weight in weights]).std())
+        if self.project == 'null':
+            self.null = null_projection(weights, sigmoid).to(self.center)
 
     def forward(self, feature: Tensor, target: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Compare two sets of vectors.
@@ -95,6 +116,8 @@ class LSHDistillLoss(nn.Module):
         """
         with torch.autocast(device_type=feature.device.type, enabled=False):
             feature, target = feature.float(), target.float()
+            if self.null is not None:
+                feature, target = feature @ self.null, target @ self.null
             weight = feature.new_ones(len(feature)) if weight is None else weight.float()
             # Of the joined batch; without vectors of its own a process takes part, or the others would wait for it.
             share = weight / mean_over_ranks(weight.sum()).clamp(min=1)
@@ -142,6 +165,29 @@ class LSHDistillLoss(nn.Module):
     def _centred(self, vectors: Tensor) -> Tensor:
         """Return what has a centre: the projections of vectors, or themselves."""
         return vectors if self.soft else F.linear(vectors, self.projection)
+
+
+@torch.no_grad()
+def null_projection(weights: Sequence[Tensor], sigmoid: bool) -> Tensor:
+    """Return the symmetric projection onto what linear classifiers cannot see, (D, D).
+
+    Args:
+        weights (Sequence[Tensor]): (K, D), or (K, D, k, k): every place of a kernel sees for itself.
+        sigmoid (bool): Whether classes are independent; what shifts all of several exclusive ones alike tells nothing.
+
+    Raises:
+        ValueError: If they see all D directions.
+    """
+    centred = [weight if sigmoid or len(weight) == 1 else weight - weight.mean(dim=0, keepdim=True) for weight in weights]
+    rows = torch.cat([weight.flatten(2).permute(0, 2, 1).flatten(0, 1) if weight.ndim > 2 else weight for weight in centred])
+    _, sizes, seen = torch.linalg.svd(rows.double(), full_matrices=False)
+    seen = seen[sizes > 1e-5 * sizes.max()]
+    if len(seen) == rows.shape[1]:
+        raise ValueError(
+            f"project='null' of LSHDistillLoss expects a classifier that leaves a direction unseen, but the teacher's sees all "
+            f'{rows.shape[1]} of its feature: leave project out.'
+        )
+    return (torch.eye(rows.shape[1], dtype=seen.dtype, device=seen.device) - seen.T @ seen).float()
 
 
 class HashCrossEntropy(torch.autograd.Function):

@@ -133,9 +133,13 @@ def straight_line(
         anchor = imitate(opinion, classify(z))
     expected = dict(anchor=anchor, logit=imitate(teacher_logits, logits))
 
-    clean = z.detach()
-    if prior == 'teacher':
-        clean = seen_by_teacher
+    # Each channel of the teacher, brought to the student's mean and deviation.
+    same = torch.empty_like(z)
+    for c in range(z.shape[1]):
+        mean, deviation, theirs = z[:, c].mean(), z[:, c].std(unbiased=False), seen_by_teacher[:, c]
+        same[:, c] = mean + deviation * (theirs - theirs.mean()) / theirs.std(unbiased=False)
+    same = same.detach()
+    clean = z.detach() if prior == 'student' else same
     std = clean.std()
     alpha, product = [], 1.0
     for i in range(1000):
@@ -187,12 +191,6 @@ def straight_line(
             gaps[image] += sum(float(a * (a / b).log()) for a, b in zip(q, p, strict=True) if a > 0)
         far.append(gaps)
         expected[f'kl_{name}'] = gaps.sum() / len(wanted)
-        # Each channel of the teacher, brought to the student's mean and deviation.
-        same = torch.empty_like(z)
-        for c in range(channels):
-            mean, deviation = z[:, c].mean(), z[:, c].std(unbiased=False)
-            theirs = seen_by_teacher[:, c]
-            same[:, c] = mean + deviation * (theirs - theirs.mean()) / theirs.std(unbiased=False)
         expected[f'gap_{name}'] = ((v - same) ** 2).mean() / same.var(dim=(0, 2, 3), unbiased=False).mean()
     gate = (far[1] <= far[0]).float()
     expected['gate'] = gate.mean()
@@ -462,6 +460,10 @@ SWITCHES = {
     'warm-up': dict(warmup=10),
     'autoencoder': dict(autoencoder=dict(latent_channels=8)),
     'autoencoder, gradients through the sampler': dict(autoencoder=dict(latent_channels=8), detach=False),
+    'bridge': dict(diffusion=dict(type='dskd_mm.FeatureBridge'), prior='teacher'),
+    'bridge, autoencoder': dict(
+        diffusion=dict(type='dskd_mm.FeatureBridge'), prior='teacher', autoencoder=dict(latent_channels=8)
+    ),
     'autoencoder, teacher prior': dict(autoencoder=dict(latent_channels=8), prior='teacher'),
     'autoencoder, guidance by the gradient': dict(autoencoder=dict(latent_channels=8), guidance_unit='gradient'),
     'autoencoder with adapter': dict(autoencoder=dict(latent_channels=8), detach=False, sampler=dict(noise='adapter')),

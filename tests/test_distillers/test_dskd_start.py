@@ -116,3 +116,21 @@ def test_a_random_shift_is_as_long_as_that_of_the_diffusion_and_leads_elsewhere(
     torch.testing.assert_close((random - z).norm(dim=1), (found - z).norm(dim=1))
     cosine = torch.cosine_similarity(random - z, found - z, dim=1)
     assert cosine.abs().mean() < 0.4 and cosine.mean().abs() < 0.2
+
+
+def test_a_bridge_leads_to_the_teachers_feature(teacher):
+    """It is what the network is trained on, from z; the student's own feature is refused as its end."""
+    type_ = dict(type='dskd_mm.FeatureBridge')
+    distiller = build(teacher, diffusion=type_, prior='teacher', sampler=dict(steps=1, scale=0.0))
+    torch.manual_seed(0)
+    images, samples = random_batch()
+    optimizer = torch.optim.Adam(distiller.diffusion.parameters(), lr=0.01)
+    for _ in range(40):
+        losses = distiller(images, samples, mode='loss')
+        optimizer.zero_grad()
+        losses['loss_dskd_diff'].backward()
+        optimizer.step()
+    assert losses['dskd_noise_error'] < losses['dskd_trivial_error']
+    assert losses['dskd_gap_denoised'] < 0.7 * losses['dskd_gap_student']
+    with pytest.raises(ValueError, match="leads to the teacher's feature: set prior='teacher' instead of 'student'"):
+        build(teacher, diffusion=type_)

@@ -149,7 +149,10 @@ def test_levels_of_a_dense_detector_are_the_straight_line(teacher, shared, prior
     z = distiller.align(torch.cat([level.flatten(2) for level in student_maps], dim=2)[..., None])[..., 0]
     softened = torch.sigmoid(teacher_logits / TEMPERATURE)
     anchor = (one_hot, 1.0) if target == 'label' else (softened, TEMPERATURE)
-    clean = z.detach() if prior == 'student' else torch.cat([level.flatten(2) for level in teacher_maps], dim=2)
+    theirs = torch.cat([level.flatten(2) for level in teacher_maps], dim=2)
+    same = (theirs - theirs.mean(dim=(0, 2), keepdim=True)) / theirs.std(dim=(0, 2), keepdim=True, unbiased=False)
+    same = same * z.std(dim=(0, 2), keepdim=True, unbiased=False) + z.mean(dim=(0, 2), keepdim=True)
+    clean = z.detach() if prior == 'student' else same.detach()
     generator = torch.Generator().manual_seed(11)
     diffusion, denoised = denoise(distiller, z, clean, guide, generator)
     opinion = classify(denoised)
@@ -159,9 +162,6 @@ def test_levels_of_a_dense_detector_are_the_straight_line(teacher, shared, prior
         virtual=focused(logits, torch.sigmoid(opinion / TEMPERATURE), weight, TEMPERATURE),
         **diffusion,
     )
-    theirs = torch.cat([level.flatten(2) for level in teacher_maps], dim=2)
-    same = (theirs - theirs.mean(dim=(0, 2), keepdim=True)) / theirs.std(dim=(0, 2), keepdim=True, unbiased=False)
-    same = same * z.std(dim=(0, 2), keepdim=True, unbiased=False) + z.mean(dim=(0, 2), keepdim=True)
     of_images = []
     for name, v, said in (('student', z, classify(z)), ('denoised', denoised, opinion)):
         expected[f'gap_{name}'] = ((v - same) ** 2).mean() / same.var(dim=(0, 2), unbiased=False).mean()

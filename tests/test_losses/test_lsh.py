@@ -153,8 +153,8 @@ def test_half_precision_vectors_are_hashed_in_float32(dtype, bias):
 def test_std_is_the_teachers_unless_given():
     weight = torch.randn(7, 5) * 0.2
     own, given_ = LSHDistillLoss(5), LSHDistillLoss(5, std=0.06)
-    own.set_std(weight)
-    given_.set_std(weight)
+    own.set_classifier(weight)
+    given_.set_classifier(weight)
     assert float(own.std) == pytest.approx(statistics.stdev(weight.flatten().tolist()), rel=1e-5)
     assert float(given_.std) == pytest.approx(0.06)
 
@@ -360,3 +360,33 @@ def test_vectors_without_a_direction_have_a_finite_gradient():
     value, _ = loss(feature, torch.randn(4, 5))
     value.backward()
     assert torch.isfinite(value) and feature.grad.abs().max() < 100
+
+
+@pytest.mark.parametrize(('shape', 'sigmoid', 'unseen'), [((5, 12), False, 8), ((5, 12), True, 7), ((2, 12, 2, 2), True, 4)])
+@pytest.mark.parametrize('soft', [True, False])
+def test_only_what_the_classifier_cannot_see_is_hashed(shape, sigmoid, unseen, soft):
+    torch.manual_seed(0)
+    weight = torch.randn(shape)
+    loss = LSHDistillLoss(12, bits=256, std=1.0, soft=soft, bias='zero', project='null')
+    loss.set_classifier(weight, sigmoid=sigmoid)
+    z, moved = torch.randn(6, 12, requires_grad=True), torch.randn(6, 12)
+    # What it sees: the rows of each place of its kernel; of exclusive classes their differences.
+    rows = weight.reshape(shape[0], 12, -1).permute(2, 0, 1).reshape(-1, 12)
+    rows = rows if sigmoid else rows[1:] - rows[:1]
+    coordinates = torch.randn(6, len(rows))
+    loss(z, moved + coordinates @ rows)[0].backward()
+    torch.testing.assert_close(z.grad @ rows.T, torch.zeros(6, len(rows)), rtol=0, atol=1e-5)
+    assert z.grad.norm() > 1e-3
+    assert int(torch.linalg.matrix_rank(loss.null)) == unseen
+    first, second = loss(z, moved)[0], loss(z, moved + coordinates @ rows)[0]
+    torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
+    # And nothing else is left out: along an unseen direction it changes.
+    assert not torch.allclose(loss(z, moved + torch.randn(6, 12) @ loss.null)[0], first, rtol=1e-3)
+
+
+def test_a_classifier_that_sees_all_leaves_nothing_to_hash():
+    loss = LSHDistillLoss(4, project='null')
+    with pytest.raises(ValueError, match='sees all 4 of its feature: leave project out'):
+        loss.set_classifier(torch.randn(6, 4))
+    with pytest.raises(ValueError, match="project of LSHDistillLoss must be 'null' or None, but got 'row'"):
+        LSHDistillLoss(4, project='row')
