@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV_PYTHON := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint env test-legacy env-legacy clean
+.PHONY: help demo test test-all lint docs env test-legacy env-legacy clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */make \1\t/' | expand -t 18
@@ -24,6 +24,9 @@ lint: env  ## ruff, its format and mypy
 	@$(VENV_PYTHON) -m ruff format --check .
 	@$(VENV_PYTHON) -m mypy
 
+docs: env  ## build the docs' site in build/docs; a warning is an error
+	@$(VENV_PYTHON) -m sphinx -q -W --keep-going -c docs -d build/doctrees . build/docs
+
 env:  ## build .venv or bring it up to date; COMPILE=1 compiles mmcv's own operators
 	@$(PYTHON) tools/misc/install.py $(if $(COMPILE),--compile)
 
@@ -34,5 +37,5 @@ env-legacy:  ## build .venv-legacy or bring it up to date; needs Python 3.10
 	@$(PYTHON) tools/misc/install.py --legacy
 
 clean:  ## remove builds and caches; the environments stay
-	rm -rf build dist *.egg-info dskd_mm/.mim .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist docs/en/api *.egg-info dskd_mm/.mim .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

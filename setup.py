@@ -34,6 +34,9 @@ OPENMMLAB_SEG = [*OPENMMLAB, 'mmsegmentation>=1.2.2', 'ftfy', 'regex']
 # Of the demo: scikit-learn's handwritten digits need no download.
 DEMO = ['matplotlib', 'pandas', 'scikit-learn']
 
+# Of `make docs`.
+DOCS = ['furo', 'latex2mathml', 'myst-parser', 'sphinx']
+
 
 def union(*groups: list[str]) -> list[str]:
     return list(dict.fromkeys(requirement for group in groups for requirement in group))
@@ -49,6 +52,7 @@ EXTRAS = {
     'openmmlab-seg': OPENMMLAB_SEG,
     'openmmlab-all': union(OPENMMLAB_CLS, OPENMMLAB_DET, OPENMMLAB_SEG),
     'demo': DEMO,
+    'docs': DOCS,
     'dev': [
         *DEMO,
         'diffusers',  # the reference that the tests compare our DDIM schedule with

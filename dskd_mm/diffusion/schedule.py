@@ -19,13 +19,13 @@ class DDIMSchedule(nn.Module):
 
     Symbols and names:
 
-    ===================== ===================================================================
-    :math:`\beta_t`       ``torch.linspace(beta_start, beta_end, num_train_steps)``
-    :math:`\bar\alpha_t`  ``alphas_cumprod[t]``, the cumulative product of :math:`1-\beta`
-    :math:`x_0`           ``sample`` of :meth:`add_noise`, a clean feature
-    :math:`x_t`           ``noisy`` of :meth:`step`, its noised version
+    ======================= ===================================================================
+    :math:`\beta_t`         ``torch.linspace(beta_start, beta_end, num_train_steps)``
+    :math:`\bar\alpha_t`    ``alphas_cumprod[t]``, the cumulative product of :math:`1-\beta`
+    :math:`x_0`             ``sample`` of :meth:`add_noise`, a clean feature
+    :math:`x_t`             ``noisy`` of :meth:`step`, its noised version
     :math:`\epsilon_\theta` ``noise`` of :meth:`step`, the predicted noise
-    ===================== ===================================================================
+    ======================= ===================================================================
 
     The tables are float32 whatever the precision of the features: under half precision :math:`1-\bar\alpha_0` is zero.
     They are not part of the state dict, for they follow from the arguments.

@@ -58,7 +58,7 @@ def match_space(feature: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
         size (tuple[int, int]): Wanted height and width.
 
     Returns:
-        Tensor: Of shape (B, C, *size).
+        Tensor: Of shape (B, C, height, width).
     """
     height, width = size
     if feature.shape[2:] == (height, width):

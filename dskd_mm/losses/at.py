@@ -19,7 +19,7 @@ class ATLoss(FeatureLoss):
     the distance itself. The teacher's map has the student's resolution.
 
     Args:
-        power (float): p. Defaults to 2.
+        power (float): The exponent p. Defaults to 2.
         on (str): What is compared, see :class:`FeatureLoss`; the authors take the end of each stage: one loss each.
             Defaults to 'feature'.
         loss_weight (float): What the loss is multiplied with. Defaults to 1000, the authors' for every stage.

@@ -66,7 +66,7 @@ def assert_trains(distiller: Any, batch: Mapping[str, Any], names: set[str]) -> 
     Args:
         distiller (Distiller): The distiller; it is trained.
         batch (Mapping): Preprocessed 'inputs' and 'data_samples'.
-        names (set[str]): Which losses of the distillation are expected, without 'loss_dskd_'.
+        names (set[str]): Which losses of the distillation are expected, without ``loss_dskd_``.
     """
     before = {key: value.clone() for key, value in distiller.student.backbone.state_dict().items()}
     for log in train(distiller, batch):

@@ -266,7 +266,7 @@ def test_every_direct_dependency_is_pinned() -> None:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
     }
     wanted = set()
-    for name in ('INSTALL_REQUIRES', 'ONEDL', 'CLS', 'DET', 'SEG', 'DEMO', 'EXTRAS'):
+    for name in ('INSTALL_REQUIRES', 'ONEDL', 'CLS', 'DET', 'SEG', 'DEMO', 'DOCS', 'EXTRAS'):
         for node in ast.walk(lists[name]):
             if isinstance(node, ast.List):
                 wanted |= {e.value for e in node.elts if isinstance(e, ast.Constant) and isinstance(e.value, str)}

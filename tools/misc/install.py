@@ -52,7 +52,7 @@ class Stack(NamedTuple):
         return f'make env{self.name}'
 
 
-CURRENT = Stack('', ('3.10', '3.11', '3.12'), 'onedl-mmcv', '.[all,dev]', ('torch==2.11.0', 'torchvision==0.26.0'))
+CURRENT = Stack('', ('3.10', '3.11', '3.12'), 'onedl-mmcv', '.[all,dev,docs]', ('torch==2.11.0', 'torchvision==0.26.0'))
 LEGACY = Stack('-legacy', ('3.10',), 'mmcv', '.[openmmlab-all,dev]', ())
 
 
