@@ -28,7 +28,7 @@ class FeatureBridge(FeatureDiffusion):
         clean, begin = self._ends(prior, start)
         steps = self.schedule.draw_timesteps(len(prior), generator)
         way = ((steps + 1) / self.schedule.num_train_steps)[:, None, None]
-        predicted = on_levels(self.denoiser.network, pyramid)(torch.lerp(clean, begin, way), steps)
+        predicted = on_levels(self.denoiser, pyramid, 'network')(torch.lerp(clean, begin, way), steps)
         return mean_squared_error(predicted, begin - clean)
 
     @torch.no_grad()
@@ -48,7 +48,7 @@ class FeatureBridge(FeatureDiffusion):
         scale, steps = self.scale, self.sampler.steps
         decoder = None if self.autoencoder is None else self.autoencoder.decoder
         gradient = None if guidance is None or not self.sampler.scale else guidance(scale, decoder)
-        network, x = on_levels(self.denoiser.network, pyramid), start / scale
+        network, x = on_levels(self.denoiser, pyramid, 'network'), start / scale
         for left in range(steps, 0, -1):
             way = left / steps
             end = x - way * network(x, round(way * self.schedule.num_train_steps) - 1).float()

@@ -1,6 +1,7 @@
 """A light diffusion model of features: learn to denoise a prior, and denoise what is like it."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from dskd_mm.diffusion.sampler import Guidance, TeacherGuidedSampler
 from dskd_mm.diffusion.schedule import DDIMSchedule
 from dskd_mm.distributed import std_over_ranks
 from dskd_mm.features.pyramid import Pyramid, per_location
+from dskd_mm.features.widths import Channels, level_modules, per_width
 from dskd_mm.functional import mean
 from dskd_mm.registry import MODELS, build
 
@@ -28,7 +30,8 @@ class FeatureDiffusion(nn.Module):
     All tensors are packed pyramids (B, C, N), see :class:`~dskd_mm.features.Pyramid`.
 
     Args:
-        channels (int): Channels C of the prior's features.
+        channels (int | tuple[int, ...]): Channels C of the prior's features, or those of each level: then there is a denoiser
+            for each width.
         kernel_size (int): Of denoiser and noise adapter: 3 for maps, 1 for vectors. Defaults to 3.
         norm (str): Norm of denoiser, noise adapter and autoencoder. Defaults to 'BN'.
         denoiser (dict, optional): Arguments of :class:`DiffusionDenoiser`. Defaults to None.
@@ -49,7 +52,7 @@ class FeatureDiffusion(nn.Module):
 
     def __init__(
         self,
-        channels: int,
+        channels: Channels,
         kernel_size: int = 3,
         norm: str = 'BN',
         denoiser: dict | None = None,
@@ -68,6 +71,10 @@ class FeatureDiffusion(nn.Module):
         network: dict[str, Any] = dict(kernel_size=kernel_size, norm=norm)
         self.autoencoder: Any = None
         if autoencoder:
+            if isinstance(channels, tuple):
+                raise ValueError(
+                    f'An autoencoder expects levels of one width, but they have {channels} channels: leave autoencoder out.'
+                )
             self.autoencoder = build(FeatureAutoEncoder, dict(norm=norm) | autoencoder, channels=channels)
         self.schedule = build(DDIMSchedule, schedule)
         self.sampler = build(TeacherGuidedSampler, sampler)
@@ -77,13 +84,14 @@ class FeatureDiffusion(nn.Module):
             denoiser['schedule'] = self.schedule
         else:
             denoiser['num_embeddings'] = table_rows(self.schedule, denoiser.get('num_embeddings'))
-        self.denoiser = build(DiffusionDenoiser, denoiser, channels=self.latent_channels(channels))
+        self.denoiser = per_width(partial(build, DiffusionDenoiser, denoiser), channels=self.latent_channels(channels))
         self.noise_adapter: Any = None
         if self.sampler.noise == 'adapter':
             network |= dict(norm=denoiser['norm'])
-            self.noise_adapter = build(NoiseAdapter, network, channels=self.latent_channels(channels))
+            make = partial(build, NoiseAdapter, network)
+            self.noise_adapter = per_width(make, channels=self.latent_channels(channels))
 
-    def latent_channels(self, channels: int) -> int:
+    def latent_channels(self, channels: Channels) -> Channels:
         """Return the width that is diffused of features of so many channels."""
         return channels if self.autoencoder is None else self.autoencoder.decoder.in_channels
 
@@ -131,9 +139,10 @@ class FeatureDiffusion(nn.Module):
         if self.reduction == 'mean':
             noise = draw_like(prior, generator)
             return noise_prediction_loss(on_levels(self.denoiser, pyramid), self.schedule, clean, noise, steps)
+        each = level_modules(self.denoiser, len(pyramid.sizes))
         levels = [
-            noise_prediction_loss(self.denoiser, self.schedule, level, draw_like(level, generator), steps)
-            for level in pyramid.unpack(clean)
+            noise_prediction_loss(denoiser, self.schedule, level, draw_like(level, generator), steps)
+            for denoiser, level in zip(each, pyramid.unpack(clean), strict=True)
         ]
         return torch.stack(levels).sum()
 

@@ -1,22 +1,35 @@
 """Diffusion of the levels of a pyramid, packed into one tensor."""
 
-from collections.abc import Callable
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dskd_mm.diffusion.schedule import NoiseModel
-from dskd_mm.features.pyramid import Pyramid
+from dskd_mm.features.pyramid import MapFunction, Pyramid
+from dskd_mm.features.widths import level_modules
 
 
-def on_levels(denoiser: NoiseModel, pyramid: Pyramid) -> NoiseModel:
-    """Return a denoiser of maps (B, C, H, W) as one of packed maps (B, C, N), the same for all levels."""
-    return lambda packed, timestep: pyramid.map(lambda level: denoiser(level, timestep), packed)
+def on_levels(denoiser: nn.Module, pyramid: Pyramid, method: str = '__call__') -> NoiseModel:
+    """Return a denoiser of maps (B, C, H, W), the same for all levels of a width, or a method of it, as one of packed maps."""
+    each = [getattr(own, method) for own in level_modules(denoiser, len(pyramid.sizes))]
+
+    def predict(packed: Tensor, timestep: int | Tensor) -> Tensor:
+        def at(own: NoiseModel) -> MapFunction:
+            return lambda level: own(level, timestep)
+
+        return pyramid.map([at(own) for own in each], packed)
+
+    return predict
 
 
-def mixing_weights(adapter: Callable[[Tensor], Tensor], pyramid: Pyramid, packed: Tensor) -> Tensor:
-    r"""Return the :math:`\gamma` of a noise adapter for packed maps (B, C, N): one for an image's level, as (B, 1, N)."""
-    return pyramid.map(lambda level: adapter(level).expand(-1, 1, *level.shape[2:]), packed)
+def mixing_weights(adapter: nn.Module, pyramid: Pyramid, packed: Tensor) -> Tensor:
+    r"""Return the :math:`\gamma` of a noise adapter for packed maps: one for an image's level, as (B, 1, N)."""
+
+    def spread(own: nn.Module, level: Tensor) -> Tensor:
+        return own(level).expand(-1, 1 if pyramid.channels is None else level.shape[1], *level.shape[2:])
+
+    return pyramid.map([partial(spread, own) for own in level_modules(adapter, len(pyramid.sizes))], packed)
 
 
 def draw_like(tensor: Tensor, generator: torch.Generator) -> Tensor:

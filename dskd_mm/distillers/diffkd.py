@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -11,7 +12,7 @@ from dskd_mm.arguments import check_arguments
 from dskd_mm.diffusion import FeatureDiffusion
 from dskd_mm.distillers.base import Distiller, HeadLoss
 from dskd_mm.distillers.options import MethodOptions, check_weights
-from dskd_mm.features import ChannelAlign, Pyramid, match_levels, per_location
+from dskd_mm.features import ChannelAlign, Channels, Pyramid, align_levels, match_levels, per_width
 from dskd_mm.functional import mean_squared_error
 from dskd_mm.losses import LogitLoss, build_loss
 from dskd_mm.registry import MODELS, build
@@ -72,8 +73,8 @@ class DenoisedPair(nn.Module):
     through all steps.
 
     Args:
-        student_channels (int): Channels of the student's map.
-        teacher_channels (int): Channels of the teacher's.
+        student_channels (int | tuple[int, ...]): Channels of the student's map, or of each level.
+        teacher_channels (int | tuple[int, ...]): Channels of the teacher's, likewise.
         kernel_size (int): Of denoiser and noise adapter: 3 for maps, 1 for vectors. Defaults to 3.
         norm (str): Norm of denoiser, noise adapter and autoencoder. Defaults to 'BN'.
         autoencoder (dict, optional): ``dict(latent_channels=...)`` to diffuse in a latent of the teacher's map, see
@@ -89,8 +90,8 @@ class DenoisedPair(nn.Module):
 
     def __init__(
         self,
-        student_channels: int,
-        teacher_channels: int,
+        student_channels: Channels,
+        teacher_channels: Channels,
         kernel_size: int = 3,
         norm: str = 'BN',
         autoencoder: dict | None = None,
@@ -102,8 +103,9 @@ class DenoisedPair(nn.Module):
     ) -> None:
         super().__init__()
         width = (autoencoder or {}).get('latent_channels', teacher_channels)
-        self.align = build(ChannelAlign, dict(norm=None) | (align or {}), in_channels=student_channels, out_channels=width)
-        self.output = build(ChannelAlign, output, in_channels=width, out_channels=width)
+        make = partial(build, ChannelAlign, dict(norm=None) | (align or {}))
+        self.align = per_width(make, in_channels=student_channels, out_channels=width)
+        self.output = per_width(partial(build, ChannelAlign, output), in_channels=width, out_channels=width)
         self.diffusion = FeatureDiffusion(
             teacher_channels,
             kernel_size=kernel_size,
@@ -130,8 +132,9 @@ class DenoisedPair(nn.Module):
             width of the latent, float32; and the losses 'diff' (summed over levels) and 'autoencoder' and the figure
             'gamma', if there are such parts.
         """
-        pyramid, found = Pyramid.of(student), {}
-        start = per_location(self.align, Pyramid.pack(student)).float()
+        found: dict[str, Tensor] = {}
+        pyramid, aligned = align_levels(self.align, student)
+        start = aligned.float()
         clean, reconstruction = self.diffusion.encode_prior(Pyramid.pack(teacher).float())
         if reconstruction is not None:
             found['autoencoder'] = reconstruction
@@ -139,7 +142,8 @@ class DenoisedPair(nn.Module):
         refined, gamma = self.diffusion.denoise(start, pyramid, generator)
         if gamma is not None:
             found['gamma'] = gamma.detach().sum() / max(gamma.numel(), 1)
-        return pyramid.unpack(per_location(self.output, refined).float()), pyramid.unpack(clean), found
+        pyramid, refined = align_levels(self.output, pyramid.unpack(refined))
+        return pyramid.unpack(refined.float()), pyramid.unpack(clean), found
 
 
 @MODELS.register_module()

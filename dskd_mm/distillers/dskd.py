@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from dskd_mm.diffusion import FeatureDiffusion
 from dskd_mm.distillers.base import Distiller, HeadLoss
-from dskd_mm.distillers.dskd_batch import AlignedBatch, gated
+from dskd_mm.distillers.dskd_batch import AlignedBatch, centred, gated
 from dskd_mm.distillers.dskd_options import DSKDOptions
-from dskd_mm.features import ChannelAlign, Pyramid, Window, per_location
+from dskd_mm.distillers.hashing import hash_levels
+from dskd_mm.features import ChannelAlign, Pyramid, Window, align_levels, modules_of, per_width
 from dskd_mm.functional import hit_rate, mean
 from dskd_mm.guidance import ClassifierGuide, HeadLossGuide, TeacherClassifier, TeacherGuide
 from dskd_mm.losses import BoxLoss, GradientShare, KDLoss, LogitLoss, LSHDistillLoss, build_loss
@@ -99,8 +100,11 @@ class DSKDDistiller(Distiller):
             # The temperature is its authors', for the logits of segmenters.
             config = dict(type='dskd_mm.CWDLoss', on='logits', temperature=4.0, loss_weight=1.0)
             self.channel_imitation = build_loss('loss_weights.channel', config, *specs)
-        self.align = build(ChannelAlign, options.align, in_channels=self.student_spec.channels, out_channels=channels)
-        self.lsh: Any = build(LSHDistillLoss, options.lsh, in_channels=channels) if weights['lsh'] else None
+        make = partial(build, ChannelAlign, options.align)
+        self.align = per_width(make, in_channels=self.student_spec.channels, out_channels=channels)
+        self.lsh: Any = None
+        if weights['lsh']:
+            self.lsh = per_width(partial(build, LSHDistillLoss, options.lsh), in_channels=channels)
         has_share = self.lsh is not None and weights['anchor'] and options.lsh_share
         self.lsh_share: Any = GradientShare(options.lsh_share) if has_share else None
         self.diffusion: Any = None
@@ -118,7 +122,7 @@ class DSKDDistiller(Distiller):
                 normalize=options.normalize,
             )
             if options.compile:
-                for module in (self.diffusion.denoiser, self.diffusion.sampler):
+                for module in (*modules_of(self.diffusion.denoiser), self.diffusion.sampler):
                     module.compile(**({} if options.compile is True else options.compile))
 
     def _accept_checkpoint(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -228,8 +232,8 @@ class DSKDDistiller(Distiller):
         options = self.options
         if options.window and target is not None:
             student, teacher, target = self._look_through_window(student, teacher, target)
-        pyramid = Pyramid.of(student.features)
-        aligned = per_location(self.align, Pyramid.pack(student.features)).float()
+        pyramid, aligned = align_levels(self.align, student.features)
+        aligned = aligned.float()
         guide: TeacherGuide
         if target is None:
             guide = HeadLossGuide(pyramid, head_loss)
@@ -322,8 +326,9 @@ class DSKDDistiller(Distiller):
         gate = gate if options.gate else None
         if self.lsh is not None:
             counts = None if gate is None else gate[:, None, None]
-            vectors, weight = self.site.counted_vectors((aligned, denoised), counts, batch.target, generator)
-            losses['lsh'], figures['bits'] = self.lsh(*vectors, weight)
+            losses['lsh'], figures['bits'] = hash_levels(
+                self.lsh, self.site, batch.pyramid, (aligned, denoised), counts, batch.target, generator
+            )
         if options.loss_weights['virtual'] and virtual_logits is not None and batch.target is not None:
             target = batch.target if gate is None else gated(batch.target, gate)
             sigmoid = self.classifiers[0].sigmoid
@@ -352,7 +357,7 @@ class DSKDDistiller(Distiller):
         guide, aligned, is_local = batch.guide, batch.aligned.detach(), self.options.target == 'local'
         matched = batch.teacher_feature
         if matched is not None:
-            unit = (matched - matched.mean(dim=(0, 2), keepdim=True)).square().mean().clamp(min=1e-12)
+            unit = batch.pyramid.over_widths(centred, matched).square().mean().clamp(min=1e-12)
             for name, feature in (('gap_student', aligned), ('gap_denoised', denoised)):
                 figures[name] = (feature - matched).square().mean() / unit
         if not isinstance(guide, ClassifierGuide) or virtual_logits is None:

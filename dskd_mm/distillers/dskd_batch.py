@@ -37,7 +37,13 @@ class AlignedBatch:
         """The teacher's feature, each channel brought to z's moments, (B, C, N); None where no teacher runs."""
         if self.teacher is None or not self.aligned.numel():
             return None
-        return match_moments(Pyramid.pack(self.teacher.features).float(), self.aligned.detach())
+        packed = Pyramid.pack(self.teacher.features).float(), self.aligned.detach()
+        return self.pyramid.over_widths(match_moments, *packed)
+
+
+def centred(feature: Tensor) -> Tensor:
+    """Return features (B, C, N) less the mean of each channel."""
+    return feature - feature.mean(dim=(0, 2), keepdim=True)
 
 
 def match_moments(feature: Tensor, like: Tensor) -> Tensor:

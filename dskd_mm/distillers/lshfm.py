@@ -2,14 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dskd_mm.distillers.base import Distiller, HeadLoss
+from dskd_mm.distillers.hashing import hash_levels
 from dskd_mm.distillers.options import MethodOptions
-from dskd_mm.features import ChannelAlign, Pyramid, per_location
+from dskd_mm.features import ChannelAlign, Pyramid, align_levels, per_width
 from dskd_mm.losses import LSHDistillLoss
 from dskd_mm.registry import MODELS, build
 from dskd_mm.sites import Site
@@ -106,8 +108,10 @@ class LSHFMDistiller(Distiller):
         # 3 for RetinaNet as in the paper: nine times the memory of the features.
         self.side = kernel_size(self.student, self.student_spec.classifiers)
         align = dict(kind='identity' if own == channels else 'conv', norm=None) | (options.align or {})
-        self.align = build(ChannelAlign, align, in_channels=own, out_channels=channels)
-        self.lsh = build(LSHDistillLoss, options.lsh, in_channels=channels * self.side**2)
+        self.align = per_width(partial(build, ChannelAlign, align), in_channels=own, out_channels=channels)
+        # Levels of several widths have no classifier, and with it no neighbours.
+        length = channels if isinstance(channels, tuple) else channels * self.side**2
+        self.lsh: Any = per_width(partial(build, LSHDistillLoss, options.lsh), in_channels=length)
 
     def load_teacher(self) -> None:
         """See :meth:`Distiller.load_teacher`."""
@@ -118,12 +122,11 @@ class LSHFMDistiller(Distiller):
 
     def distill(self, student: ModelOutputs, teacher: Any, target: Any, head_loss: HeadLoss) -> dict[str, Tensor]:
         """See :meth:`Distiller.distill`."""
-        pyramid = Pyramid.of(student.features)
-        aligned = per_location(self.align, Pyramid.pack(student.features)).float()
+        pyramid, aligned = align_levels(self.align, student.features)
+        aligned, generator = aligned.float(), self.noise_generator(aligned.device)
         packed = [self._neighbourhoods(pyramid, tensor) for tensor in (aligned, Pyramid.pack(teacher.features))]
         hits = is_correct(teacher.logits, target) if self.options.correct_only else None
-        vectors, weight = self.site.counted_vectors(packed, hits, target, self.noise_generator(aligned.device))
-        loss, agreement = self.lsh(*vectors, weight)
+        loss, agreement = hash_levels(self.lsh, self.site, pyramid, packed, hits, target, generator)
         # Without any vector φ must still be in the graph: DDP waits for every parameter.
         return {'loss_lshfm_mimic': self.options.beta * loss + aligned.sum() * 0, 'lshfm_bits': agreement}
 

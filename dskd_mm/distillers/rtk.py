@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from dskd_mm.distillers.base import Distiller, HeadLoss
 from dskd_mm.distillers.options import MethodOptions
-from dskd_mm.features import build_norm, match_space
+from dskd_mm.features import build_norm, each_level, match_space
 from dskd_mm.losses.base import check_weight
 from dskd_mm.registry import MODELS
 from dskd_mm.sites import NECK_SITES, Site
@@ -68,9 +68,10 @@ def map_channels(spec: TapSpec, student: TapSpec) -> list[int]:
         student (TapSpec): Where the student is: its levels are known.
     """
     if spec.layers:
-        return [layer.channels for layer in spec.layers.values()]
+        # Each is one map, see RTKOptions.check.
+        return [width for layer in spec.layers.values() for width in each_level(layer.channels, 1)]
     levels = student.num_levels or 1 if student.index == 'all' else max(len(student.strides), 1)
-    return [spec.channels] * levels
+    return list(each_level(spec.channels, levels))
 
 
 @MODELS.register_module()

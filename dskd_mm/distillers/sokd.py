@@ -3,6 +3,7 @@ distinctive."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 
 from dskd_mm.distillers.base import Distiller, HeadLoss
 from dskd_mm.distillers.options import MethodOptions
-from dskd_mm.features import ChannelAlign, FeatureAugmentation, build_norm
+from dskd_mm.features import ChannelAlign, FeatureAugmentation, build_norm, level_modules, per_width
 from dskd_mm.functional import mean_squared_error
 from dskd_mm.registry import MODELS, build
 from dskd_mm.sites import NECK_SITES, Site
@@ -103,10 +104,11 @@ class SoKDDistiller(Distiller):
         super().__init__(student, teacher, **kwargs)
         options, channels = self.options, self.teacher_spec.channels
         adapter = dict(norm=self.site.norm, final_relu=bool(self.teacher_spec.classifiers)) | (options.adapter or {})
-        self.adapter = build(FeatureAdapter, adapter, in_channels=self.student_spec.channels, out_channels=channels)
+        make = partial(build, FeatureAdapter, adapter)
+        self.adapter = per_width(make, in_channels=self.student_spec.channels, out_channels=channels)
         self.augment = None if options.augment is False else build(FeatureAugmentation, options.augment)
         has_detector = options.loss_weights['detection']
-        self.detector = build(AreaDetector, options.detector, channels=channels) if has_detector else None
+        self.detector = per_width(partial(build, AreaDetector, options.detector), channels=channels) if has_detector else None
 
     def load_teacher(self) -> None:
         """See :meth:`Distiller.load_teacher`.
@@ -120,18 +122,20 @@ class SoKDDistiller(Distiller):
     def distill(self, student: ModelOutputs, teacher: Any, target: Any, head_loss: HeadLoss) -> dict[str, Tensor]:
         """See :meth:`Distiller.distill`."""
         weights = self.options.loss_weights
-        adapted = [self.adapter(level).float() for level in student.features]
+        adapters = level_modules(self.adapter, len(student.features))
+        adapted = [adapter(level).float() for adapter, level in zip(adapters, student.features, strict=True)]
         refined = self._refine(teacher.features, adapted)
         losses: dict[str, Tensor] = {}
         if weights['feature']:
             losses['loss_sokd_feature'] = weights['feature'] * total(map(mean_squared_error, adapted, refined))
         if self.detector is not None:
-            found = [self.detector(level) for level in adapted]
-            expected = [self.detector(level) for level in refined]
+            detectors: list[Any] = level_modules(self.detector, len(adapted))
+            found = [detector(level) for detector, level in zip(detectors, adapted, strict=True)]
+            expected = [detector(level) for detector, level in zip(detectors, refined, strict=True)]
             pairs = [pair for level in zip(found, expected, strict=True) for pair in zip(*level, strict=True)]
             losses['loss_sokd_detection'] = weights['detection'] * total(mean_squared_error(*pair) for pair in pairs)
             if weights['area']:
-                masks = [self.detector.mask(*level) for level in found]
+                masks = [detectors[0].mask(*level) for level in found]
                 masked = [mean_squared_error(m * a, m * b) for m, a, b in zip(masks, adapted, refined, strict=True)]
                 losses['loss_sokd_area'] = weights['area'] * total(masked)
                 losses['sokd_area'] = torch.cat([(mask > 0).float().flatten() for mask in masks]).mean()

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -11,7 +12,7 @@ from torch.nn.utils import parametrizations
 
 from dskd_mm.distillers.base import Distiller, HeadLoss
 from dskd_mm.distillers.options import MethodOptions, check_choice
-from dskd_mm.features import Pyramid
+from dskd_mm.features import Pyramid, align_levels, per_width
 from dskd_mm.functional import mean, standardize
 from dskd_mm.losses import KDLoss
 from dskd_mm.registry import MODELS, build
@@ -53,11 +54,11 @@ class OrthogonalProjection(nn.Module):
             nn.Linear(in_channels, out_channels, bias=False), orthogonal_map=orthogonal_map
         )
 
-    def forward(self, packed: Tensor) -> Tensor:
-        """Map (B, in_channels, N) to (B, out_channels, N), in float32: in half precision P would not be orthogonal."""
-        with torch.autocast(device_type=packed.device.type, enabled=False):
+    def forward(self, maps: Tensor) -> Tensor:
+        """Map (B, in_channels, ...) to (B, out_channels, ...), in float32: in half precision P would not be orthogonal."""
+        with torch.autocast(device_type=maps.device.type, enabled=False):
             weight: Any = self.linear.weight
-            return weight @ packed.float()
+            return (weight @ maps.float().flatten(2)).unflatten(2, maps.shape[2:])
 
 
 @dataclass(kw_only=True)
@@ -103,6 +104,10 @@ class VkDOptions(MethodOptions):
         """See :meth:`MethodOptions.check`."""
         super().check(owner, site, student, teacher)
         check_choice(owner, 'normalization', self.normalization, ('layernorm', 'standardize', 'whiten'))
+        if self.pool and isinstance(student.channels, tuple):
+            raise ValueError(
+                f'pool=True of {owner} averages over all levels, but they have {student.channels} channels: set pool=False.'
+            )
         if self.loss_weights['logit'] and not teacher.classifiers:
             raise ValueError(f'{type(site).__name__} has no class logits: set loss_weights=dict(logit=0) of {owner}.')
 
@@ -138,16 +143,19 @@ class VkDDistiller(Distiller):
         super().__init__(student, teacher, **kwargs)
         self.imitation = KDLoss(self.options.temperature)
         channels = dict(in_channels=self.student_spec.channels, out_channels=self.teacher_spec.channels)
-        self.projector = build(OrthogonalProjection, self.options.projector, **channels)
+        self.projector = per_width(partial(build, OrthogonalProjection, self.options.projector), **channels)
 
     def distill(self, student: ModelOutputs, teacher: Any, target: Any, head_loss: HeadLoss) -> dict[str, Tensor]:
         """See :meth:`Distiller.distill`."""
-        ours, theirs = Pyramid.pack(student.features), Pyramid.pack(teacher.features)
-        lengths = Pyramid.of(student.features).lengths
+        maps, theirs = student.features, Pyramid.pack(teacher.features)
         if self.options.pool:
-            ours, theirs, lengths = ours.float().mean(dim=2, keepdim=True), theirs.mean(dim=2, keepdim=True), [1]
-        ours, theirs = self._normalize(self.projector(ours), theirs)
-        levels = [smooth_l1(*pair) for pair in zip(ours.split(lengths, dim=2), theirs.split(lengths, dim=2), strict=True)]
+            maps = [Pyramid.pack(maps).float().mean(dim=2)[:, :, None, None]]
+            theirs = theirs.mean(dim=2, keepdim=True)
+        pyramid, ours = align_levels(self.projector, maps)
+        levels: list[Tensor] = []
+        for part, pair in pyramid.by_width(ours, theirs):
+            pieces = [tensor.split(part.lengths, dim=2) for tensor in self._normalize(*pair)]
+            levels += [smooth_l1(*level) for level in zip(*pieces, strict=True)]
         losses = {'loss_vkd_feature': self.options.loss_weights['feature'] * torch.stack(levels).sum()}
         if self.options.loss_weights['logit']:
             logit = self.imitation(student.logits, teacher.logits, target, self.teacher_spec.sigmoid)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from dskd_mm.features.tap import FeatureTap
+from dskd_mm.features.widths import Channels
 
 IMAGE_SIZE = 224
 """Height and width of the image that is passed: large enough for five halvings, and what transformers are made for."""
@@ -38,9 +39,20 @@ def fill_channels(layers: Mapping[str, dict], build: Callable[[], nn.Module], ow
     return {name: {**layer, 'channels': found.get(name, layer.get('channels'))} for name, layer in layers.items()}
 
 
+def find_channels(model: nn.Module, layers: Mapping[str, dict], owner: str = 'model') -> dict[str, Channels]:
+    """Return how many channels layers have, each level where they differ; see :func:`find_tapped`.
+
+    Raises:
+        ValueError: As there, or if a layer gives no maps (B, C, H, W) or vectors (B, C).
+    """
+    return {name: _width(layers[name], shapes, owner) for name, shapes in find_tapped(model, layers, owner).items()}
+
+
 @torch.no_grad()
-def find_channels(model: nn.Module, layers: Mapping[str, dict], owner: str = 'model') -> dict[str, int]:
-    """Return how many channels layers have, from one pass of ``extract_feat`` on the meta device.
+def find_tapped(
+    model: nn.Module, layers: Mapping[str, dict], owner: str = 'model', mend: str | None = None
+) -> dict[str, list[tuple[int, ...]]]:
+    """Return the shapes that taps capture, from one pass of ``extract_feat`` on the meta device.
 
     Only shapes are computed there. The model itself is left as it is, and none of its weights is copied.
 
@@ -48,14 +60,15 @@ def find_channels(model: nn.Module, layers: Mapping[str, dict], owner: str = 'mo
         model (nn.Module): A host's model. Without ``extract_feat`` all of it is called.
         layers (Mapping[str, dict]): Arguments of :class:`~dskd_mm.features.FeatureTap` by name.
         owner (str): How to call the model in errors. Defaults to 'model'.
+        mend (str, optional): Which argument gives channels that are not found, for the error. Defaults to None: ``layers``.
 
     Returns:
-        dict[str, int]: Channels by name.
+        dict[str, list[tuple[int, ...]]]: Shapes by name, each level's with ``index='all'``.
 
     Raises:
-        ValueError: If a path is unknown, the pass fails or does not reach a layer, or a layer gives no maps (B, C, H, W) or
-            vectors (B, C) of one width.
+        ValueError: If a path is unknown, or the pass fails or does not reach a layer.
     """
+    mend = mend or f'layers=dict(<name>=dict({owner}=dict(path=..., channels=...), ...))'
     shell = on_meta_device(model)
     taps = {name: FeatureTap(shell, **layer, owner=owner) for name, layer in layers.items()}
     with ExitStack() as stack:
@@ -64,14 +77,13 @@ def find_channels(model: nn.Module, layers: Mapping[str, dict], owner: str = 'mo
         try:
             with torch.device('meta'):
                 getattr(shell, 'extract_feat', shell)(images_for(shell, IMAGE_SIZE))
-            shapes = {name: {tuple(value.shape) for value in tap.values} for name, tap in taps.items()}
+            return {name: [tuple(value.shape) for value in tap.values] for name, tap in taps.items()}
         except Exception as error:  # of whatever kind: it is the host's code that runs
             raise ValueError(
                 f'The channels of {[tap.path for tap in taps.values()]} in the {owner} ({type(model).__name__}) were not found '
                 f'by passing an image through it: {type(error).__name__}: {error} Give them in the config: '
-                f'layers=dict(<name>=dict({owner}=dict(path=..., channels=...), ...)).'
+                f'{mend}.'
             ) from error
-    return {name: _width(taps[name], shapes[name]) for name in taps}
 
 
 @torch.no_grad()
@@ -118,11 +130,15 @@ def images_for(model: nn.Module, size: int) -> torch.Tensor:
     return torch.zeros(2, channels, size, size)
 
 
-def _width(tap: FeatureTap, shapes: set[tuple[int, ...]]) -> int:
-    widths = {shape[1] for shape in shapes if len(shape) in (2, 4)}
-    if len(widths) != 1 or any(len(shape) not in (2, 4) for shape in shapes):
-        raise ValueError(
-            f'The {tap!r} is expected to give maps (B, C, H, W) or vectors (B, C) of one width, but got the shapes '
-            f'{sorted(shapes)}. Tap another module, or one element of it by index=...'
-        )
-    return widths.pop()
+def _width(layer: Mapping[str, Any], shapes: list[tuple[int, ...]], owner: str) -> Channels:
+    widths = tuple(shape[1] for shape in shapes if len(shape) in (2, 4))
+    if len(widths) == len(shapes):
+        if len(set(widths)) == 1:
+            return widths[0]
+        if layer.get('index') == 'all':
+            return widths
+    raise ValueError(
+        f'The {layer.get("io", "output")} of {layer["path"]!r} in the {owner} is expected to give maps (B, C, H, W) or vectors '
+        f'(B, C) of one width, but got the shapes {sorted(set(shapes))}. Tap another module, one element by index=..., or '
+        "each as a level by index='all'."
+    )

@@ -1,5 +1,6 @@
 """Maps of several resolutions as one tensor."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -15,24 +16,30 @@ class Pyramid:
     sees one tensor, whatever the task; what has a neighbourhood (the denoiser, k x k classifiers) runs level by level in
     :meth:`map`. A single map is a pyramid of one level, a vector one of one location.
 
+    Levels of different widths are packed number after number, (B, 1, M): what treats each number alike needs not know.
+
     Args:
         sizes (Sequence[tuple[int, int]]): Height and width of each level.
+        channels (Sequence[int], optional): Channels of each level. Defaults to None: all have as many.
     """
 
-    def __init__(self, sizes: Sequence[tuple[int, int]]) -> None:
+    def __init__(self, sizes: Sequence[tuple[int, int]], channels: Sequence[int] | None = None) -> None:
         self.sizes = [(int(height), int(width)) for height, width in sizes]
         self.lengths = [height * width for height, width in self.sizes]
+        self.channels = None if len(set(channels or ())) <= 1 else list(channels or ())
 
     @classmethod
     def of(cls, maps: Sequence[Tensor]) -> 'Pyramid':
         """Return the pyramid of maps (B, C, H, W)."""
-        return cls([(level.shape[2], level.shape[3]) for level in maps])
+        return cls([(level.shape[2], level.shape[3]) for level in maps], [level.shape[1] for level in maps])
 
     @staticmethod
     def pack(maps: Sequence[Tensor]) -> Tensor:
         """Pack tensors (B, C, ...), one a level, into (B, C, N). What has no locations, (B, K) of one level, stays as it is."""
         if len(maps) == 1 and maps[0].ndim == 2:
             return maps[0]
+        if len({level.shape[1] for level in maps}) > 1:
+            return torch.cat([level.flatten(1) for level in maps], dim=1)[:, None]
         flat = [level.flatten(2) for level in maps]
         return flat[0] if len(flat) == 1 else torch.cat(flat, dim=2)
 
@@ -40,8 +47,37 @@ class Pyramid:
         """Return the maps (B, C, H, W) of a packed tensor (B, C, N)."""
         if len(self.sizes) == 1:
             return [packed.unflatten(2, self.sizes[0])]
+        if self.channels is not None:
+            shapes = [(width, *size) for width, size in zip(self.channels, self.sizes, strict=True)]
+            pieces = packed[:, 0].split([math.prod(shape) for shape in shapes], dim=1)
+            return [piece.unflatten(1, shape) for piece, shape in zip(pieces, shapes, strict=True)]
         levels = packed.split(self.lengths, dim=2)
         return [level.unflatten(2, size) for level, size in zip(levels, self.sizes, strict=True)]
+
+    def by_width(self, *packed: Tensor) -> list[tuple['Pyramid', list[Tensor]]]:
+        """Return, for each width that occurs, its levels and what is packed of them, (B, C, N)."""
+        if self.channels is None:
+            return [(self, list(packed))]
+        maps = [self.unpack(tensor) for tensor in packed]
+        return [
+            (Pyramid([self.sizes[i] for i in own]), [self.pack([levels[i] for i in own]) for levels in maps])
+            for own in self._widths
+        ]
+
+    def over_widths(self, function: Callable[..., Tensor], *packed: Tensor) -> Tensor:
+        """Apply a function of packed levels of one width, (B, C, N), to those of each width, and pack what comes out."""
+        if self.channels is None:
+            return function(*packed)
+        found: dict[int, Tensor] = {}
+        for own, (part, tensors) in zip(self._widths, self.by_width(*packed), strict=True):
+            found |= zip(own, part.unpack(function(*tensors)), strict=True)
+        return self.pack([found[i] for i in range(len(found))])
+
+    @property
+    def _widths(self) -> list[list[int]]:
+        """The levels of each width that occurs."""
+        channels = self.channels or [0] * len(self.sizes)
+        return [[i for i, other in enumerate(channels) if other == width] for width in dict.fromkeys(channels)]
 
     def map(self, functions: MapFunction | Sequence[MapFunction], packed: Tensor) -> Tensor:
         """Apply a function to every level, and pack what comes out.

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from dskd_mm.features import ChannelAlign, Pyramid, match_levels, per_location
+from dskd_mm.features import ChannelAlign, Channels, align_levels, match_levels, per_width
 from dskd_mm.structures import ModelOutputs, TapSpec, Target
 
 
@@ -219,11 +219,11 @@ class FeatureLoss(DistillLoss):
 
 
 class AlignedFeatureLoss(FeatureLoss):
-    """Base of the losses that map the student's channels to the teacher's first, at all levels by the same layer.
+    """Base of the losses that map the student's channels to the teacher's first, at all levels of a width by the same layer.
 
     Args:
-        student_channels (int): Channels of the student; the distiller fills them in.
-        teacher_channels (int): Channels of the teacher, likewise.
+        student_channels (int | tuple[int, ...]): Channels of the student, or of each level; the distiller fills them in.
+        teacher_channels (int | tuple[int, ...]): Channels of the teacher, likewise.
         align (dict, optional): Arguments of :class:`~dskd_mm.features.ChannelAlign`. Defaults to None: :attr:`default_align`.
         kwargs: Arguments of :class:`FeatureLoss`: on, loss_weight.
 
@@ -234,12 +234,17 @@ class AlignedFeatureLoss(FeatureLoss):
     default_align: ClassVar[Mapping[str, Any] | None] = None
     """The alignment where none is given. None for a 1x1 convolution without a norm, and that only if the channels differ."""
 
-    def __init__(self, student_channels: int, teacher_channels: int, align: dict | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, student_channels: Channels, teacher_channels: Channels, align: dict | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
-        config = self.default_align if align is None else align
-        if config is None:
-            config = dict(kind='identity') if student_channels == teacher_channels else dict(norm=None)
-        self.align = ChannelAlign(student_channels, teacher_channels, **config)
+        given = self.default_align if align is None else align
+
+        def make(own: int, theirs: int) -> nn.Module:
+            config = dict(kind='identity') if own == theirs else dict(norm=None)
+            return ChannelAlign(own, theirs, **(config if given is None else given))
+
+        self.align = per_width(make, own=student_channels, theirs=teacher_channels)
 
     @classmethod
     def arguments_for(cls, config: Mapping[str, Any], student: TapSpec, teacher: TapSpec, name: str) -> dict[str, Any]:
@@ -251,7 +256,8 @@ class AlignedFeatureLoss(FeatureLoss):
 
     def prepare(self, student: Sequence[Tensor], generator: torch.Generator | None = None) -> list[Tensor]:
         """Return the student's maps with the teacher's channels, (B, C_t, H, W) a level; see :meth:`FeatureLoss.prepare`."""
-        return Pyramid.of(student).unpack(per_location(self.align, Pyramid.pack(student)))
+        pyramid, packed = align_levels(self.align, student)
+        return pyramid.unpack(packed)
 
 
 def check_weight(owner: nn.Module | str, weight: float) -> float:

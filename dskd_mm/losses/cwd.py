@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
+from dskd_mm.features import Channels
 from dskd_mm.losses.base import AlignedFeatureLoss, check_temperature
 from dskd_mm.registry import MODELS
 
@@ -20,8 +21,8 @@ class CWDLoss(AlignedFeatureLoss):
     they are locations beside each other.
 
     Args:
-        student_channels (int): Channels of the student; the distiller fills them in.
-        teacher_channels (int): Channels of the teacher, likewise.
+        student_channels (int | tuple[int, ...]): Channels of the student, or of each level; the distiller fills them in.
+        teacher_channels (int | tuple[int, ...]): Channels of the teacher, likewise.
         temperature (float): T, by which both sides are softened. Defaults to 1.
         loss_weight (float): What the loss is multiplied with. Defaults to 10, the authors' for levels of a neck; theirs for
             logits of segmenters are 3 and a temperature of 4.
@@ -36,8 +37,8 @@ class CWDLoss(AlignedFeatureLoss):
 
     def __init__(
         self,
-        student_channels: int,
-        teacher_channels: int,
+        student_channels: Channels,
+        teacher_channels: Channels,
         temperature: float = 1.0,
         loss_weight: float = 10.0,
         **kwargs: Any,

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
+from dskd_mm.features import Channels
 from dskd_mm.functional import mean
 from dskd_mm.losses.base import AlignedFeatureLoss
 from dskd_mm.registry import MODELS
@@ -19,8 +20,8 @@ class FitNetLoss(AlignedFeatureLoss):
     a 1x1 convolution and a norm, shared by all levels.
 
     Args:
-        student_channels (int): Channels of the student; the distiller fills them in.
-        teacher_channels (int): Channels of the teacher, likewise.
+        student_channels (int | tuple[int, ...]): Channels of the student, or of each level; the distiller fills them in.
+        teacher_channels (int | tuple[int, ...]): Channels of the teacher, likewise.
         loss_weight (float): What the loss is multiplied with. Defaults to 100, that of joint training in the CIFAR-100
             benchmark of CRD (Tian et al. 2020). With ``align=dict(kind='identity')`` it is the plain L2 of features or,
             ``on='logits'``, of logits.
@@ -29,7 +30,9 @@ class FitNetLoss(AlignedFeatureLoss):
 
     default_align = dict(norm='BN')
 
-    def __init__(self, student_channels: int, teacher_channels: int, loss_weight: float = 100.0, **kwargs: Any) -> None:
+    def __init__(
+        self, student_channels: Channels, teacher_channels: Channels, loss_weight: float = 100.0, **kwargs: Any
+    ) -> None:
         super().__init__(student_channels, teacher_channels, loss_weight=loss_weight, **kwargs)
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:

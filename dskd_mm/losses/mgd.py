@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dskd_mm.features import Channels, level_modules, per_width
 from dskd_mm.losses.base import AlignedFeatureLoss
 from dskd_mm.registry import MODELS
 
@@ -18,11 +19,11 @@ class MGDLoss(AlignedFeatureLoss):
     restores the whole, and the teacher's map is what it shall become: :math:`\frac1B \sum (F_t - G(\phi(F_s) \cdot M))^2`,
     summed over channels and locations as in the authors' code, so that a good weight depends on the size of the map.
 
-    Deviation: all levels share one network, where the authors have one for each.
+    Deviation: all levels of a width share one network, where the authors have one for each.
 
     Args:
-        student_channels (int): Channels of the student; the distiller fills them in.
-        teacher_channels (int): Channels of the teacher, likewise.
+        student_channels (int | tuple[int, ...]): Channels of the student, or of each level; the distiller fills them in.
+        teacher_channels (int | tuple[int, ...]): Channels of the teacher, likewise.
         mask_ratio (float): Chance :math:`\lambda` of being masked. Defaults to 0.65, the authors' for one-stage detectors;
             theirs for two-stage ones is 0.45, for segmenters 0.75 and for classifiers 0.15.
         mask (str): What is masked: 'location', or whole 'channel's of an image, as the authors do with classifiers. Defaults
@@ -38,8 +39,8 @@ class MGDLoss(AlignedFeatureLoss):
 
     def __init__(
         self,
-        student_channels: int,
-        teacher_channels: int,
+        student_channels: Channels,
+        teacher_channels: Channels,
         mask_ratio: float = 0.65,
         mask: str = 'location',
         loss_weight: float = 2e-5,
@@ -53,15 +54,13 @@ class MGDLoss(AlignedFeatureLoss):
         self.mask_ratio = mask_ratio
         self.mask = mask
         self.needs_map = mask == 'location'
-        self.generation = nn.Sequential(
-            nn.Conv2d(teacher_channels, teacher_channels, 3, padding=1),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(teacher_channels, teacher_channels, 3, padding=1),
-        )
+        self.generation = per_width(generator_of, channels=teacher_channels)
 
     def prepare(self, student: Sequence[Tensor], generator: torch.Generator | None = None) -> list[Tensor]:
         """Return the teacher's maps as generated from what is left of the student's; see :meth:`FeatureLoss.prepare`."""
-        return [self.generation(level * self._draw(level, generator)) for level in super().prepare(student)]
+        aligned = super().prepare(student)
+        each = level_modules(self.generation, len(aligned))
+        return [own(level * self._draw(level, generator)) for own, level in zip(each, aligned, strict=True)]
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         """See :meth:`FeatureLoss.compare`."""
@@ -72,3 +71,10 @@ class MGDLoss(AlignedFeatureLoss):
         batch, channels, height, width = level.shape
         shape = (batch, 1, height, width) if self.mask == 'location' else (batch, channels, 1, 1)
         return (torch.rand(shape, generator=generator, device=level.device) >= self.mask_ratio).to(level.dtype)
+
+
+def generator_of(channels: int) -> nn.Module:
+    """Return the network that restores masked maps (B, channels, H, W)."""
+    return nn.Sequential(
+        nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(channels, channels, 3, padding=1)
+    )

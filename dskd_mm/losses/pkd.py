@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
+from dskd_mm.features import Channels
 from dskd_mm.functional import mean, standardize
 from dskd_mm.losses.base import AlignedFeatureLoss
 from dskd_mm.registry import MODELS
@@ -21,14 +22,14 @@ class PKDLoss(AlignedFeatureLoss):
     gradient of dead channels.
 
     Args:
-        student_channels (int): Channels of the student; the distiller fills them in.
-        teacher_channels (int): Channels of the teacher, likewise.
+        student_channels (int | tuple[int, ...]): Channels of the student, or of each level; the distiller fills them in.
+        teacher_channels (int | tuple[int, ...]): Channels of the teacher, likewise.
         loss_weight (float): What the loss is multiplied with. Defaults to 6, the authors' for two-stage detectors at each
             level of the neck; theirs for one-stage detectors is 10.
         kwargs: Arguments of :class:`AlignedFeatureLoss`: on, align (by default a 1x1 convolution if the channels differ).
     """
 
-    def __init__(self, student_channels: int, teacher_channels: int, loss_weight: float = 6.0, **kwargs: Any) -> None:
+    def __init__(self, student_channels: Channels, teacher_channels: Channels, loss_weight: float = 6.0, **kwargs: Any) -> None:
         super().__init__(student_channels, teacher_channels, loss_weight=loss_weight, **kwargs)
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ SITES_BY_MODEL = {
     'mmseg.EncoderDecoder': 'dskd_mm.SegmentationSite',
     'mmdet.SingleStageDetector': 'dskd_mm.DenseDetectionSite',
     'mmdet.TwoStageDetector': 'dskd_mm.TwoStageDetectionSite',
+    'mmdet.MaskFormer': 'dskd_mm.NeckSite',
     'mmdet.BaseDetector': 'dskd_mm.NeckSite',
 }
 """Which site a student gets by itself, by the host and name of its nearest class that is listed."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dskd_mm.features.pyramid import Pyramid, fold_priors
 from dskd_mm.features.tap import CallTap, FeatureTap, Tap
+from dskd_mm.features.widths import Channels, each_level
 from dskd_mm.features.window import Window
 from dskd_mm.structures.taps import TapSpec
 
@@ -56,7 +57,7 @@ class TapRecord:
         Raises:
             ValueError: If a shape or the number of levels is not as expected.
         """
-        return [as_map(tap, value, self.spec.channels) for tap, value in self._values(self.feature_taps)]
+        return as_maps(self._values(self.feature_taps), self.spec.channels)
 
     @property
     def layers(self) -> dict[str, list[Tensor]]:
@@ -69,7 +70,7 @@ class TapRecord:
         for name, tap in self.layer_taps.items():
             layer = self.spec.layers[name]
             values = tap.values if layer.index == 'all' else [tap.value]
-            found[name] = [as_map(tap, value, layer.channels) for value in values]
+            found[name] = as_maps([(tap, value) for value in values], layer.channels)
         return found
 
     @property
@@ -168,6 +169,17 @@ class ModelOutputs:
     def _pack(self, levels: Sequence[Tensor]) -> Tensor | None:
         """Return the predictions of all levels, with several anchors at a location one after the other."""
         return Pyramid.pack([fold_priors(level.float(), self.num_priors) for level in levels]) if levels else None
+
+
+def as_maps(captured: Sequence[tuple[FeatureTap, Tensor]], channels: Channels) -> list[Tensor]:
+    """Return what taps captured as maps (B, C, H, W), one a level; see :func:`as_map`."""
+    widths = each_level(channels, len(captured))
+    if len(widths) != len(captured):
+        raise ValueError(
+            f'The {captured[0][0]!r} is expected to give {len(widths)} levels of {channels} channels, but got {len(captured)}. '
+            'Tap another module, or correct its channels.'
+        )
+    return [as_map(tap, value, width) for (tap, value), width in zip(captured, widths, strict=True)]
 
 
 def as_map(tap: FeatureTap, value: Tensor, channels: int) -> Tensor:

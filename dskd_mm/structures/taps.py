@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from dskd_mm.features.widths import Channels
+
 
 @dataclass
 class Layer:
@@ -9,14 +11,14 @@ class Layer:
 
     Attributes:
         path (str): Dotted path of the module.
-        channels (int): Channels of its maps.
+        channels (int | tuple[int, ...]): Channels of its maps, or of each level's.
         io (str): 'input' or 'output'. Defaults to 'output'.
         index (int | str, optional): Which element, if they come in a tuple; None for the last, 'all' for each as a level.
             Defaults to None.
     """
 
     path: str
-    channels: int
+    channels: Channels
     io: str = 'output'
     index: int | str | None = None
 
@@ -39,11 +41,11 @@ class MapInfo:
     """The maps of one tap, as far as they are known before a forward pass.
 
     Attributes:
-        channels (int): Number of channels.
+        channels (int | tuple[int, ...]): Number of channels, or that of each level.
         is_map (bool): Whether they have height and width; supposed of a layer.
     """
 
-    channels: int
+    channels: Channels
     is_map: bool = True
 
 
@@ -60,7 +62,7 @@ class TapSpec:
             classifier.
         features (tuple[str, ...]): Dotted paths of the modules whose input or output is the feature: one, or one per level.
         io (str): 'input' or 'output'.
-        channels (int): Channels of the feature.
+        channels (int | tuple[int, ...]): Channels of the feature, or of each level's where they differ.
         index (int | str, optional): Which element, if the feature comes in a tuple; None for the last, 'all' for each as a
             level. Defaults to None.
         is_map (bool): Whether the feature has height and width. Defaults to True.
@@ -91,7 +93,7 @@ class TapSpec:
     num_classes: int
     features: tuple[str, ...]
     io: str
-    channels: int
+    channels: Channels
     index: int | str | None = None
     is_map: bool = True
     is_pooled: bool = False

@@ -51,6 +51,8 @@ ZOO_DETECTORS = {
     'sabl': 'sabl/sabl-retinanet_r50_fpn_1x_coco.py',
     'reppoints': 'reppoints/reppoints-moment_r50_fpn_1x_coco.py',
     'ga_retinanet': 'guided_anchoring/ga-retinanet_r50_fpn_1x_coco.py',
+    'ssd': 'ssd/ssdlite_mobilenetv2-scratch_8xb24-600e_coco.py',
+    'yolov3': 'yolo/yolov3_d53_8xb8-ms-608-273e_coco.py',
 }
 """Further dense detectors of mmdet's zoo, which only some tests build."""
 SEGMENTORS = {
@@ -87,6 +89,8 @@ def detector_config(kind: str, width: int = 4, num_classes: int = DENSE_CLASSES)
         model.backbone.update(widen_factor=width / 64, norm_cfg=dict(type='BN'))
         model.neck.update(in_channels=[4 * width, 8 * width, 16 * width], out_channels=channels, norm_cfg=dict(type='BN'))
         model.bbox_head.norm_cfg = dict(type='BN')
+    elif kind in ('ssd', 'yolov3'):
+        _shrink_to_widths(model, kind, levels)
     else:
         model.backbone.update(depth=18, base_channels=width)
         single = kind in ('detr', 'yolof')
@@ -95,6 +99,8 @@ def detector_config(kind: str, width: int = 4, num_classes: int = DENSE_CLASSES)
         _shrink_transformer(model, channels, num_classes)
     elif 'roi_head' in model:
         _shrink_stages(model, channels, num_classes)
+    elif kind in ('ssd', 'yolov3'):
+        model.bbox_head.num_classes = num_classes
     else:
         model.bbox_head.update(num_classes=num_classes, in_channels=channels, feat_channels=channels, stacked_convs=1)
         if kind in ('fcos', 'atss', 'gfl', 'vfnet', 'tood', 'ddod', 'centernet_update', 'condinst', 'autoassign', 'paa'):
@@ -119,6 +125,22 @@ def _shrink_particulars(model: ConfigDict, kind: str, channels: int) -> None:
         model.mask_head.mask_feature_head.update(in_channels=channels, feat_channels=channels)
     if kind == 'reppoints':
         head.point_feat_channels = channels
+
+
+def _shrink_to_widths(model: ConfigDict, kind: str, levels: list[int]) -> None:
+    """Shrink a detector whose levels have different widths, on a ResNet."""
+    three = kind == 'yolov3'
+    model.backbone = dict(type='ResNet', depth=18, base_channels=levels[0], out_indices=(1, 2, 3) if three else (2, 3))
+    if three:
+        widths = levels[2], levels[1], levels[0]
+        model.neck.update(in_channels=levels[:0:-1], out_channels=widths)
+        model.bbox_head.update(in_channels=widths, out_channels=widths)
+        return
+    widths = levels[2], levels[3], levels[1], levels[1]
+    model.neck.update(in_channels=widths[:2], out_channels=widths, level_strides=(2, 2), level_paddings=(1, 1))
+    model.bbox_head.in_channels = widths
+    anchors = dict(strides=[16, 32, 64, 96], ratios=[[2], [2, 3], [2, 3], [2]])
+    model.bbox_head.anchor_generator.update(anchors, min_sizes=[8, 16, 32, 48], max_sizes=[16, 32, 48, 64])
 
 
 def _shrink_stages(model: ConfigDict, channels: int, num_classes: int) -> None:

@@ -1,0 +1,38 @@
+"""The hash loss over the levels of a site, whatever their widths."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dskd_mm.features import Pyramid, modules_of
+from dskd_mm.sites import Site
+from dskd_mm.structures import Target
+
+
+def hash_levels(
+    lsh: nn.Module,
+    site: Site,
+    pyramid: Pyramid,
+    packed: Sequence[Tensor],
+    counts: Tensor | None,
+    target: Target | None,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Return the hash loss of packed features and the share of bits that agree, means over the widths of the levels.
+
+    Args:
+        lsh (nn.Module): A :class:`~dskd_mm.losses.LSHDistillLoss`, one for each width if these differ.
+        site (Site): Chooses the vectors that are hashed.
+        pyramid (Pyramid): The levels.
+        packed (Sequence[Tensor]): Features to train, and those to mimic.
+        counts (Tensor, optional): What counts, see :meth:`Site.counted_vectors`.
+        target (Target, optional): The annotations.
+        generator (torch.Generator): Where a random choice comes from.
+    """
+    found = []
+    for own, (_, features) in zip(modules_of(lsh), pyramid.by_width(*packed), strict=True):
+        vectors, weight = site.counted_vectors(features, counts, target, generator)
+        found.append(own(*vectors, weight))
+    losses, agreements = zip(*found, strict=True)
+    return sum(losses[1:], losses[0]) / len(found), sum(agreements[1:], agreements[0]) / len(found)
