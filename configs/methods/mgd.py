@@ -1,7 +1,8 @@
 """MGD: [Masked Generative Distillation](https://arxiv.org/abs/2205.01529).
 
 Images: the last map, whole channels, λ = 0.15, weight 7e-5. Detectors: the neck, λ = 0.65, weight 2e-5 (one stage), or 0.45,
-5e-7 (two). Segmenters: the end of the backbone, λ = 0.75, weight 2e-5.
+5e-7 (two). Segmenters: the end of the backbone, λ = 0.75, weight 2e-5, and CWD of the logits beside it, T = 4, weight 3, as in
+the authors' configs.
 
 The loss is a sum over a map. On smaller maps than the authors' (512x7x7 of images, 2048x64x64 of segmenters, the necks of
 images of COCO's size) the weight is theirs by the ratio of the sizes; the comments tell the size here.
@@ -13,7 +14,10 @@ detection = dict(site=dict(type='dskd_mm.NeckSite'), distill_losses=dict(mgd=dic
 two_stage_detection = dict(distill_losses=dict(mgd=dict(mask_ratio=0.45, loss_weight=5e-7)))
 segmentation = dict(
     layers=dict(end=dict(student=dict(path='backbone'), teacher=dict(path='backbone'))),
-    distill_losses=dict(mgd=dict(on='end', mask_ratio=0.75, loss_weight=2e-5)),
+    distill_losses=dict(
+        mgd=dict(on='end', mask_ratio=0.75, loss_weight=2e-5),
+        cwd=dict(type='dskd_mm.CWDLoss', on='logits', temperature=4, loss_weight=3),
+    ),
 )
 pairs = {
     'resnet20_r56_cifar100': dict(distill_losses=dict(mgd=dict(loss_weight=4e-4))),  # 64x8x8

@@ -7,6 +7,7 @@ from dskd_mm.distillers.dskd import DSKDDistiller
 from dskd_mm.distillers.lshfm import LSHFMDistiller
 from dskd_mm.distillers.rtk import RTKDistiller
 from dskd_mm.distillers.sokd import SoKDDistiller
+from dskd_mm.distillers.srrl import SRRLDistiller
 from dskd_mm.distillers.vkd import VkDDistiller
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     'Distiller',
     'LSHFMDistiller',
     'RTKDistiller',
+    'SRRLDistiller',
     'SoKDDistiller',
     'VkDDistiller',
 ]

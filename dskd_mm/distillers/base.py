@@ -1,6 +1,6 @@
 """What every distiller shares: a student that stays a plain model, and a teacher outside of it."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -92,8 +92,8 @@ class Distiller(BaseModel):
     """The site by the student's class, where none is given."""
     compares_with_teacher: ClassVar[bool] = False
     """Whether the method itself always needs what the teacher makes of the images."""
-    warmed_losses: ClassVar[Collection[str]] = ()
-    """Those of the method's own losses that warm up beside ``distill_losses``."""
+    learned_losses: ClassVar[tuple[str, ...]] = ()
+    """How the names of losses end by which the method's own modules learn: these do not warm up."""
     renamed_keys: Mapping[str, str] = {}
     """Prefixes of keys in older checkpoints, and what they are now."""
     options: Any
@@ -192,7 +192,8 @@ class Distiller(BaseModel):
         taught = {**own, **added}
         if self.options.warmup:
             taught['distill_warmup'] = factor = torch.clamp((self.iteration + 1) / self.options.warmup, max=1.0)
-            taught |= {name: factor * taught[name] for name in (*added, *self.warmed_losses) if name in taught}
+            warmed = [name for name in taught if name.startswith('loss_') and not name.endswith(self.learned_losses)]
+            taught |= {name: factor * taught[name] for name in warmed}
         self._is_first_step = False
         self._student_losses = tuple(batch.losses)
         self._tick()

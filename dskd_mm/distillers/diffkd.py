@@ -190,6 +190,7 @@ class DiffKDDistiller(Distiller):
     options: DiffKDOptions
     default_sites = NECK_SITES
     compares_with_teacher = True
+    learned_losses = ('_diff', '_autoencoder')
 
     def __init__(self, student: dict | nn.Module, teacher: dict, **kwargs: Any) -> None:
         super().__init__(student, teacher, **kwargs)

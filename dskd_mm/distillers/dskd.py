@@ -72,8 +72,7 @@ class DSKDDistiller(Distiller):
 
     options_class = DSKDOptions
     options: DSKDOptions
-    # All that pulls the student; the diffusion learns from the first iteration on.
-    warmed_losses = tuple(f'loss_dskd_{name}' for name in ('anchor', 'lsh', 'virtual', 'logit', 'channel', 'box'))
+    learned_losses = ('_diff', '_autoencoder')
     renamed_keys = {
         'feature_std': 'diffusion.std',
         'denoiser.': 'diffusion.denoiser.',

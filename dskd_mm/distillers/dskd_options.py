@@ -26,7 +26,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 # How these were chosen, and what else was tried: docs/en/ablations.md.
 TASK_DEFAULTS: dict[str, dict[str, Any]] = {
     # A sure teacher's small probabilities say nothing unless they are weighted up, and that is too much at the very start.
-    'classification': dict(imitation=dict(type='dskd_mm.DKDLoss'), warmup=200),
+    'classification': dict(imitation=dict(type='dskd_mm.DKDLoss')),
     # No pooling averages the noise of pixels out: from the middle of the schedule the denoised feature would be worse than the
     # student's own, and the virtual teacher with it.
     'segmentation': dict(sampler=dict(steps=5, start=0.1, scale=100.0), window=32, loss_weights=dict(channel=3.0)),
@@ -167,7 +167,6 @@ class DSKDOptions(MethodOptions):
         latent = values['autoencoder']
         if latent and latent['latent_channels'] >= teacher.channels:
             values['autoencoder'] = None
-        values['warmup'] = None  # see complete()
         return values
 
     def complete(self, site: Site, student: TapSpec, teacher: TapSpec) -> None:
@@ -175,7 +174,9 @@ class DSKDOptions(MethodOptions):
         weights = self.loss_weights
         if self.warmup is None:
             follows = weights['logit'] or (weights['anchor'] and self.target != 'label')
-            self.warmup = self.task_defaults.get(site.task, {}).get('warmup', 0) if follows else 0
+            # Labels need none: nothing there is too much at the very start.
+            self.warmup = None if follows else 0
+        super().complete(site, student, teacher)
         if self.imitation is None and teacher.classifiers:
             self.imitation = dict(type='dskd_mm.KDLoss')
 

@@ -8,6 +8,8 @@ from dskd_mm.arguments import check_arguments
 from dskd_mm.sites import Site
 from dskd_mm.structures import TapSpec
 
+WARMUP = dict(classification=200)
+"""Iterations of warm-up by task, one rule for all methods: what is much for the first steps differs from loss to loss."""
 Options = TypeVar('Options', bound='MethodOptions')
 
 
@@ -16,8 +18,9 @@ class MethodOptions:
     """Base of the options of a method: a field for each, with its general default.
 
     Attributes:
-        warmup (int): Iterations over which ``distill_losses`` and what :attr:`Distiller.warmed_losses` names grow linearly from
-            0 to their weight; their factor is logged as ``distill_warmup``. Defaults to 0, or the task's row.
+        warmup (int): Iterations over which all losses on the student grow linearly from 0 to their weight, ``distill_losses``
+            included, but for :attr:`Distiller.learned_losses`; their factor is logged as ``distill_warmup``. Defaults to 200
+            for classification, whatever the method, and to 0 elsewhere.
     """
 
     task_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
@@ -83,7 +86,7 @@ class MethodOptions:
     def complete(self, site: Site, student: TapSpec, teacher: TapSpec) -> None:
         """Fill in what follows from other options or from the models."""
         if self.warmup is None:
-            self.warmup = 0
+            self.warmup = WARMUP.get(site.task, 0)
 
     def check(self, owner: str, site: Site, student: TapSpec, teacher: TapSpec) -> None:
         """Refuse what cannot train.

@@ -70,8 +70,7 @@ def map_channels(spec: TapSpec, student: TapSpec) -> list[int]:
     if spec.layers:
         # Each is one map, see RTKOptions.check.
         return [width for layer in spec.layers.values() for width in each_level(layer.channels, 1)]
-    levels = student.num_levels or 1 if student.index == 'all' else max(len(student.strides), 1)
-    return list(each_level(spec.channels, levels))
+    return list(each_level(spec.channels, student.level_count))
 
 
 @MODELS.register_module()
@@ -84,8 +83,11 @@ class RTKDistiller(Distiller):
     keys, and only the ``top_k`` best keys are kept. See :class:`TeacherKeyAttention`. The loss is ``loss_rtk_attention``;
     ``rtk_top`` tells how much of the attention the best key has.
 
-    It needs several layers. Those of a detector's neck are taken by themselves; in classification and segmentation name them,
-    one of the student and one of the teacher under each name. Every one of the student's is compared with every one of the
+    AFD trains with KD of the logits beside it, weight 0.9 and T = 4: ``distill_losses`` add it.
+
+    It needs several layers. In classification and segmentation name them, one of the student and one of the teacher under each
+    name. In detection the levels of the neck are taken where none is named; their scales differ, so that stages of the backbone
+    fit better. Every one of the student's is compared with every one of the
     teacher's, whatever the pairs:
 
     .. code-block:: python

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -12,7 +11,7 @@ from torch.nn.utils import parametrizations
 
 from dskd_mm.distillers.base import Distiller, HeadLoss
 from dskd_mm.distillers.options import MethodOptions, check_choice
-from dskd_mm.features import Pyramid, align_levels, per_width
+from dskd_mm.features.widths import each_level
 from dskd_mm.functional import mean, standardize
 from dskd_mm.losses import KDLoss
 from dskd_mm.registry import MODELS, build
@@ -121,9 +120,11 @@ class VkDDistiller(Distiller):
 
     Known from the paper and its code: the projection, smooth L1, the normalisation of classification and detection, and the
     weights. Ours: another parametrization of the same projections (see there); segmentation, which the paper has not, is done
-    as classification is, pixel by pixel; the levels of a neck are standardised together, as the tokens of its transformer
-    are, and their losses summed; a teacher's map of another size is resized; statistics are those of the batch on a device,
-    not over ranks.
+    as classification is, pixel by pixel; a teacher's map of another size is resized; statistics are those of the batch on a
+    device, not over ranks. Each level of a pyramid has its own projector and is normalised by itself, and the levels' losses
+    are summed, as in the authors' detector. Their scale and bias after the projection, one for each level, are left out:
+    what is standardised next takes them away again. Where a neck does not tell how many levels it has, one projector serves
+    all.
 
     Args:
         student (dict | nn.Module): The student: a host's model. Detectors are distilled at their neck unless a site is given.
@@ -138,24 +139,28 @@ class VkDDistiller(Distiller):
     options: VkDOptions
     default_sites = NECK_SITES
     compares_with_teacher = True
+    renamed_keys = {'projector.': 'projectors.0.'}
 
     def __init__(self, student: dict | nn.Module, teacher: dict, **kwargs: Any) -> None:
         super().__init__(student, teacher, **kwargs)
         self.imitation = KDLoss(self.options.temperature)
-        channels = dict(in_channels=self.student_spec.channels, out_channels=self.teacher_spec.channels)
-        self.projector = per_width(partial(build, OrthogonalProjection, self.options.projector), **channels)
+        spec = self.student_spec
+        count = 1 if self.options.pool else spec.level_count
+        widths = zip(each_level(spec.channels, count), each_level(self.teacher_spec.channels, count), strict=True)
+        self.projectors = nn.ModuleList(
+            build(OrthogonalProjection, self.options.projector, in_channels=own, out_channels=theirs) for own, theirs in widths
+        )
 
     def distill(self, student: ModelOutputs, teacher: Any, target: Any, head_loss: HeadLoss) -> dict[str, Tensor]:
         """See :meth:`Distiller.distill`."""
-        maps, theirs = student.features, Pyramid.pack(teacher.features)
+        ours, theirs = ([level.flatten(2) for level in model.features] for model in (student, teacher))
         if self.options.pool:
-            maps = [Pyramid.pack(maps).float().mean(dim=2)[:, :, None, None]]
-            theirs = theirs.mean(dim=2, keepdim=True)
-        pyramid, ours = align_levels(self.projector, maps)
-        levels: list[Tensor] = []
-        for part, pair in pyramid.by_width(ours, theirs):
-            pieces = [tensor.split(part.lengths, dim=2) for tensor in self._normalize(*pair)]
-            levels += [smooth_l1(*level) for level in zip(*pieces, strict=True)]
+            ours, theirs = ([level.float().mean(dim=2, keepdim=True) for level in levels] for levels in (ours, theirs))
+        projectors = list(self.projectors) * (len(ours) if len(self.projectors) == 1 else 1)
+        levels = [
+            smooth_l1(*self._normalize(projector(level), wanted))
+            for projector, level, wanted in zip(projectors, ours, theirs, strict=True)
+        ]
         losses = {'loss_vkd_feature': self.options.loss_weights['feature'] * torch.stack(levels).sum()}
         if self.options.loss_weights['logit']:
             logit = self.imitation(student.logits, teacher.logits, target, self.teacher_spec.sigmoid)

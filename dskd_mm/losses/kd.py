@@ -17,21 +17,44 @@ class KDLoss(LogitLoss):
     Independent classes are compared one by one (binary cross-entropy less the teacher's entropy) and summed; in dense detection
     each with the factor of :attr:`Target.focus`.
 
+    With ``standardize`` the logits of each prediction are brought to zero mean and unit deviation over the classes first, the
+    teacher's and the student's, so that only their relations are compared, not their range (Sun et al., CVPR 2024, arXiv
+    2403.01427).
+
     Args:
         temperature (float): T, by which both sides are softened. Defaults to 4.
+        standardize (bool): Whether logits are standardised. Defaults to False.
         loss_weight (float): What the loss is multiplied with. Defaults to 1.
 
     Raises:
-        ValueError: If the temperature is not positive.
+        ValueError: If the temperature is not positive, or logits are standardised of independent or fewer than three classes.
     """
 
-    def __init__(self, temperature: float = 4.0, loss_weight: float = 1.0) -> None:
+    def __init__(self, temperature: float = 4.0, loss_weight: float = 1.0, standardize: bool = False) -> None:
         super().__init__(loss_weight)
         self.temperature = check_temperature(self, temperature)
+        self.standardize = standardize
+
+    def check(self, num_classes: int, sigmoid: bool) -> None:
+        """Refuse to standardise what has no relations between classes; see :meth:`LogitLoss.check`."""
+        if self.standardize and (sigmoid or num_classes < 3):
+            kind = 'independent' if sigmoid else 'exclusive'
+            raise ValueError(
+                f'KDLoss with standardize=True compares relations between at least three exclusive classes, but got '
+                f'{num_classes} {kind} ones: set standardize=False.'
+            )
 
     def forward(self, student: Tensor, teacher: Tensor, label: Target, sigmoid: bool = False) -> Tensor:
         """See :meth:`LogitLoss.forward`; averaged over the predictions that count."""
+        if self.standardize:
+            student, teacher = (z_scores(logits.float()) for logits in (student, teacher))
         softened = teacher.float() / self.temperature
         probability = softened.sigmoid() if sigmoid else softened.softmax(dim=1)
         target = replace(label, probability=probability)
         return self.loss_weight * target_cross_entropy(student, target, sigmoid, self.temperature)
+
+
+def z_scores(logits: Tensor) -> Tensor:
+    """Return logits (B, K, ...) of zero mean and unit (sample) deviation over the classes."""
+    centered = logits - logits.mean(dim=1, keepdim=True)
+    return centered / (centered.square().sum(dim=1, keepdim=True) / (logits.shape[1] - 1) + 1e-7).sqrt()

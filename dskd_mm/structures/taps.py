@@ -116,6 +116,13 @@ class TapSpec:
         """Return whether the feature may have several levels."""
         return len(self.strides) > 1 or self.index == 'all'
 
+    @property
+    def level_count(self) -> int:
+        """Return how many levels the feature has; 1 where a neck does not tell."""
+        if isinstance(self.channels, tuple):
+            return len(self.channels)
+        return self.num_levels or 1 if self.index == 'all' else max(len(self.strides), 1)
+
     def describe(self, name: str, reader: str) -> MapInfo:
         """Return what is known of the maps that :meth:`ModelOutputs.maps` gives by a name.
 

@@ -72,7 +72,7 @@ def test_method_is_all_that_differs(path):
         assert not {'imitation', 'autoencoder'} & set(cfg.model)  # DSKD's own
         model = cfg.model
         assert model.teacher == pair.model.teacher
-        if method != 'kd':  # which weighs the student's own loss
+        if method not in ('kd', 'lskd'):  # which weigh the student's own loss
             assert model.student == pair.model.student
         cfg.model = pair.model
         assert cfg.to_dict() == pair.to_dict(), method
@@ -82,8 +82,8 @@ def test_methods_are_compared_where_the_benchmark_compares_them():
     """On its data sets every method is there that has a meaning for the task."""
     everywhere = {'kd', 'fitnet', 'mgd', 'diffkd', 'lshfm', 'rtk', 'sokd', 'vkd'}
     expected = {
-        'resnet8-w16_r14-w32_cifar100-subset': everywhere | {'dkd', 'dist', 'at'},
-        'resnet8-w8_r14-w16_fashion-mnist': everywhere | {'dkd', 'dist', 'at'},
+        'resnet8-w16_r14-w32_cifar100-subset': everywhere | {'dkd', 'dist', 'at', 'lskd', 'srrl'},
+        'resnet8-w8_r14-w16_fashion-mnist': everywhere | {'dkd', 'dist', 'at', 'lskd', 'srrl'},
         'retinanet_r18-w8_r18-w32_bccd': everywhere | {'cwd', 'pkd'},
         # Two exclusive classes leave DKD nothing to decouple.
         'fcn_r14-w8_r14-w32_dsb2018': everywhere | {'dist', 'at', 'cwd'},

@@ -33,7 +33,8 @@ def rival_config(method: str, kind: str, directory: Any, **switches: Any) -> Con
         config = ConfigDict(student=classifier_config(kind), teacher=teacher)
     else:
         config = dense_distiller_config(kind, str(directory))
-    config.update(type=f'dskd_mm.{method}', noise_seed=7, **switches)
+    # Without a warm-up, as the first step is what is looked at.
+    config.update(type=f'dskd_mm.{method}', noise_seed=7, **(dict(warmup=0) | switches))
     return config
 
 

@@ -117,9 +117,9 @@ def test_a_resumed_run_with_weight_decay_and_averaging_equals_an_uninterrupted_o
         assert left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
     averaged = next(hook.ema_model for hook in resumed.hooks if hasattr(hook, 'ema_model')).module
     for model in (resumed.model, averaged):
-        weight = model.projector.linear.weight.detach()
+        weight = model.projectors[0].linear.weight.detach()
         torch.testing.assert_close(weight.T @ weight, torch.eye(weight.shape[1]), rtol=0, atol=1e-5)
-    moved = [model.projector.linear.parametrizations.weight.original for model in (resumed.model, averaged)]
+    moved = [model.projectors[0].linear.parametrizations.weight.original for model in (resumed.model, averaged)]
     assert not torch.equal(*moved)
 
 
@@ -188,7 +188,7 @@ def test_losses_of_classification_are_the_formula(tmp_path, pool):
     a, b = ours.flatten(2).numpy(), theirs.flatten(2).numpy()
     if pool is None:
         a, b = a.mean(axis=2, keepdims=True), b.mean(axis=2, keepdims=True)
-    projected = np.einsum('ij,bjn->bin', distiller.projector.linear.weight.detach().numpy(), a)
+    projected = np.einsum('ij,bjn->bin', distiller.projectors[0].linear.weight.detach().numpy(), a)
     assert float(found['loss_vkd_feature']) == pytest.approx(2.0 * plain_smooth_l1(projected, plain_layer_norm(b)), rel=1e-4)
     p = softmax(opinion.numpy(), axis=1)
     kl = (p * (np.log(p) - log_softmax(logits.numpy(), axis=1))).sum() / 4
@@ -196,21 +196,25 @@ def test_losses_of_classification_are_the_formula(tmp_path, pool):
 
 
 @needs_mmdet
-def test_levels_are_standardised_together_and_summed(tmp_path):
+def test_each_level_has_its_projector_and_is_standardised_by_itself(tmp_path):
+    """A scale and a bias of each channel after the projection, as the authors have them, change nothing then."""
     distiller = build_distiller(rival_config(METHOD, 'retinanet', tmp_path))
     torch.manual_seed(0)
-    sizes = [(4, 6), (2, 3), (1, 2)]
+    sizes = [(4, 6), (3, 3), (2, 3), (2, 2), (1, 3)]
     ours, theirs = ([torch.randn(2, c, *size) * (i + 1) for i, size in enumerate(sizes)] for c in (8, 12))
     (found,) = distiller.distill(ModelOutputs(ours), ModelOutputs(theirs), None, no_head_loss).values()
-    weight = distiller.projector.linear.weight.detach().numpy()
-    sides = []
-    for levels in (ours, theirs):
-        tokens = np.concatenate([level.flatten(2).numpy() for level in levels], axis=2)
-        if levels is ours:
-            tokens = np.einsum('ij,bjn->bin', weight, tokens)
-        mean, std = (getattr(tokens, name)(axis=(0, 2), keepdims=True) for name in ('mean', 'std'))
-        sides.append(np.split((tokens - mean) / std, [24, 30], axis=2))
-    assert float(found) == pytest.approx(4.0 * sum(plain_smooth_l1(a, b) for a, b in zip(*sides, strict=True)), rel=1e-3)
+    weights = [projector.linear.weight.detach().numpy() for projector in distiller.projectors]
+    assert len(weights) == 5 and not np.allclose(weights[0], weights[1])
+    expected = 0.0
+    for level, wanted, weight in zip(ours, theirs, weights, strict=True):
+        tokens = np.einsum('ij,bjn->bin', weight, level.flatten(2).numpy())
+        tokens = tokens * np.linspace(0.5, 2, 12)[:, None] + np.linspace(-1, 1, 12)[:, None]
+        sides = []
+        for side in (tokens, wanted.flatten(2).numpy()):
+            mean, std = (getattr(side, name)(axis=(0, 2), keepdims=True) for name in ('mean', 'std'))
+            sides.append((side - mean) / std)
+        expected += 4.0 * plain_smooth_l1(*sides)
+    assert float(found) == pytest.approx(expected, rel=1e-3)
 
 
 # ------------------------------------------------------------------------------------------- at every site
@@ -235,7 +239,7 @@ def test_levels_are_standardised_together_and_summed(tmp_path):
 )
 def test_it_trains_and_resumes_at_every_site(tmp_path, kind, switches, names):
     distiller = assert_behaves(rival_config(METHOD, kind, tmp_path, **switches), kind, 'vkd', names)
-    weight = distiller.projector.linear.weight
+    weight = distiller.projectors[0].linear.weight
     torch.testing.assert_close(weight.T @ weight, torch.eye(weight.shape[1]), rtol=0, atol=1e-5)
 
 

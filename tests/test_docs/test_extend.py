@@ -71,7 +71,7 @@ def test_loss(page):
     importlib.import_module('my_loss')
     torch.manual_seed(0)
     losses = dict(smooth=dict(type='dskd_mm.SmoothL1Loss', loss_weight=2.0))
-    distiller = ConfigurableDistiller(classifier_config(), random_teacher(str(page)), distill_losses=losses)
+    distiller = ConfigurableDistiller(classifier_config(), random_teacher(str(page)), distill_losses=losses, warmup=0)
     images, samples = random_batch()
     batch = dict(inputs=images, data_samples=samples)
     assert_nothing_is_unused(distiller, batch)

@@ -274,3 +274,30 @@ def test_dist_of_one_row_has_no_relations_within_a_class() -> None:
     value = DISTLoss(beta=0.0, gamma=3.0)(student, teacher, labels((1, CLASSES)))
     value.backward()
     assert value == 3 and student.grad is not None and not student.grad.any()
+
+
+@pytest.mark.parametrize('shape', SHAPES, ids=str)
+@pytest.mark.parametrize('temperature', [2.0, 4.0])
+def test_standardised_logits_are_those_of_the_authors(shape: tuple[int, ...], temperature: float) -> None:
+    """As in the code of Sun et al. (CVPR 2024): minus the mean, over torch's deviation, then the usual divergence."""
+    student, teacher = draw(shape)
+
+    def normalize(logit: Tensor) -> Tensor:
+        return (logit - logit.mean(dim=-1, keepdims=True)) / (1e-7 + logit.std(dim=-1, keepdims=True))
+
+    ours, theirs = (normalize(rows(x)) / temperature for x in (student, teacher))
+    expected = F.kl_div(F.log_softmax(ours, dim=1), F.softmax(theirs, dim=1), reduction='none').sum(1).mean() * temperature**2
+    loss = KDLoss(temperature, loss_weight=9.0, standardize=True)
+    found = loss(student, teacher, labels(shape))
+    torch.testing.assert_close(found, 9 * expected, rtol=1e-4, atol=1e-5)
+    # Neither the range nor the mean of either side counts.
+    torch.testing.assert_close(loss(3 * student + 5, 0.1 * teacher - 2, labels(shape)), found, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(('classes', 'sigmoid'), [(2, False), (5, True)])
+def test_logits_without_relations_are_not_standardised(classes: int, sigmoid: bool) -> None:
+    loss = KDLoss(standardize=True)
+    with pytest.raises(ValueError, match=r'at least three exclusive classes.*set standardize=False'):
+        loss.check(classes, sigmoid)
+    KDLoss().check(classes, sigmoid)
+    loss.check(3, False)

@@ -1,0 +1,72 @@
+"""What the warm-up scales, in every task and method, and how long it is."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from rival_checks import needs_mmdet, needs_mmseg, rival_batch, rival_config
+from torch import Tensor
+
+from support import build_distiller
+
+CASES = [
+    pytest.param('gap', {'anchor', 'lsh', 'virtual', 'logit'}, id='gap'),
+    pytest.param('fcn', {'anchor', 'lsh', 'virtual', 'logit', 'channel'}, id='fcn', marks=needs_mmseg),
+    pytest.param('retinanet', {'anchor', 'lsh', 'virtual', 'logit', 'box'}, id='retinanet', marks=needs_mmdet),
+]
+LEARNED = {'diff', 'autoencoder'}
+
+
+def first_losses(kind: str, folder: Path, warmup: int) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    switches = dict(warmup=warmup, autoencoder=dict(latent_channels=2), lsh=dict(bits=64), gate=False)
+    distiller = build_distiller(rival_config('DSKDDistiller', kind, folder, **switches))
+    return distiller(**rival_batch(distiller, kind), mode='loss')
+
+
+@pytest.mark.parametrize(('kind', 'warmed'), CASES)
+def test_all_but_what_the_diffusion_learns_by_begins_small(kind: str, warmed: set[str], tmp_path: Path) -> None:
+    plain, warm = first_losses(kind, tmp_path, 0), first_losses(kind, tmp_path, 10)
+    ours = {name.removeprefix('loss_dskd_') for name in plain if name.startswith('loss_dskd_')}
+    assert ours == warmed | LEARNED
+    assert float(warm['distill_warmup']) == pytest.approx(0.1)
+    for name in ours:
+        value = plain[f'loss_dskd_{name}']
+        assert float(value) > 0, name
+        torch.testing.assert_close(warm[f'loss_dskd_{name}'], value if name in LEARNED else value / 10, msg=name)
+
+
+STAGE = dict(student=dict(path='backbone.layer2'), teacher=dict(path='backbone.layer2'))
+METHODS: dict[str, dict] = dict(
+    ConfigurableDistiller=dict(distill_losses=dict(kd=dict(type='dskd_mm.KDLoss'))),
+    DSKDDistiller={},
+    DiffKDDistiller={},
+    LSHFMDistiller={},
+    RTKDistiller=dict(layers=dict(a=STAGE, b=STAGE)),
+    SRRLDistiller={},
+    SoKDDistiller={},
+    VkDDistiller={},
+)
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_one_rule_for_all_methods(method: str, tmp_path: Path) -> None:
+    """200 iterations for images, all losses on the student, by the same factor."""
+    values = {}
+    for warmup in (0, None):
+        torch.manual_seed(0)
+        distiller = build_distiller(rival_config(method, 'gap', tmp_path, warmup=warmup, **METHODS[method]))
+        values[warmup] = distiller(**rival_batch(distiller, 'gap'), mode='loss')
+    assert float(values[None]['distill_warmup']) == pytest.approx(1 / 200)
+    added = {name for name in values[0] if name.startswith('loss_')}
+    assert added
+    for name in added:
+        learned = name.endswith(('_diff', '_autoencoder'))
+        expected = values[0][name] if learned else values[0][name] / 200
+        torch.testing.assert_close(values[None][name], expected, rtol=1e-3, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize('kind', [pytest.param('fcn', marks=needs_mmseg), pytest.param('retinanet', marks=needs_mmdet)])
+@pytest.mark.parametrize('method', ['DSKDDistiller', 'VkDDistiller'])
+def test_elsewhere_there_is_none(kind: str, method: str, tmp_path: Path) -> None:
+    assert build_distiller(rival_config(method, kind, tmp_path, warmup=None)).options.warmup == 0
