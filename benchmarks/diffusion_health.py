@@ -19,8 +19,9 @@ if not __package__:  # called as a script, which sees its own folder only
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks.records import append, origin
-from benchmarks.runner import ENVIRONMENT, ROOT, Training, read_scalars
+from benchmarks.runner import ENVIRONMENT, ROOT, Training
 from benchmarks.variants import VARIANTS
+from dskd_mm.report import read_scalars
 
 RESULTS = ROOT / 'benchmarks' / 'results' / 'diffusion_health.jsonl'
 WORK = Path('work_dirs/diffusion_health')

@@ -6,13 +6,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
 from mmengine.config import Config
+
+from dskd_mm.report import read_scalars
 
 ROOT = Path(__file__).resolve().parents[1]
 # One thread each: two runs at once make better use of two cores than two threads of one. The root: for examples.
@@ -83,22 +84,3 @@ def start(command: list[str], log: IO[str]) -> subprocess.Popen:
         log (IO[str]): The file that gets what it prints.
     """
     return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=ENVIRONMENT)
-
-
-def read_scalars(work_dir: str | Path) -> list[dict[str, Any]]:
-    """Read what the runs in a folder have logged, as mmengine's ``LocalVisBackend`` writes it.
-
-    Args:
-        work_dir (str | Path): The work dir. A run that was resumed has left several logs.
-
-    Returns:
-        list[dict]: One dict per logged step, oldest first: losses, ``time``, ``epoch`` and ``step`` in training, metrics and
-        ``step`` in validation. Empty if nothing has been logged yet.
-    """
-    rows = []
-    # mmengine names a run's log by the time of its start.
-    for log in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
-        for line in log.read_text(encoding='utf-8').splitlines():
-            with suppress(json.JSONDecodeError):  # being written right now, or the last one of a killed run
-                rows.append(json.loads(line))
-    return rows

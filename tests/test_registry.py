@@ -124,6 +124,7 @@ BELOW = {
     'losses': {'arguments', 'registry', 'distributed', 'features', 'functional', 'structures'},
     'diffusion': {'registry', 'distributed', 'features', 'functional'},
     'backbones': {'registry'},
+    'report': {'utils', 'version'},
     'resume': {'registry', 'distributed', 'utils'},
     'mmcv_ops': set(),
     'utils': {'arguments', 'registry'},

@@ -14,6 +14,7 @@ COMMANDS = dict(
     train='train from a config, distilled or plain',
     test='test a checkpoint of a distiller or of a plain student',
     export='write the plain student of a checkpoint',
+    report='write one HTML page of runs: results, health, losses, classes, pictures',
     config='print a whole config, with a method and options put over it',
 )
 """The commands, each a module of this package, and what they do."""

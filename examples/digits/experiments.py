@@ -14,7 +14,8 @@ from typing import Protocol
 
 import dskd_mm
 from benchmarks.records import versions
-from benchmarks.runner import Training, read_scalars
+from benchmarks.runner import Training
+from dskd_mm.report import read_scalars
 from dskd_mm.utils.checkpoint import load_checkpoint_file
 from examples.digits.scenes import DigitScenes
 

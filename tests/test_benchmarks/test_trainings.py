@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from benchmarks.runner import ROOT, Training, read_scalars
+from benchmarks.runner import ROOT, Training
+from dskd_mm.report import read_scalars
 
 
 def write_log(folder: Path, start: str, rows: list[dict], tail: str = '') -> None:

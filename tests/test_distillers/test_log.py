@@ -1,7 +1,6 @@
-"""What is logged, and its table in the docs."""
+"""What is logged, and its table."""
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,22 +8,11 @@ import torch
 from mmengine.model import BaseModel
 from rival_checks import needs_mmdet, needs_mmseg, rival_batch, rival_config
 
+from dskd_mm.report import find_log_key
 from support import build_distiller
 
-PAGE = Path(__file__).parents[2] / 'docs/en/log.md'
 KD = dict(type='dskd_mm.KDLoss')
 KINDS = ['gap', pytest.param('retinanet', marks=needs_mmdet), pytest.param('fcn', marks=needs_mmseg)]
-
-
-def documented() -> re.Pattern[str]:
-    """A pattern for all keys in the first columns of the page's tables; `_name` goes on from the key before it."""
-    patterns = []
-    for row in PAGE.read_text(encoding='utf-8').splitlines():
-        keys = re.findall(r'`([\w<>.]+)`', row.split(' | ')[0]) if row.startswith('| ') else []
-        for key in keys:
-            full = key if not key.startswith('_') else keys[0].rpartition('_')[0] + key
-            patterns.append(re.sub(r'<\w+>', r'\\w+', full))
-    return re.compile('|'.join(patterns))
 
 
 @pytest.mark.parametrize('kind', KINDS)
@@ -47,10 +35,12 @@ def test_the_total_is_told_from_the_students_own(tmp_path: Any, kind: str) -> No
 
 
 @pytest.mark.parametrize('kind', KINDS)
-@pytest.mark.parametrize('method', ['DSKD', 'DiffKD', 'LSHFM', 'VkD', 'SoKD'])
+@pytest.mark.parametrize('method', ['DSKD', 'DiffKD', 'LSHFM', 'VkD', 'SoKD', 'SRRL'])
 def test_every_loss_of_a_method_has_a_row(tmp_path: Any, kind: str, method: str) -> None:
+    if method == 'SRRL' and kind != 'gap':
+        pytest.skip('SRRL is for images')
     distiller = build_distiller(rival_config(f'{method}Distiller', kind, tmp_path))
     keys = set(distiller(**rival_batch(distiller, kind), mode='loss'))
     added = {key for key in keys if re.match(rf'loss_{method.lower()}_|distill_', key)}
     assert added
-    assert {key for key in added if not documented().fullmatch(key)} == set()
+    assert {key for key in added if find_log_key(key) is None} == set()

@@ -1,7 +1,8 @@
-"""Write the tables of configs/methods/README.md and configs/dskd/README.md from the configs and their metafile.
+"""Write the tables of the pages that follow from configs and code.
 
-A table stands between its marker and `<!-- end -->`: `<!-- methods -->` for what each file of configs/methods sets, and
-`<!-- pairs: DATA, METRIC -->` for the models of configs/dskd/metafile.yml that are trained on these data.
+A table stands between its marker and `<!-- end -->`: `<!-- methods -->` for what each file of configs/methods sets,
+`<!-- pairs: DATA, METRIC -->` for the models of configs/dskd/metafile.yml that are trained on these data, and
+`<!-- log: GROUP -->` for the keys of the log in dskd_mm/report/log_keys.py.
 """
 
 import argparse
@@ -16,8 +17,13 @@ from typing import Any
 import yaml
 from mmengine.config import Config
 
+if __name__ == '__main__':  # from any folder, installed or not
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from dskd_mm.report.log_keys import log_table
+
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
-PAGES = (CONFIGS / 'methods/README.md', CONFIGS / 'dskd/README.md')
+PAGES = (CONFIGS / 'methods/README.md', CONFIGS / 'dskd/README.md', CONFIGS.parent / 'docs/en/log.md')
 ROWS = dict(
     model='everywhere',
     classification='classification',
@@ -91,10 +97,14 @@ def written(text: str) -> str:
     """Return a page with its tables as they should be."""
 
     def table(match: re.Match) -> str:
-        content = methods_text() if match[2] is None else pairs_table(*match[2].split(', '))
+        content = TABLES[match[2]](*filter(None, (match[3] or '').split(', ')))
         return f'{match[1]}\n\n{content}\n\n<!-- end -->'
 
-    return re.sub(r'(<!-- (?:methods|pairs: ([^>]*)) -->)\n.*?<!-- end -->', table, text, flags=re.DOTALL)
+    return re.sub(rf'(<!-- ({"|".join(TABLES)})(?:: ([^>]*))? -->)\n.*?<!-- end -->', table, text, flags=re.DOTALL)
+
+
+TABLES: dict[str, Any] = dict(methods=methods_text, pairs=pairs_table, log=log_table)
+"""What makes the text between markers, by the marker's first word."""
 
 
 def main() -> None:

@@ -1,0 +1,155 @@
+"""What came out: runs of the same config together, and what that means in a sentence."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+
+from dskd_mm.report.runs import METRICS, RunLog, role
+from dskd_mm.utils.config import type_name
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one config, which differ by their seeds.
+
+    Attributes:
+        role (str): 'plain', 'distilled' or 'teacher'.
+        name (str): What the report calls it.
+        runs (list[RunLog]): The runs.
+    """
+
+    role: str
+    name: str
+    runs: list[RunLog]
+
+    def last(self, metric: str) -> list[float]:
+        """Return each run's last result."""
+        return [list(curve.values())[-1] for run in self.runs if (curve := run.curve(metric))]
+
+    def best(self, metric: str) -> list[float]:
+        """Return each run's best result."""
+        return [max(curve.values()) for run in self.runs if (curve := run.curve(metric))]
+
+
+def group_runs(runs: Sequence[RunLog]) -> list[Group]:
+    """Put runs of the same config together: plain ones first, then distilled ones, then teachers."""
+    found: dict[tuple[str, str], list[RunLog]] = {}
+    for run in runs:
+        found.setdefault((role(run, runs), run.name), []).append(run)
+    kinds = [kind for kind, _ in found]
+    groups = []
+    for kind in ('plain', 'distilled', 'teacher'):
+        for (own, config), members in found.items():
+            if own == kind:
+                name = (
+                    f'{members[0].method} student'
+                    if kind == 'distilled'
+                    else dict(plain='plain student', teacher='teacher')[kind]
+                )
+                name = name if kinds.count(kind) == 1 else f'{name} ({config})'
+                groups.append(Group(kind, name[0].upper() + name[1:], members))
+    return groups
+
+
+def main_metric(runs: Sequence[RunLog]) -> str | None:
+    """Return what runs are compared by: what ``save_best`` names, else the first of :data:`METRICS`, else any; None if none."""
+    there = [name for name in runs[0].metrics() if all(name in run.metrics() for run in runs)] or runs[0].metrics()
+    for run in runs:
+        hook = (run.cfg.get('default_hooks') or {}).get('checkpoint') or {}
+        if isinstance(hook.get('save_best'), str) and hook['save_best'] in there and type_name(hook):
+            return hook['save_best']
+    return next((name for name in METRICS if name in there), there[0] if there else None)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The main result in numbers, in percent or in the metric's own unit.
+
+    Attributes:
+        metric (str): The metric.
+        factor (float): 100 for metrics between 0 and 1, else 1.
+        distilled (Group, optional): The distilled students that are looked at: the best ones.
+        plain (Group, optional): The plain students of the same model.
+        teacher (Group, optional): Their teacher.
+    """
+
+    metric: str
+    factor: float
+    distilled: Group | None
+    plain: Group | None
+    teacher: Group | None
+
+    def value(self, group: Group | None) -> float | None:
+        """Return the mean of a group's last results."""
+        values = [] if group is None else group.last(self.metric)
+        return self.factor * mean(values) if values else None
+
+    @property
+    def gain(self) -> float | None:
+        """Return what distillation gave over the plain students."""
+        values = self.value(self.distilled), self.value(self.plain)
+        return None if values[0] is None or values[1] is None else values[0] - values[1]
+
+    @property
+    def noise(self) -> float | None:
+        """Return the standard deviation of that between two runs; None with a single run of either."""
+        if self.distilled is None or self.plain is None:
+            return None
+        values = [group.last(self.metric) for group in (self.distilled, self.plain)]
+        if min(map(len, values)) < 2:
+            return None
+        return self.factor * sum(stdev(found) ** 2 for found in values) ** 0.5
+
+    @property
+    def closed(self) -> float | None:
+        """Return which share of the plain students' distance to the teacher is gone; None where there is none."""
+        values = self.value(self.plain), self.value(self.teacher)
+        if self.gain is None or values[0] is None or values[1] is None or values[1] - values[0] < 0.1:
+            return None
+        return self.gain / (values[1] - values[0])
+
+    def verdict(self) -> str:
+        """Return the result in a sentence or two."""
+        own, plain, teacher = (self.value(group) for group in (self.distilled, self.plain, self.teacher))
+        name = metric_name(self.metric)
+        if own is None or self.distilled is None:
+            value = self.value(self.plain)
+            return (
+                'Nothing is evaluated yet.' if value is None else f'The student reaches {value:.1f} {name}; none is distilled.'
+            )
+        if self.gain is None:
+            text = f'The {self.distilled.name} reaches {own:.1f} {name}'
+            text += '' if teacher is None else f', its teacher {teacher:.1f}'
+            return f'{text}. Add the folder of a plain run to see what distillation gave.'
+        side = 'above' if self.gain >= 0 else 'below'
+        text = f'The {self.distilled.name} reaches {own:.1f} {name}, '
+        text += f'{abs(self.gain):.1f} points {side} the plain one ({plain:.1f})'
+        if self.closed is not None and self.gain > 0:
+            text += f': {self.closed:.0%} of the way to its teacher ({teacher:.1f})'
+        elif teacher is not None:
+            text += f'; its teacher reaches {teacher:.1f}'
+        if self.noise is None:
+            return f'{text}. With a single run of a student, chance is not ruled out.'
+        if abs(self.gain) < self.noise:
+            return f'{text}. That is within noise (standard deviation {self.noise:.1f}).'
+        return f'{text}. Runs differ by a standard deviation of {self.noise:.1f}.'
+
+
+def metric_name(metric: str) -> str:
+    """Return a metric as people call it."""
+    known = {'accuracy/top1': '% top-1 accuracy', 'coco/bbox_mAP': 'box mAP', 'coco/segm_mAP': 'mask mAP', 'mIoU': 'mIoU'}
+    return known.get(metric, metric)
+
+
+def compare(groups: Sequence[Group], metric: str) -> Comparison:
+    """Pick the best distilled students, the plain ones of the same model and their teacher."""
+    values = [value for group in groups for value in group.best(metric)]
+    factor = 100.0 if values and max(values) <= 1 else 1.0
+    distilled = [group for group in groups if group.role == 'distilled' and group.last(metric)]
+    best = max(distilled, key=lambda group: mean(group.last(metric)), default=None)
+    plain = [group for group in groups if group.role == 'plain']
+    if best is not None:
+        plain = [group for group in plain if group.runs[0].model == best.runs[0].model]
+    teachers = [group for group in groups if group.role == 'teacher']
+    taught = [group for group in teachers if best is not None and any(best.runs[0].taught_by(run) for run in group.runs)]
+    return Comparison(metric, factor, best, next(iter(plain), None), next(iter([*taught, *teachers]), None))

@@ -1,0 +1,99 @@
+"""What is read of a run's folder, and what runs are to each other."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dskd_mm.report import RunLog, read_runs
+from dskd_mm.report.results import compare, group_runs, main_metric
+from dskd_mm.report.runs import role
+
+METRIC = 'accuracy/top1'
+
+
+def test_runs_find_their_roles_and_their_teacher(work_dirs: dict[str, Path]) -> None:
+    given = [work_dirs[name] for name in ('dskd_seed0', 'plain', 'dskd_seed1')]
+    runs = read_runs(given)
+    assert [run.folder for run in runs] == [*given, work_dirs['teacher']], 'the teacher is found by its checkpoint'
+    assert [role(run, runs) for run in runs] == ['distilled', 'plain', 'distilled', 'teacher']
+    groups = group_runs(runs)
+    assert [(group.name, len(group.runs)) for group in groups] == [
+        ('Plain student', 1),
+        ('DSKD+maps student', 2),
+        ('Teacher', 1),
+    ]
+    assert main_metric(runs) == METRIC
+    result = compare(groups, METRIC)
+    last = [list(RunLog.read(work_dirs[name]).curve(METRIC).values())[-1] for name in ('dskd_seed0', 'dskd_seed1', 'plain')]
+    assert result.gain == pytest.approx((last[0] + last[1]) / 2 - last[2])
+    assert result.noise is None, 'a single plain run says nothing of chance'
+
+
+def test_a_run_says_what_it_was(work_dirs: dict[str, Path]) -> None:
+    run = RunLog.read(work_dirs['dskd_seed1'])
+    assert (run.name, run.method, run.added_losses, run.unit) == ('toy_dskd', 'DSKD+maps', ['maps'], 'epoch')
+    assert list(run.curve(METRIC)) == [1, 2, 3, 4, 5, 6] and len(run.training) == 24
+    assert run.environment()['seed'] == '1' and 'PyTorch' in run.environment()
+    assert not RunLog.read(work_dirs['plain']).is_distilled
+
+
+def write_run(folder: Path, evaluations: list[dict], log: str = '', config: str = "model = dict(type='X')\n") -> RunLog:
+    data = folder / '20260101_000000/vis_data'
+    data.mkdir(parents=True)
+    (data / 'config.py').write_text(config)
+    (data / 'scalars.json').write_text(''.join(json.dumps(row) + '\n' for row in evaluations))
+    (data.parent / 'x.log').write_text(log)
+    return RunLog.read(folder)
+
+
+def test_results_of_classes_as_each_host_logs_them(tmp_path: Path) -> None:
+    detector = write_run(tmp_path / 'det', [{'coco/bbox_mAP': 0.2, 'coco/red cell_precision': 0.25, 'step': 1}])
+    assert detector.classwise() == {'red cell': 0.25}
+    listed = write_run(tmp_path / 'cls', [{'single-label/f1-score_classwise': [10.0, 20.0], 'step': 1}])
+    assert listed.classwise() == {'0': 10.0, '1': 20.0}
+    table = '+--+\n|   Class    |  IoU  |  Acc  |\n+--+\n| background | 88.84 | 97.82 |\n|  nucleus   | 55.5 | 60.0 |\n+--+\n'
+    segmenter = write_run(
+        tmp_path / 'seg',
+        [{'mIoU': 72.0, 'step': 1}],
+        f'per class results:\n{table.replace("55.5", "1.0")}later per class results:\n\n{table}',
+    )
+    assert segmenter.classwise() == {'background': 88.84, 'nucleus': 55.5}, 'those of the last evaluation'
+
+
+def test_a_folder_without_a_run_is_refused_with_what_it_needs(tmp_path: Path, work_dirs: dict[str, Path]) -> None:
+    with pytest.raises(ValueError, match=r'scalars.json and config.py in .*LocalVisBackend'):
+        RunLog.read(tmp_path)
+    moved = tmp_path / 'moved'
+    shutil.copytree(work_dirs['plain'], moved)
+    assert RunLog.read(moved).name == 'toy_plain'
+
+
+def verdict(tmp_path: Path, plain: list[float], distilled: list[float]) -> str:
+    student = "dict(type='X')"
+    taught = f"dict(type='dskd_mm.DSKDDistiller', student={student}, teacher=dict(config='none.py', checkpoint='none.pth'))"
+    runs = []
+    for kind, config, values in (('plain', student, plain), ('dskd', taught, distilled)):
+        for seed, value in enumerate(values):
+            folder = tmp_path / f'{kind}{seed}'
+            runs.append(write_run(folder, [{'mIoU': value, 'step': 1}], config=f'model = {config}\n'))
+            (folder / f'{kind}.py').touch()
+    return compare(group_runs([RunLog.read(run.folder) for run in runs]), 'mIoU').verdict()
+
+
+@pytest.mark.parametrize(
+    ('plain', 'distilled', 'expected'),
+    [
+        ([50.0], [60.0], '10.0 points above the plain one (50.0). With a single run of a student, chance is not ruled out.'),
+        ([50.0, 52.0], [60.0, 60.0], '9.0 points above the plain one (51.0). Runs differ by a standard deviation of 1.4.'),
+        ([50.0, 54.0], [53.0, 53.0], '1.0 points above the plain one (52.0). That is within noise (standard deviation 2.8).'),
+        ([50.0], [45.0], '5.0 points below the plain one'),
+        ([], [45.0], 'Add the folder of a plain run'),
+        ([45.0], [], 'The student reaches 45.0 mIoU; none is distilled.'),
+    ],
+)
+def test_the_verdict_says_what_the_runs_support(
+    tmp_path: Path, plain: list[float], distilled: list[float], expected: str
+) -> None:
+    assert expected in verdict(tmp_path, plain, distilled)
