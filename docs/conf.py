@@ -21,6 +21,7 @@ NAVIGATION = {
     ],
     'Choose': [
         'docs/en/methods',
+        'docs/en/teachers',
         'configs/dskd/README',
         'docs/en/benchmark',
         'docs/en/ablations',

@@ -1,7 +1,7 @@
 """The frozen teacher: built late, loaded with care, and owned by no module tree."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -11,6 +11,7 @@ from mmengine.logging import print_log
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dskd_mm.arguments import check_arguments
 from dskd_mm.features.tap import find_module
@@ -36,12 +37,22 @@ class FrozenTeacher:
         dtype (str, optional): 'bfloat16' or 'float16' to run the teacher in, whatever the student trains in: its convolutions
             and linear layers are kept in it and all runs under autocast. Its classifiers stay float32. Defaults to None: as
             the student.
+        input_size (tuple[int, int] | float, optional): Height and width to which the student's images are resized for the
+            teacher, or a factor (2.0) where images differ in size, as in detection. Its maps are resized to the student's
+            resolutions afterwards. Defaults to None: it sees the student's images.
 
     Raises:
-        ValueError: If the config has no model.
+        ValueError: If the config has no model, or an argument is out of its range.
     """
 
-    def __init__(self, config: str | dict, checkpoint: str, strict: bool = True, dtype: str | None = None) -> None:
+    def __init__(
+        self,
+        config: str | dict,
+        checkpoint: str,
+        strict: bool = True,
+        dtype: str | None = None,
+        input_size: Sequence[int] | float | None = None,
+    ) -> None:
         if not isinstance(checkpoint, str):
             raise TypeError(
                 "teacher=dict(config=..., checkpoint=...) expects the path or address of the teacher's weights as checkpoint, "
@@ -52,6 +63,7 @@ class FrozenTeacher:
         if dtype not in (None, 'bfloat16', 'float16'):
             raise ValueError(f"dtype of a teacher must be 'bfloat16', 'float16' or None, but got {dtype!r}.")
         self.strict = strict
+        self.input_size = check_input_size(input_size)
         self.dtype: torch.dtype | None = None if dtype is None else getattr(torch, dtype)
         self.model: nn.Module | None = None
         self.classifiers: list[TeacherClassifier] = []
@@ -159,10 +171,22 @@ class FrozenTeacher:
         return torch.autocast(self.input_adapter.scale.device.type, self.dtype)
 
     def adapt(self, inputs: Tensor) -> Tensor:
-        """Turn images normalised for the student into images normalised for the teacher."""
+        """Turn images normalised for the student into images normalised for the teacher, of its size."""
         self.require_model()
         assert self.input_adapter is not None  # it comes with the model
+        size = self.size_of(inputs)
+        if size != tuple(inputs.shape[2:]):
+            inputs = F.interpolate(inputs, size, mode='bilinear', align_corners=False, antialias=True)
         return self.input_adapter(inputs)
+
+    def size_of(self, inputs: Tensor) -> tuple[int, int]:
+        """Return height and width in which the teacher sees the student's images (B, C, H, W)."""
+        height, width = inputs.shape[2:]
+        if self.input_size is None:
+            return height, width
+        if isinstance(self.input_size, tuple):
+            return self.input_size
+        return max(round(height * self.input_size), 1), max(round(width * self.input_size), 1)
 
     def require_model(self) -> nn.Module:
         """Return the whole teacher.
@@ -195,6 +219,22 @@ class FrozenTeacher:
         for module in (self.model, *self.classifiers, self.input_adapter):
             if module is not None:
                 module._apply(fn)
+
+
+def check_input_size(size: Any) -> tuple[int, int] | float | None:
+    """Return the argument ``input_size`` of a teacher.
+
+    Raises:
+        ValueError: If it is neither a height and width nor a factor. A whole number could be meant as either.
+    """
+    if size is None or (isinstance(size, float) and 0 < size < float('inf')):
+        return size
+    if isinstance(size, Sequence) and len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size):
+        return size[0], size[1]
+    raise ValueError(
+        'input_size of a teacher expects height and width in pixels, such as (224, 224), or a factor with a point, such as '
+        f'2.0, but got {size!r}.'
+    )
 
 
 def narrowed(module: nn.Module, dtype: torch.dtype | None) -> nn.Module:

@@ -1,5 +1,6 @@
 """Aligning a student's features with a teacher's: channels and space."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -68,12 +69,16 @@ def match_space(feature: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
     return F.interpolate(feature, size=(height, width), mode='bilinear', align_corners=False)
 
 
-def match_levels(maps: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
+def match_levels(maps: Sequence[Tensor], like: Sequence[Tensor], by_size: bool = True) -> list[Tensor]:
     """Resize a teacher's maps, in float32, to the heights and widths of the student's, level by level.
+
+    A teacher that sees larger images has what the student finds at a level at a later one, where an object is as many
+    locations large. So each level of the student gets the one nearest in size of those of the same width.
 
     Args:
         maps (Sequence[Tensor]): (B, C, H, W) a level; vectors (B, C) stay as they are.
         like (Sequence[Tensor]): The student's, as many.
+        by_size (bool): Whether levels correspond by their size; otherwise by their order. Defaults to True.
 
     Raises:
         ValueError: If they have not as many levels.
@@ -83,7 +88,24 @@ def match_levels(maps: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]
             f'The teacher has {len(maps)} levels, the student {len(like)}: they must have the same number. Choose a pair of '
             'the same number of levels, or other taps in the site.'
         )
+    if by_size and all(level.ndim == 4 for level in maps):
+        maps = [maps[nearest_level(maps, i, level.shape[2:])] for i, level in enumerate(like)]
     return [
         level.float() if level.ndim == 2 else match_space(level.float(), other.shape[2:])
         for level, other in zip(maps, like, strict=True)
     ]
+
+
+def nearest_level(maps: Sequence[Tensor], index: int, size: Sequence[int]) -> int:
+    """Return which of the levels as wide as one is nearest in size; of equally near ones that nearest in order.
+
+    Args:
+        maps (Sequence[Tensor]): (B, C, H, W) a level.
+        index (int): The one.
+        size (Sequence[int]): Height and width.
+    """
+
+    def distance(i: int) -> tuple[float, int]:
+        return abs(math.log(max(math.prod(maps[i].shape[2:]), 1) / max(math.prod(size), 1))), abs(i - index)
+
+    return min((i for i, level in enumerate(maps) if level.shape[1] == maps[index].shape[1]), key=distance)

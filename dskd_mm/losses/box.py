@@ -43,7 +43,8 @@ class BoxLoss(DistillLoss):
         if not student.boxes or student.boxes != teacher.boxes:
             raise ValueError(
                 f'{name} ({type(self).__name__}) compares boxes of one encoding, but the student of this site has '
-                f'{student.boxes or "none"}, the teacher {teacher.boxes or "none"}: it is for detectors of one family.'
+                f'{student.boxes or "none"}, the teacher {teacher.boxes or "none"}: it is for detectors of one family. A dense '
+                'head whose teacher has an input_size has none to compare, as its boxes are in units of larger images.'
             )
         self.kind = student.boxes.kind
 

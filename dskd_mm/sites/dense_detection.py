@@ -1,6 +1,7 @@
 """Dense (single-stage) detection: the input of the last classification convolution, at all levels of the pyramid."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -63,7 +64,9 @@ class DenseDetectionSite(Site):
     def teacher_spec(self, model: nn.Module | None, teacher: FrozenTeacher) -> TapSpec:
         """See :meth:`Site.teacher_spec`."""
         head = teacher.build_part(self.part) if model is None else model.get_submodule(self.part)
-        return self._spec(head, self.teacher_classifier, 'teacher')
+        spec = self._spec(head, self.teacher_classifier, 'teacher')
+        # Boxes are in units of the anchor, the stride or the pixel, which are others in images of another size.
+        return spec if teacher.input_size is None else replace(spec, boxes=None)
 
     def _spec(self, head: nn.Module, classifier: str | Sequence[str] | None, owner: str) -> TapSpec:
         priors: Any = getattr(head, 'prior_generator', None)

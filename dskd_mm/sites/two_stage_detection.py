@@ -85,7 +85,12 @@ class TwoStageDetectionSite(Site):
         args, kwargs = calls[0]
         rois = args[1] if len(args) > 1 else kwargs['rois']
         features = model.extract_feat(teacher.adapt(inputs))
-        model.roi_head._bbox_forward(*(() if spec.stage is None else (spec.stage,)), features, rois.detach())
+        rois = rois.detach()
+        if teacher.input_size is not None:
+            # The number of the image, and the corners, in the teacher's pixels. Offsets to proposals have no unit.
+            height, width = (own / ours for own, ours in zip(teacher.size_of(inputs), inputs.shape[2:], strict=True))
+            rois = rois * rois.new_tensor([1, width, height, width, height])
+        model.roi_head._bbox_forward(*(() if spec.stage is None else (spec.stage,)), features, rois)
 
 
 def staged(path: str, stage: int | None) -> str:

@@ -38,7 +38,7 @@ class TokenPair(nn.Module):
 
 
 OBJECTS = [random_boxes(3), random_boxes(2, seed=1)]
-REFUSED = ['autoassign', 'paa', 'freeanchor', 'sabl', 'ga_retinanet', 'detr']
+REFUSED = ['autoassign', 'paa', 'freeanchor', 'sabl', 'ga_retinanet', 'detr', 'ssd', 'yolov3']
 """Detectors whose head selects what it classifies, has anchors of its own, or no linear classifier."""
 MASKED = ['mask_rcnn', 'condinst']
 DETECTORS_AT_THE_HEAD = [kind for kind in [*DETECTORS, *ZOO_DETECTORS] if kind not in REFUSED and find_spec('mmdet')]
