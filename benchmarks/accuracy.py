@@ -259,9 +259,12 @@ class Run:
         if self.is_taught:
             common['teacher'] = self.teacher
         rows = []
+        # Of the part on which it is judged while it trains.
+        curve = [[round(at, 1), round(value * setting.scale, 4)] for at, value in self.training.curve(setting.metric)]
         for part, metrics in found.items():
             metrics = {key: round(value * setting.scale, 4) for key, value in metrics.items()}
-            rows.append(dict(common, split=part, value=metrics[setting.metric], metrics=metrics))
+            row = dict(common, split=part, value=metrics[setting.metric], metrics=metrics)
+            rows.append(row | (dict(curve=curve) if part == self.split and curve else {}))
         if not self.is_recorded:  # a teacher that ended as before when it was trained again
             append(self.results, rows)
         return rows
@@ -313,7 +316,7 @@ def show(run: Run) -> None:
         print(f'\n{run.dataset} on {run.split}, {run.epochs} epochs; drawn in {path}\n\n{table(*where)}')
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     group = parser.add_mutually_exclusive_group(required=True)
     group.add_argument('--suite', choices=list(SUITES), help='all data sets of a task')
@@ -327,7 +330,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--jobs', type=int, default=1, help='runs at once')
     parser.add_argument('--results', type=Path, default=RESULTS, help='file to append to; default: %(default)s')
     parser.add_argument('--work-dir', default='work_dirs/benchmarks')
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     args.datasets = SUITES[args.suite] if args.suite else [args.dataset]
     args.seeds = [int(seed) for seed in args.seeds.split(',')]
     args.names = {}
@@ -342,8 +345,8 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def main() -> None:
-    args = parse_args()
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
     runs: list[Run] = []
     teachers: list[Run] = []
     shown: list[Run] = []

@@ -28,7 +28,7 @@ from benchmarks.records import records
 from benchmarks.runner import ROOT
 from benchmarks.settings import SETTINGS
 from benchmarks.style import BLUE, GREY, ORANGE, markdown, new_figure, tidy
-from benchmarks.variants import METHODS, VARIANTS, label_of
+from benchmarks.variants import FACTORS, METHODS, VARIANTS, label_of, scaled
 
 PICTURE_ROWS = 5
 LABEL_WIDTH = 46
@@ -125,6 +125,65 @@ def table(dataset: str, split: str, epochs: int, results: Path | None = None) ->
         rows.append((label_of(name), spread([r['value'] for r in runs]), gain, share, ahead, len(runs)))
     metric = f'{SETTINGS[dataset].unit}, %'
     return markdown(('method', metric, 'gain over plain', 'teacher gap closed', 'DSKD is ahead by', 'seeds'), rows)
+
+
+def search_table(dataset: str, split: str, epochs: int, results: Path | None = None) -> str:
+    """Methods with all that pulls the student multiplied by the same few factors: the metric, and which is the best."""
+    groups, best = selected(dataset, split, epochs, results), chosen(dataset, split, epochs, results)
+    rows = []
+    for method, name in best.items():
+        cells = [spread([r['value'] for r in groups.get(scaled(method, f), [])] or [math.nan]) for f in FACTORS]
+        factor = next(f for f in FACTORS if scaled(method, f) == name)
+        rows.append((METHODS[method], *('' if cell == 'nan' else cell for cell in cells), factor))
+    return markdown(('method', *(f'× {factor}' for factor in FACTORS), 'chosen'), rows)
+
+
+def chosen(dataset: str, split: str, epochs: int, results: Path | None = None) -> dict[str, str]:
+    """The best variant of each method by its weight, where more than one was tried."""
+    groups = selected(dataset, split, epochs, results)
+    tried = {method: [name for f in FACTORS if groups.get(name := scaled(method, f))] for method in METHODS}
+    means = {name: statistics.mean(r['value'] for r in runs) for name, runs in groups.items()}
+    return {method: max(names, key=means.__getitem__) for method, names in tried.items() if len(names) > 1}
+
+
+def search(dataset: str, split: str, epochs: str, page: Path) -> Block:
+    """See :func:`search_table`."""
+    return search_table(dataset, split, int(epochs)), {}
+
+
+def reached(curve: list[list[float]], value: float) -> float | None:
+    """The seconds after which a curve of (seconds, metric) is at a value at first, linear between; None if it never is."""
+    before = (0.0, -math.inf)
+    for at, found in curve:
+        if found >= value:
+            share = 1.0 if math.isinf(before[1]) or found == before[1] else (value - before[1]) / (found - before[1])
+            return before[0] + share * (at - before[0])
+        before = (at, found)
+    return None
+
+
+def times(dataset: str, split: str, epochs: str, page: Path) -> Block:
+    """Seconds of training until the plain student's final metric is reached, by the records that have a curve.
+
+    Evaluations are some epochs apart: between them lines are drawn, and before the first one nothing is known, so that a time
+    is an upper bound there. All runs of a table are expected on one machine that does nothing else.
+    """
+    groups = {name: [r for r in runs if r.get('curve')] for name, runs in selected(dataset, split, int(epochs)).items()}
+    plain = groups.get('plain', [])
+    if not plain:
+        return 'No curve of the plain student was recorded yet.', {}
+    goal = statistics.mean(r['value'] for r in plain)
+    whole = statistics.mean(r['curve'][-1][0] for r in plain)
+    rows = []
+    for name in ranked(groups):
+        found = [reached(r['curve'], goal) for r in groups[name]]
+        hit = [at for at in found if at is not None]
+        cells = (f'{statistics.mean(hit):.0f}', f'{statistics.mean(hit) / whole:.0%}') if hit else ('never', '')
+        length = statistics.mean(r['curve'][-1][0] for r in groups[name])
+        rows.append((label_of(name), *cells, f'{length:.0f}', f'{len(hit)} of {len(found)}'))
+    return markdown(
+        ('method', f'seconds to {goal:.2f}', "of plain's training", 'whole training, s', 'seeds that reach it'), rows
+    ), {}
 
 
 def picture(dataset: str, split: str, epochs: int, results: Path | None = None) -> Figure:
@@ -231,7 +290,15 @@ def denoised(config: str, page: Path) -> Block:
 
 
 BLOCKS: dict[str, Callable[..., Block]] = dict(
-    table=block, overview=overview, denoised=denoised, cost=cost, growth=growth, zoo=zoo, speed=speed
+    table=block,
+    overview=overview,
+    search=search,
+    times=times,
+    denoised=denoised,
+    cost=cost,
+    growth=growth,
+    zoo=zoo,
+    speed=speed,
 )
 MARKED = re.compile(rf'(<!-- ({"|".join(BLOCKS)}): (.*?) -->\n).*?(<!-- end -->)', re.DOTALL)
 

@@ -71,6 +71,25 @@ class Training:
         """
         return start(self.command, log)
 
+    def curve(self, metric: str) -> list[tuple[float, float]]:
+        """Return the seconds of training before each evaluation, and what it has found, oldest first.
+
+        The seconds are those of iterations, of all processes that took part if it was resumed; evaluations do not count.
+
+        Args:
+            metric (str): Key of the metric in the logs.
+        """
+        rows = read_scalars(self.folder)
+        # What was trained again after an interruption counts once.
+        steps = {row['step']: row for row in rows if 'loss' in row and 'time' in row}
+        found = []
+        for epoch, value in {row['step']: row[metric] for row in rows if metric in row}.items():
+            seconds, before = 0.0, 0
+            for step in sorted(step for step, row in steps.items() if row.get('epoch', 0) <= epoch):
+                seconds, before = seconds + steps[step]['time'] * (step - before), step
+            found.append((seconds, value))
+        return found
+
     def evaluations(self) -> list[dict[str, Any]]:
         """Return what each evaluation has logged so far, oldest first."""
         return [row for row in read_scalars(self.folder) if 'loss' not in row]

@@ -243,6 +243,22 @@ VARIANTS |= {
 }
 VARIANTS['coupled'] = Variant("with KD's divergence: **DSKD**", COUPLED)
 
+# The small search that every method gets on held-out images: how strong is all that pulls the student?
+FACTORS = ('0.1', '0.3', '1', '3')
+
+
+def scaled(method: str, factor: str) -> str:
+    """The variant of a method whose losses on the student are multiplied."""
+    return method if factor == '1' else f'{method}-x{factor}'
+
+
+VARIANTS |= {
+    scaled(method, factor): Variant(f'{label}, weight × {factor}', {'model.distill_weight': factor}, method)
+    for method, label in METHODS.items()
+    for factor in FACTORS
+    if method not in ('teacher', 'plain') and factor != '1'
+}
+
 
 def method_of(name: str) -> str:
     """The method of a variant; a method's name is that of its default."""

@@ -93,7 +93,7 @@ class Distiller(BaseModel):
     compares_with_teacher: ClassVar[bool] = False
     """Whether the method itself always needs what the teacher makes of the images."""
     learned_losses: ClassVar[tuple[str, ...]] = ()
-    """How the names of losses end by which the method's own modules learn: these do not warm up."""
+    """How the names of losses end by which the method's own modules learn: these are not weighed."""
     renamed_keys: Mapping[str, str] = {}
     """Prefixes of keys in older checkpoints, and what they are now."""
     options: Any
@@ -189,11 +189,7 @@ class Distiller(BaseModel):
                 f'{" ".join(f"{option}=GN" for option in norm_options(self))}.'
             ) from error
         check_names(batch.losses, own, added)
-        taught = {**own, **added}
-        if self.options.warmup:
-            taught['distill_warmup'] = factor = torch.clamp((self.iteration + 1) / self.options.warmup, max=1.0)
-            warmed = [name for name in taught if name.startswith('loss_') and not name.endswith(self.learned_losses)]
-            taught |= {name: factor * taught[name] for name in warmed}
+        taught = self.options.weigh({**own, **added}, self.iteration, self.learned_losses)
         self._is_first_step = False
         self._student_losses = tuple(batch.losses)
         self._tick()

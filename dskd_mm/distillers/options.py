@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, fields
 from typing import Any, ClassVar, TypeVar
 
+import torch
+from torch import Tensor
+
 from dskd_mm.arguments import check_arguments
 from dskd_mm.sites import Site
 from dskd_mm.structures import TapSpec
@@ -21,6 +24,7 @@ class MethodOptions:
         warmup (int): Iterations over which all losses on the student grow linearly from 0 to their weight, ``distill_losses``
             included, but for :attr:`Distiller.learned_losses`; their factor is logged as ``distill_warmup``. Defaults to 200
             for classification, whatever the method, and to 0 elsewhere.
+        distill_weight (float): What the same losses are multiplied with, beside their own weights. Defaults to 1.
     """
 
     task_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
@@ -31,6 +35,7 @@ class MethodOptions:
     """The method's own losses by name, with their general weights: the default of an option ``loss_weights``."""
 
     warmup: int | None = None
+    distill_weight: float = 1.0
 
     @classmethod
     def resolve(
@@ -96,6 +101,25 @@ class MethodOptions:
         """
         if self.warmup is None or self.warmup < 0:
             raise ValueError(f'warmup of {owner} must not be negative, but got {self.warmup}.')
+        if self.distill_weight < 0:
+            raise ValueError(f'distill_weight of {owner} must not be negative, but got {self.distill_weight}.')
+
+    def weigh(self, losses: Mapping[str, Tensor], iteration: Tensor, learned: tuple[str, ...]) -> dict[str, Tensor]:
+        """Return losses and figures, with :attr:`warmup` and :attr:`distill_weight` applied to the losses on the student.
+
+        Args:
+            losses (Mapping[str, Tensor]): By name, those on the student under names that begin with ``loss_``.
+            iteration (Tensor): How many have been before, a scalar.
+            learned (tuple[str, ...]): How names of losses end that stay as they are.
+        """
+        found, factor = dict(losses), torch.full_like(iteration, self.distill_weight, dtype=torch.float32)
+        if self.warmup:
+            found['distill_warmup'] = torch.clamp((iteration + 1) / self.warmup, max=1.0)
+            factor = factor * found['distill_warmup']
+        elif self.distill_weight == 1:
+            return found
+        on_student = (name for name in losses if name.startswith('loss_') and not name.endswith(learned))
+        return found | {name: factor * losses[name] for name in on_student}
 
 
 def default_of(field: Field) -> Any:

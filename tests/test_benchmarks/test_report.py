@@ -195,3 +195,50 @@ def test_mistakes_are_named(arguments, words):
     command = [sys.executable, 'benchmarks/accuracy.py', '--dataset', 'fashion-mnist', *arguments]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 2 and words in result.stderr
+
+
+def test_the_best_weight_of_each_method_is_chosen(tmp_path, monkeypatch):
+    rows = [
+        *(('kd-x0.3', seed, value) for seed, value in enumerate((84.0, 80.0))),
+        *(('kd', 0, 81.0), ('kd-x3', 0, 70.0)),
+        *(('dskd', 0, 85.0), ('dskd-x0.1', 0, 84.0)),
+        ('at', 0, 60.0),  # of which nothing was searched
+    ]
+    write_records(tmp_path / 'accuracy.jsonl', [('fashion-mnist', *row) for row in rows])
+    where = 'fashion-mnist', 'test', 5, tmp_path / 'accuracy.jsonl'
+    assert report.chosen(*where) == {'kd': 'kd-x0.3', 'dskd': 'dskd'}
+    kd, dskd = report.search_table(*where).splitlines()[2:]
+    assert [cell.strip() for cell in kd.split('|')[1:-1]] == ['KD', '', '82.00 ± 2.83', '81.00', '70.00', '0.3']
+    assert [cell.strip() for cell in dskd.split('|')[1:-1]] == ['**DSKD**', '84.00', '', '85.00', '', '1']
+
+
+@pytest.mark.parametrize(
+    ('curve', 'value', 'seconds'),
+    [
+        ([[10, 50], [20, 60], [30, 70]], 65, 25),
+        ([[10, 50], [20, 60], [30, 55], [40, 70]], 60, 20),
+        ([[10, 50], [20, 60]], 40, 10),  # before the first evaluation nothing is known
+        ([[10, 50], [20, 60]], 60.1, None),
+        ([[10, 50], [20, 50]], 50, 10),
+    ],
+)
+def test_a_value_is_reached_between_two_evaluations(curve, value, seconds):
+    assert report.reached(curve, value) == seconds
+
+
+def test_seconds_to_the_plain_students_accuracy(tmp_path, monkeypatch):
+    write_records(tmp_path / 'a.jsonl', [('fashion-mnist', name, 0, 80.0) for name in ('plain', 'kd', 'at')])
+    curves = dict(plain=[[50, 70], [100, 80]], kd=[[80, 75], [160, 85]], at=[[60, 30], [120, 40]])
+    rows = [json.loads(line) for line in (tmp_path / 'a.jsonl').read_text().splitlines()]
+    rows.append(rows[1] | dict(seed=1))  # of before curves were kept
+    text = '\n'.join(json.dumps(row | (dict(curve=curves[row['variant']]) if row['seed'] == 0 else {})) for row in rows)
+    (tmp_path / 'a.jsonl').write_text(text)
+    monkeypatch.setattr(recorded, 'RESULTS', tmp_path / 'a.jsonl')
+    text, _ = report.times('fashion-mnist', 'test', '5', page=tmp_path)
+    cells = {row.split('|')[1].strip(): [c.strip() for c in row.split('|')[2:-1]] for row in text.splitlines()[2:]}
+    assert cells == {
+        'plain student': ['100', '100%', '100', '1 of 1'],
+        'KD': ['120', '120%', '160', '1 of 1'],
+        'AT': ['never', '', '120', '0 of 1'],
+    }
+    assert 'seconds to 80.00' in text

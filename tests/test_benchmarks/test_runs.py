@@ -11,7 +11,7 @@ from typing import IO
 import pytest
 import torch
 
-from benchmarks import accuracy, records, runner
+from benchmarks import accuracy, records, runner, search
 
 EPOCHS = 3
 
@@ -146,3 +146,16 @@ def test_it_may_be_called_from_anywhere(tmp_path, monkeypatch, trained):
     # A training has the root as its working directory, where this is the same folder.
     command = run.training.command
     assert command[command.index('--work-dir') + 1] == f'work_dirs/runs/{run.name}'
+
+
+def test_the_search_runs_every_factor_and_names_the_best(tmp_path, monkeypatch, trained, capsys):
+    given = ['--dataset', 'fashion-mnist', '--methods', 'kd', '--factors', '0.3,1', '--epochs', str(EPOCHS)]
+    given += ['--results', str(tmp_path / 'accuracy.jsonl'), '--work-dir', str(tmp_path / 'runs')]
+    search.main(given)
+    rows = {r['variant']: r for r in accuracy.records(tmp_path / 'accuracy.jsonl') if r['variant'] != 'teacher'}
+    assert set(rows) == {'plain', 'kd', 'kd-x0.3'} and {r['split'] for r in rows.values()} == {'holdout'}
+    assert 'model.distill_weight=0.3' in rows['kd-x0.3']['command'] and '--method kd' in rows['kd-x0.3']['command']
+    assert rows['kd']['curve'] == [[0.0, 51.0], [0.0, 50.0]]  # the log of these runs knows no time
+    assert 'chosen: kd' in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        search.main([*given, '--methods', 'plain'])

@@ -35,3 +35,21 @@ def test_the_command_and_its_hash(tmp_path):
     # Neither the folder nor the place of the repository is part of it.
     moved = Training(config, tmp_path, {'randomness.seed': 1, 'load_from': str(ROOT / 'a.pth')})
     assert moved.fingerprint() == Training(config, Path('y'), {'randomness.seed': 1, 'load_from': '/a.pth'}).fingerprint()
+
+
+def test_a_curve_has_the_seconds_of_training_before_each_evaluation(tmp_path):
+    """Also of a run that was resumed, and trained some iterations a second time."""
+    first, second = (
+        [dict(loss=1.0, time=t, step=s, epoch=e) for s, t, e in rows]
+        for rows in (
+            ((10, 2.0, 1), (20, 1.0, 1), (30, 1.0, 2)),
+            ((30, 3.0, 2), (40, 1.0, 2), (50, 9.0, 3)),
+        )
+    )
+    evaluations = [{'accuracy': 50.0, 'time': 7.0, 'step': 1}, {'accuracy': 60.0, 'time': 7.0, 'step': 2}]
+    for name, rows in (('1', [*first[:2], evaluations[0], *first[2:]]), ('2', [*second[:2], evaluations[1], second[2]])):
+        log = tmp_path / name / 'vis_data' / 'scalars.json'
+        log.parent.mkdir(parents=True)
+        log.write_text('\n'.join(json.dumps(row) for row in rows))
+    training = Training('configs/plain/resnet8-w8_fashion-mnist.py', tmp_path)
+    assert training.curve('accuracy') == [(30.0, 50.0), (30.0 + 30.0 + 10.0, 60.0)]

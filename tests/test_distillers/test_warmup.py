@@ -70,3 +70,19 @@ def test_one_rule_for_all_methods(method: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize('method', ['DSKDDistiller', 'VkDDistiller'])
 def test_elsewhere_there_is_none(kind: str, method: str, tmp_path: Path) -> None:
     assert build_distiller(rival_config(method, kind, tmp_path, warmup=None)).options.warmup == 0
+
+
+@pytest.mark.parametrize('method', ['ConfigurableDistiller', 'DSKDDistiller', 'DiffKDDistiller'])
+@pytest.mark.parametrize('warmup', [0, 10])
+def test_a_weight_for_all_losses_on_the_student(method: str, warmup: int, tmp_path: Path) -> None:
+    values = {}
+    for weight in (1.0, 0.3):
+        torch.manual_seed(0)
+        switches = METHODS[method] | dict(warmup=warmup, distill_weight=weight)
+        distiller = build_distiller(rival_config(method, 'gap', tmp_path, **switches))
+        values[weight] = distiller(**rival_batch(distiller, 'gap'), mode='loss')
+    for name, value in values[1.0].items():
+        weighed = name.startswith('loss_') and not name.endswith(('_diff', '_autoencoder'))
+        torch.testing.assert_close(values[0.3][name], 0.3 * value if weighed else value, msg=name)
+    with pytest.raises(ValueError, match=f'distill_weight of {method} must not be negative, but got -1'):
+        build_distiller(rival_config(method, 'gap', tmp_path, **METHODS[method], distill_weight=-1))
