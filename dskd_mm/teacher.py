@@ -144,7 +144,7 @@ class FrozenTeacher:
         """
         state = model_state(load_checkpoint_file(self.checkpoint), self.checkpoint)
         prefix = ''
-        if full:
+        if full or not spec.part:
             module = self.build_model()
         else:
             prefix = spec.part + '.'
@@ -159,7 +159,9 @@ class FrozenTeacher:
                 'of classes), or accept random weights for the rest with teacher=dict(..., strict=False).'
             )
         layers = [find_module(module, path.removeprefix(prefix), 'teacher') for path in spec.classifiers]
-        self.classifiers = [TeacherClassifier.from_layer(layer, spec.sigmoid, spec.num_priors).to(device) for layer in layers]
+        self.classifiers = [
+            TeacherClassifier.from_layer(layer, spec.sigmoid, spec.num_priors, spec.is_dense).to(device) for layer in layers
+        ]
         if full:
             self.model = narrowed(module, self.dtype).to(device).eval().requires_grad_(False)
             self.input_adapter = InputAdapter(student_preprocessor, module.get_submodule('data_preprocessor')).to(device)

@@ -17,11 +17,12 @@ from dskd_mm.distillers.checks import (
     check_parameter_groups,
     check_pooling,
     check_specs,
+    named_losses,
     norm_options,
 )
 from dskd_mm.distillers.layers import split_layers
 from dskd_mm.distillers.options import MethodOptions
-from dskd_mm.distillers.student import accept_checkpoint, build_student
+from dskd_mm.distillers.student import accept_checkpoint, build_student, keep_names
 from dskd_mm.features import match_levels
 from dskd_mm.features.norm import SingleVectorError
 from dskd_mm.losses import build_loss
@@ -141,6 +142,7 @@ class Distiller(BaseModel):
         self._is_ready = False
         self._student_losses: tuple[str, ...] = ()
         self._register_load_state_dict_pre_hook(self._accept_checkpoint)
+        self._register_state_dict_hook(keep_names)
 
     @property
     def uses_teacher_forward(self) -> bool:
@@ -386,11 +388,3 @@ class Distiller(BaseModel):
         for old, new in self.renamed_keys.items():
             for key in [key for key in state_dict if key.startswith(prefix + old)]:
                 state_dict[prefix + new + key.removeprefix(prefix + old)] = state_dict.pop(key)
-
-
-def named_losses(losses: Mapping[str, Tensor | Sequence[Tensor]]) -> Iterable[tuple[str, Tensor]]:
-    """Yield what of a model's losses enters their sum, one by one: heads return lists where there are levels."""
-    for name, value in losses.items():
-        if 'loss' in name:
-            for level in [value] if isinstance(value, Tensor) else value:
-                yield f'loss {name!r}', level

@@ -1,7 +1,7 @@
 """What every distiller verifies of its two models, its losses and its optimizer."""
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -113,13 +113,21 @@ def check_pooling(feature: Tensor, logits: Tensor, classifier: Any) -> None:
         if not bool(logits.isfinite().all()):
             return  # nothing can be told, and another fault is to be reported
         # Not by calling the layer: it is tapped.
-        expected = F.linear(feature.mean(dim=(2, 3)).float(), classifier.weight.float(), classifier.bias)
+        expected = F.linear(feature.mean(dim=(2, 3)).float(), classifier.weight.float().flatten(1), classifier.bias)
         if not torch.allclose(expected.float(), logits.float(), rtol=0.05, atol=0.05 * float(logits.abs().max()) + 1e-3):
             raise ValueError(
                 "The input of the student's pooling does not lead to its logits: a layer between pooling and classifier "
                 "changes it. Tap the classifier's own input with site=dict(feature=dict(path='head.<classifier>', io='input', "
                 'channels=...)).'
             )
+
+
+def named_losses(losses: Mapping[str, Tensor | Sequence[Tensor]]) -> Iterable[tuple[str, Tensor]]:
+    """Yield what of a model's losses enters their sum, one by one: heads return lists where there are levels."""
+    for name, value in losses.items():
+        if 'loss' in name:
+            for level in [value] if isinstance(value, Tensor) else value:
+                yield f'loss {name!r}', level
 
 
 def norm_options(distiller: nn.Module) -> list[str]:

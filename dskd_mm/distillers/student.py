@@ -9,7 +9,7 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from torch import nn
 
 from dskd_mm.sites.classification import AS_IMAGE_CLASSIFIER
-from dskd_mm.utils.checkpoint import STUDENT_PREFIX
+from dskd_mm.utils.checkpoint import STUDENT_PREFIX, saved_names
 
 
 def build_student(config: dict | nn.Module, data_preprocessor: dict | nn.Module | None) -> BaseModel:
@@ -72,3 +72,10 @@ def accept_checkpoint(student: nn.Module, state_dict: dict[str, Any], prefix: st
     # All of them: what does not fit is for the student to translate or for the loading to report.
     for key in keys:
         state_dict[prefix + STUDENT_PREFIX + key] = state_dict.pop(prefix + key)
+
+
+def keep_names(distiller: Any, state_dict: dict[str, Any], prefix: str, metadata: Any) -> None:
+    """Give the student in a distiller's state dict the names that it has in its own, in place; a hook of modules."""
+    start = prefix + STUDENT_PREFIX
+    renamed = {start + inner: start + own for inner, own in saved_names(distiller.student).items() if inner != own}
+    state_dict.update({renamed[key]: state_dict.pop(key) for key in [*state_dict] if key in renamed})

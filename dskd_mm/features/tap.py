@@ -163,7 +163,8 @@ class FeatureTap(Tap):
         self._capture(self._open(source), copy=False)
 
     def _on_output(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self._capture(self._open(output), copy=True)
+        # Networks of transformers return an object that holds their logits.
+        self._capture(self._open(getattr(output, 'logits', output)), copy=True)
 
     def _open(self, value: Any) -> Any:
         for step in self.outer:

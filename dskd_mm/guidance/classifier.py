@@ -77,13 +77,17 @@ class TeacherClassifier(nn.Module):
         self.conv_args: dict[str, Any] = dict(stride=stride, padding=padding, dilation=dilation)
 
     @classmethod
-    def from_layer(cls, layer: nn.Module, sigmoid: bool = False, num_priors: int = 1) -> 'TeacherClassifier':
+    def from_layer(
+        cls, layer: nn.Module, sigmoid: bool = False, num_priors: int = 1, is_dense: bool = True
+    ) -> 'TeacherClassifier':
         """Freeze a copy of a host's classification layer.
 
         Args:
             layer (nn.Module): ``nn.Linear`` or an ungrouped ``nn.Conv2d``.
             sigmoid (bool): Whether classes are independent. Defaults to False.
             num_priors (int): Predictions at each location. Defaults to 1.
+            is_dense (bool): Whether a convolution predicts at each location; otherwise one of 1x1 is a linear layer on the
+                average of a map. Defaults to True.
 
         Returns:
             TeacherClassifier: The frozen classifier.
@@ -94,6 +98,8 @@ class TeacherClassifier(nn.Module):
         if computes_as(layer, nn.Linear):
             return cls(layer.weight, layer.bias, sigmoid, num_priors=num_priors)
         if computes_as(layer, nn.Conv2d):
+            if not is_dense and layer.weight[0, 0].numel() == layer.groups == 1:
+                return cls(layer.weight.flatten(1), layer.bias, sigmoid)
             is_plain = layer.groups == 1 and layer.padding_mode == 'zeros'
             if is_plain and not isinstance(layer.padding, str):
                 return cls(layer.weight, layer.bias, sigmoid, layer.stride, layer.padding, layer.dilation, num_priors)

@@ -1,6 +1,6 @@
 """Image classification: the input of the last linear layer, before pooling where there is pooling."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from dskd_mm.guidance.classifier import computes_as
 from dskd_mm.registry import MODELS
 from dskd_mm.sites.annotations import check_annotated
 from dskd_mm.sites.base import Site
+from dskd_mm.sites.logits_layer import LogitsLayer, find_logits_layer, is_linear
 from dskd_mm.structures import TapRecord, TapSpec, Target
 from dskd_mm.teacher import FrozenTeacher
 
@@ -25,13 +26,18 @@ AS_IMAGE_CLASSIFIER = (
 
 @MODELS.register_module()
 class ClassificationSite(Site):
-    """The site of mmpretrain's ``ImageClassifier``.
+    """The site of mmpretrain's classifiers: ``ImageClassifier``, ``TimmClassifier``, ``HuggingFaceClassifier``.
 
     The classifier is the head's only plain linear layer with one output per class (the last linear of a stacked head). The
     feature is the map that global average pooling reduces, if the pooled map is what enters the classifier; otherwise (hidden
     layers between, class token or averaged tokens of a transformer) the classifier's own input, a vector.
     Of heads that average or add two linear layers (DeiT, EfficientFormer, LeViT, Conformer) the one that you name guides, and
     losses read what the head returns.
+
+    A model without a head holds a whole network as ``model``, of timm, transformers or any other library. Its classifier is the
+    linear layer, or 1x1 convolution of a pooled map, whose output the network returns as it is; a pass on the meta device finds
+    it, and the average pooling before it. Where logits are made of more (two layers averaged, a maximum of locations) the layer
+    that you name guides, and losses read what the network returns.
 
     Args:
         classifier (str, optional): Path of the student's classification layer. None finds it. Defaults to None.
@@ -46,6 +52,8 @@ class ClassificationSite(Site):
     task = 'classification'
     norm = 'BN'
     part = 'head'
+    network = 'model'
+    """What a model without a head holds: a whole network of another library."""
 
     def __init__(
         self,
@@ -63,63 +71,58 @@ class ClassificationSite(Site):
 
     def student_spec(self, model: nn.Module) -> TapSpec:
         """See :meth:`Site.student_spec`."""
-        head = getattr(model, 'head', None)
-        if not isinstance(head, nn.Module):
-            raise ValueError(
-                f'The student ({type(model).__name__}) has no head, so there is no classifier to distil for. Give its network '
-                f'as the backbone of a model that has one: {AS_IMAGE_CLASSIFIER}.'
-            )
-        return self._spec(model, head, self.classifier, self.feature, 'student')
+        return self._spec(model, self.classifier, self.feature, 'student')
 
     def teacher_spec(self, model: nn.Module | None, teacher: FrozenTeacher) -> TapSpec:
         """See :meth:`Site.teacher_spec`."""
-        head = teacher.build_part(self.part) if model is None else model.get_submodule(self.part)
-        return self._spec(model, head, self.teacher_classifier, self.teacher_feature, 'teacher')
+        if model is None and self.part not in teacher.config:
+            model = teacher.build_model()  # of one piece
+        if model is None:
+            head = teacher.build_part(self.part)
+            return self._head_spec(None, head, self.teacher_classifier, self.teacher_feature, 'teacher')
+        return self._spec(model, self.teacher_classifier, self.teacher_feature, 'teacher')
 
-    def _spec(
+    def _spec(self, model: nn.Module, classifier: str | None, feature: dict | None, owner: str) -> TapSpec:
+        head, network = (getattr(model, name, None) for name in (self.part, self.network))
+        if isinstance(head, nn.Module):
+            return self._head_spec(model, head, classifier, feature, owner)
+        if isinstance(network, nn.Module):
+            return self._network_spec(model, network, classifier, feature, owner)
+        raise ValueError(
+            f'The {owner} ({type(model).__name__}) has no {self.part}, and no {self.network} that is a network, so there is '
+            f'no classifier to distil for. Give its network as the backbone of a model that has one: {AS_IMAGE_CLASSIFIER}.'
+        )
+
+    def _head_spec(
         self, model: nn.Module | None, head: nn.Module, classifier: str | None, feature: dict | None, owner: str
     ) -> TapSpec:
+        """Return where a model of backbone and head is tapped; without the model only its classifier is known."""
         if classifier is None:
             classifier = f'{self.part}.{find_classifier(head, owner)}'
         layer: Any = find_module(head, classifier.removeprefix(f'{self.part}.'), f"{owner}'s head")
-        weight = getattr(layer, 'weight', None)
-        if not isinstance(weight, Tensor) or weight.ndim != 2:
-            raise ValueError(
-                f"The {owner}'s classification layer {classifier!r} is expected to be a linear layer, but it is {layer}. "
-                'Name another one in the site.'
-            )
-        spec = TapSpec(
-            part=self.part,
-            classifiers=(classifier,),
-            sigmoid=is_multi_label(head),
-            num_classes=int(weight.shape[0]),
-            features=(classifier,),
-            io='input',
-            channels=int(weight.shape[1]),
-            is_map=False,
-            num_labels=int(weight.shape[0]),
-            logits_of=self.part if has_other_linears(head, layer) else None,
-        )
+        spec = linear_spec(self.part, classifier, layer, is_multi_label(head), owner)
+        if has_other_linears(head, layer):
+            spec.logits_of = self.part
         if feature is not None:
-            unknown = set(feature) - {'path', 'io', 'index', 'channels'}
-            if unknown or 'path' not in feature or 'channels' not in feature:
-                raise ValueError(
-                    f'A feature of the {owner} expects dict(path=..., channels=..., io=..., index=...), but got {feature!r}.'
-                )
-            if feature.get('index') == 'all':
-                raise ValueError(
-                    f"The classifier of images is guided at one map, but the index of the {owner}'s feature is 'all': give the "
-                    'number of one.'
-                )
-            if owner == 'teacher' and feature['channels'] != spec.channels:
-                raise ValueError(
-                    f"The teacher's feature {feature['path']!r} has {feature['channels']} channels, but its classifier "
-                    f'{classifier!r}, which guides in the space of that feature, takes {spec.channels}.'
-                )
-            spec.features, spec.channels, spec.is_map = (feature['path'],), feature['channels'], True
-            spec.io, spec.index = feature.get('io', 'output'), feature.get('index')
+            tap_feature(spec, feature, owner)
         elif model is not None and pools_into(model, layer):
             spec.features, spec.is_map, spec.is_pooled = ('neck',), True, True
+        return spec
+
+    def _network_spec(
+        self, model: nn.Module, network: nn.Module, classifier: str | None, feature: dict | None, owner: str
+    ) -> TapSpec:
+        """Return where a model that is one network of another library is tapped."""
+        found = LogitsLayer(classifier) if classifier else find_logits_layer(network, f'{self.network}.', owner)
+        layer: Any = find_module(model, found.path, owner)
+        is_convolution = is_linear(layer) and not isinstance(layer, nn.Linear)
+        spec = linear_spec('', found.path, layer, is_multi_label(model), owner, is_convolution)
+        if classifier or is_convolution:
+            spec.logits_of, spec.is_map = self.network, is_convolution
+        if feature is not None:
+            tap_feature(spec, feature, owner)
+        elif found.pooling:
+            spec.features, spec.is_map, spec.is_pooled = (found.pooling,), True, True
         return spec
 
     def check(self, data_samples: Sequence[Any], spec: TapSpec) -> None:
@@ -157,6 +160,56 @@ class ClassificationSite(Site):
         if self.dense:
             return [tensor.transpose(1, 2).flatten(0, 1) for tensor in tensors], None
         return [tensor.mean(dim=2) for tensor in tensors], None
+
+
+def linear_spec(part: str, classifier: str, layer: Any, sigmoid: bool, owner: str, is_convolution: bool = False) -> TapSpec:
+    """Return where a model is tapped whose classifier is a linear layer, or a 1x1 convolution of a pooled map.
+
+    Raises:
+        ValueError: If the classifier is of another kind.
+    """
+    weight = getattr(layer, 'weight', None)
+    if not isinstance(weight, Tensor) or weight.ndim != (4 if is_convolution else 2):
+        raise ValueError(
+            f"The {owner}'s classification layer {classifier!r} is expected to be a linear layer, but it is {layer}. "
+            'Name another one in the site.'
+        )
+    return TapSpec(
+        part=part,
+        classifiers=(classifier,),
+        sigmoid=sigmoid,
+        num_classes=int(weight.shape[0]),
+        features=(classifier,),
+        io='input',
+        channels=int(weight.shape[1]),
+        is_map=False,
+        num_labels=int(weight.shape[0]),
+    )
+
+
+def tap_feature(spec: TapSpec, feature: Mapping[str, Any], owner: str) -> None:
+    """Let a spec have the feature that a site's argument names.
+
+    Raises:
+        ValueError: If its arguments are wrong, or a teacher's has other channels than its classifier takes.
+    """
+    unknown = set(feature) - {'path', 'io', 'index', 'channels'}
+    if unknown or 'path' not in feature or 'channels' not in feature:
+        raise ValueError(
+            f'A feature of the {owner} expects dict(path=..., channels=..., io=..., index=...), but got {feature!r}.'
+        )
+    if feature.get('index') == 'all':
+        raise ValueError(
+            f"The classifier of images is guided at one map, but the index of the {owner}'s feature is 'all': give the "
+            'number of one.'
+        )
+    if owner == 'teacher' and feature['channels'] != spec.channels:
+        raise ValueError(
+            f"The teacher's feature {feature['path']!r} has {feature['channels']} channels, but its classifier "
+            f'{spec.classifiers[0]!r}, which guides in the space of that feature, takes {spec.channels}.'
+        )
+    spec.features, spec.channels, spec.is_map = (feature['path'],), feature['channels'], True
+    spec.io, spec.index = feature.get('io', 'output'), feature.get('index')
 
 
 def label_target(data_samples: Sequence[Any], num_classes: int, device: torch.device) -> Target:

@@ -196,6 +196,16 @@ def load_plain_model(model: nn.Module, path: str) -> None:
         ) from error
 
 
+def saved_names(module: nn.Module) -> dict[str, str]:
+    """Return how a module's own state dict calls each tensor, by the tensor's path in the module.
+
+    They differ where a host takes a prefix away (TimmClassifier, HuggingFaceClassifier), but only of what it saves alone:
+    within a larger model it keeps it, and adds another one when it is loaded.
+    """
+    inner = [key.removeprefix('0.') for key in nn.Sequential(module).state_dict()]
+    return dict(zip(inner, module.state_dict(), strict=True))
+
+
 @dataclass
 class LoadReport:
     """How a state dict fits a model.
@@ -229,7 +239,7 @@ class LoadReport:
 
 def load_report(model: nn.Module, state: Mapping[str, Tensor]) -> LoadReport:
     """Load what fits of a state dict into a model and report the rest."""
-    own = model.state_dict()
+    own, names = model.state_dict(), saved_names(model)
     others: list[str] = []
     try:
         # torch's own loading comes first: layers may rename keys of their older versions, or resize position embeddings.
@@ -240,6 +250,7 @@ def load_report(model: nn.Module, state: Mapping[str, Tensor]) -> LoadReport:
             raise
         fitting = {key: value for key, value in state.items() if key not in others}
         missing, unexpected = model.load_state_dict(fitting, strict=False)
+    missing = [names.get(key, key) for key in missing]
     # Batch norms bring a counter of their own where there is none.
     absent = {*missing, *(key for key in own if 'num_batches_tracked' in key and key not in state)}
     return LoadReport(
