@@ -343,6 +343,17 @@ def test_the_wheel_has_the_command_and_its_configs(installed):
     assert 'site: ClassificationSite' in listed and 'head.fc' in listed
 
 
+def test_the_wheels_configs_are_inherited_by_their_address(installed, tmp_path):
+    (tmp_path / 'mine.py').write_text(
+        "_base_ = 'dskd_mm::dskd/resnet8-w16_r14-w32_cifar100-subset.py'\nmodel = dict(temperature=2)\n"
+    )
+    printed = from_wheel(installed, installed / 'bin' / 'dskd', 'config', tmp_path / 'mine.py')
+    assert 'temperature=2' in printed and f"'{installed}/dskd_mm/.mim/configs/dskd/../plain/resnet14" in printed
+    tool = installed / 'dskd_mm' / '.mim' / 'tools' / 'misc' / 'check_config.py'
+    checked = from_wheel(installed, sys.executable, tool, tmp_path / 'mine.py', '--skip', 'data', 'checkpoints', 'step')
+    assert 'DSKDDistiller at ClassificationSite' in ' '.join(checked.split()) and ' 0 faults.' in checked
+
+
 def test_no_tracked_file_holds_an_index_host_or_a_path_of_one_machine():
     """Such things work for their writer only. (Joined here so that this file is clean too.)"""
     words = ['pypi' + '.org', 'python' + 'hosted', '/ro' + 'ot/', '/wo' + 'rk/', '/bash' + '_jobs']

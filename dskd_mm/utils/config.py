@@ -44,6 +44,26 @@ def resolve_config_path(path: str) -> str:
     return found
 
 
+def know_own_configs() -> None:
+    """Let mmengine resolve ``dskd_mm::relative/path.py`` in ``_base_``, from a checkout and from an installed wheel.
+
+    It knows a fixed list of packages, and takes the types in their configs for the package's own. Those in ours are of a host:
+    they stay as if the file were named by its path.
+    """
+    known = Config._get_cfg_path
+    if getattr(known, 'knows_dskd_mm', False):
+        return
+
+    def find(cfg_path: str, filename: str) -> tuple[str, str | None]:
+        return (resolve_config_path(cfg_path), None) if cfg_path.startswith('dskd_mm::') else known(cfg_path, filename)
+
+    find.knows_dskd_mm = True  # type: ignore[attr-defined]
+    Config._get_cfg_path = staticmethod(find)
+
+
+know_own_configs()  # when it is imported: a config is read before anything that it imports
+
+
 def load_config(config: str | dict) -> Config:
     """Read a config from a path (see :func:`resolve_config_path`) or wrap one given as a dict.
 

@@ -79,3 +79,33 @@ def test_types_are_names_or_classes() -> None:
     assert (type_module(dict(type='X')), type_name(dict(type='X'))) == ('', 'X')
     assert (type_module(dict(type=Config)), type_name(dict(type=Config))) == ('mmengine', 'Config')
     assert (type_module(dict()), type_name(dict())) == ('', '')
+
+
+def test_a_config_of_this_package_is_inherited_by_its_address(tmp_path: Path) -> None:
+    """As by its path: types keep the scope of the config that inherits them, the base's own bases and folder are found."""
+    name = 'dskd/resnet8-w16_r14-w32_cifar100-subset.py'
+    path = resolve_config_path(f'dskd_mm::{name}')
+    for stem, base in (('addressed', f'dskd_mm::{name}'), ('named', path)):
+        text = f'_base_ = {base!r}\nmodel = dict(temperature=2)\nplain = _base_.model.student\n'
+        (tmp_path / f'{stem}.py').write_text(text)
+    addressed, named = (load_config(str(tmp_path / f'{stem}.py')) for stem in ('addressed', 'named'))
+    assert addressed.to_dict() == named.to_dict()
+    assert addressed.model.temperature == 2 and Path(addressed.model.teacher.config).is_file()
+    assert '_scope_' not in str(addressed.to_dict())
+    assert MMENGINE_MODELS.get('mmpretrain.' + addressed.plain.type) is type(
+        MMENGINE_MODELS.build(model_config(student_config(addressed)))
+    )
+
+
+def test_bases_of_hosts_keep_their_scope(tmp_path: Path) -> None:
+    (tmp_path / 'mine.py').write_text(
+        "_base_ = ['dskd_mm::_base_/default_runtime.py', 'mmpretrain::_base_/models/resnet18.py']\n"
+        'model = dict(student=_base_.model)\n'
+    )
+    assert load_config(str(tmp_path / 'mine.py')).model.student._scope_ == 'mmpretrain'
+
+
+def test_a_base_of_this_package_that_is_not_there_is_named(tmp_path: Path) -> None:
+    (tmp_path / 'mine.py').write_text("_base_ = 'dskd_mm::dskd/nothing.py'")
+    with pytest.raises(FileNotFoundError, match=r"configs/dskd/nothing\.py' \('dskd_mm::dskd/nothing\.py'\)"):
+        load_config(str(tmp_path / 'mine.py'))
