@@ -8,6 +8,9 @@ from dskd_mm.losses.base import DistillLoss, check_temperature
 from dskd_mm.registry import MODELS
 from dskd_mm.structures import ModelOutputs, TapSpec, Target
 
+MAX_RATIO = 10
+"""How many times as large as its teacher's a student's box may be before its own size is the unit."""
+
 
 @MODELS.register_module()
 class BoxLoss(DistillLoss):
@@ -19,8 +22,8 @@ class BoxLoss(DistillLoss):
       al. 2017, section 3.3, without its bound by the teacher's error);
     - 'class_delta' (the same, four for each class: Faster and Mask R-CNN): that of the annotated class;
     - 'distance' (to the four sides: FCOS, RTMDet): the L1 distance of the four, over the mean of the teacher's width and
-      height, so that the unit does not matter. (Not 1 - IoU: that has no gradient while boxes are inside out, as RTMDet's may
-      be.)
+      height, so that the unit does not matter, or over a tenth of the student's where the teacher's box has all but vanished.
+      (Not 1 - IoU: that has no gradient while boxes are inside out, as RTMDet's may be.)
     - 'distribution' (of each distance: GFL): :math:`T^2\,KL`, averaged over the four sides and the bins (localization
       distillation, Zheng et al., CVPR 2022, arXiv 2102.12252, equation 4; the mean over the bins is that of mmdet's code,
       whose weight is 0.25).
@@ -90,8 +93,9 @@ class BoxLoss(DistillLoss):
             each = (student - teacher).abs().unflatten(1, (-1, 4)).sum(dim=2)
             difference = (each * classes).sum(dim=1)
         elif kind == 'distance':
-            size = teacher.abs().sum(dim=1) / 2
-            difference = (student - teacher).abs().sum(dim=1) / size.clamp(min=1e-3)
+            size, own = (boxes.detach().abs().sum(dim=1) / 2 for boxes in (teacher, student))
+            size = torch.maximum(size, own / MAX_RATIO).clamp(min=torch.finfo(size.dtype).tiny)
+            difference = (student - teacher).abs().sum(dim=1) / size
         else:
             ours, theirs = (x.unflatten(1, (4, -1)) / self.temperature for x in (student, teacher))
             divergence = F.kl_div(ours.log_softmax(dim=2), theirs.log_softmax(dim=2), reduction='none', log_target=True)

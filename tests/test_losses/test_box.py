@@ -40,6 +40,25 @@ def test_distances_are_compared_in_units_of_the_box(label: Target) -> None:
     torch.testing.assert_close(once, eightfold)
 
 
+@pytest.mark.parametrize('size', [0.0, 1e-6, 0.5])
+def test_distances_cannot_run_away_where_the_teachers_box_vanishes(label: Target, size: float) -> None:
+    """A teacher that is not trained yet: the loss of a box is at most 22, and its gradient 10 over the student's size."""
+    student = (400 * sides(0)).requires_grad_()
+    loss = BoxLoss()(student, torch.full_like(student, size), label, 'distance')
+    loss.backward()
+    assert 20 * len(COUNTED) / 4 - 0.1 < loss.item() <= 22 * len(COUNTED) / 4
+    for b, i in COUNTED:
+        own = student[b, :, i].detach().sum() / 2
+        torch.testing.assert_close(student.grad[b, :, i], torch.full((4,), 10 / float(own) / 4))
+
+
+def test_boxes_that_have_vanished_in_both_models_are_equal(label: Target) -> None:
+    student = torch.zeros(BATCH, 4, PLACES, requires_grad=True)
+    loss = BoxLoss()(student, torch.zeros_like(student), label, 'distance')
+    loss.backward()
+    assert loss.item() == 0 and student.grad.isfinite().all()
+
+
 def test_offsets_are_compared_by_their_distance(label: Target) -> None:
     student, teacher = sides(0), sides(1)
     expected = sum(sum(abs(float(student[b, k, i] - teacher[b, k, i])) for k in range(4)) for b, i in COUNTED) / 4
