@@ -1,6 +1,7 @@
 """Does one training step on random images run, and what memory would it need?"""
 
 import copy
+import logging
 import math
 import os.path as osp
 import tempfile
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict
-from mmengine.logging import MessageHub
+from mmengine.logging import MessageHub, MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import MODELS as MMENGINE_MODELS
@@ -108,7 +109,13 @@ def build_optimizer(model: nn.Module, cfg: Config) -> OptimWrapper:
         wrapper = show_student(wrapper)
     for key in ('type', 'loss_scale', 'dtype', 'use_fsdp', 'accumulative_counts'):
         wrapper.pop(key, None)
-    return build_optim_wrapper(model, ConfigDict(type='OptimWrapper', **wrapper))
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # there is a line for every frozen parameter
+    try:
+        return build_optim_wrapper(model, ConfigDict(type='OptimWrapper', **wrapper))
+    finally:
+        logger.setLevel(level)
 
 
 def preprocess(model: Any, batch: dict[str, list], size: tuple[int, int]) -> dict[str, Any]:

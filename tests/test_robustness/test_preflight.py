@@ -2,6 +2,7 @@
 
 import ast
 import copy
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
+from mmengine.logging import MMLogger
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from torch import nn
 
@@ -208,6 +210,24 @@ def test_losses_that_are_not_finite_are_a_fault(run: Config) -> None:
     report = check_config(run)
     (fault,) = report.faults
     assert fault.subject == 'step' and ('finite' in fault.text)
+
+
+def test_frozen_parameters_are_not_listed_one_by_one(run: Config) -> None:
+    """mmengine warns of each where rules give parameters their own learning rates."""
+    model = MMENGINE_MODELS.build(run.model)
+    model.student.backbone.requires_grad_(False)
+    run.optim_wrapper.paramwise_cfg = dict(bias_lr_mult=2.0)
+    logger, told = MMLogger.get_current_instance(), []
+    handler = logging.Handler()
+    handler.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
+    logger.addHandler(handler)
+    level = logger.level
+    try:
+        build_optimizer(model, run)
+        logger.error('and nothing else')
+    finally:
+        logger.removeHandler(handler)
+    assert told == ['and nothing else'] and logger.level == level
 
 
 def test_parameters_without_a_gradient_are_told(run: Config, monkeypatch: pytest.MonkeyPatch) -> None:
