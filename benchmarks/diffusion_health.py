@@ -1,7 +1,7 @@
 """Is the denoised feature nearer to the teacher than the student's, all through training, and what does it give? On digits.
 
 Students of the example in examples/digits are trained on the first 600 of its training images, as their teacher is, and judged
-on the other 298: the test images play no role. What the log says of the diffusion's health (docs/en/get_started.md) is averaged
+on the other 298: the test images play no role. What the log says of the diffusion's health (docs/en/log.md) is averaged
 over six log entries around a fifth and a half of the training, and over the last six. A record for each student is appended to
 benchmarks/results/diffusion_health.jsonl:
 

@@ -7,7 +7,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
     ROOT / 'README.md',
     ROOT / 'CHANGELOG.md',
-    *sorted(ROOT.glob('docs/en/*.md')),
+    *sorted(ROOT.glob('docs/en/**/*.md')),
     *sorted(ROOT.glob('configs/**/README.md')),
 ]
 

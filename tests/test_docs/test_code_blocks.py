@@ -34,7 +34,9 @@ def blocks(page, *languages):
 
 
 def pythons():
-    return [pytest.param(code, id=f'{name_of(page)}-{i}') for page in PAGES for i, code in enumerate(blocks(page, 'python'))]
+    """Every block of Python but those of the tutorials, which test_tutorials.py runs."""
+    pages = [page for page in PAGES if page.parent.name != 'tutorials']
+    return [pytest.param(code, id=f'{name_of(page)}-{i}') for page in pages for i, code in enumerate(blocks(page, 'python'))]
 
 
 def is_config(code):
