@@ -1,18 +1,13 @@
 """The tutorials, from the first block to the last as a reader runs them, with fewer images and epochs."""
 
-import contextlib
 import os
-import re
-import shlex
 from pathlib import Path
 
 import pytest
 from doc_pages import ROOT
-
-from dskd_mm.cli.main import main
+from page_runs import run_page
 
 DATA_ROOT = Path(os.environ.get('DSKD_DATA_ROOT', ROOT / '../shared/data')).resolve()
-BLOCK = re.compile(r'^```(python|shell)\n(.*?)^```', re.DOTALL | re.MULTILINE)
 SHORTER = dict(
     classification=[
         ('max_epochs=6, val_interval=6', 'max_epochs=1'),
@@ -38,43 +33,6 @@ SHORTER = dict(
     ],
 )
 """What the test writes in place of the page's own budget."""
-
-
-def run_page(page, shorter=()):
-    """Run the blocks of a page in their order in the current folder.
-
-    Python that names a file in its first line is written there, other Python is run; commands of `dskd` are run in this
-    process.
-
-    Returns:
-        dict: What the Python left behind.
-    """
-    text = page.read_text(encoding='utf-8')
-    for long, short in shorter:
-        assert long in text, long
-        text = text.replace(long, short)
-    names = {}
-    for language, code in BLOCK.findall(text):
-        file = re.match(r'# (\w+\.py)\n', code)
-        if file:
-            Path(file[1]).write_text(code, encoding='utf-8')
-        elif language == 'python':
-            exec(compile(code, str(page), 'exec'), names)
-        else:
-            for line in code.splitlines():
-                run_command(line)
-    return names
-
-
-def run_command(line):
-    """Run one command of `dskd`, its output into a file where it says so."""
-    command, _, file = line.partition(' > ')
-    program, *arguments = shlex.split(command)
-    assert program == 'dskd', line
-    with contextlib.ExitStack() as stack:
-        if file:
-            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(file, 'w', encoding='utf-8'))))
-        main(arguments)
 
 
 @pytest.mark.parametrize(
