@@ -1,6 +1,7 @@
 """DSKD for OpenMMLab: teacher-guided student diffusion self-distillation."""
 
 from importlib.util import find_spec
+from typing import Any
 
 from dskd_mm.version import __version__
 
@@ -11,4 +12,13 @@ if find_spec('mmengine') is None:
         "task: pip install 'dskd_mm[cls]' (OneDL's packages) or 'dskd_mm[openmmlab-cls]' (OpenMMLab's)."
     )
 
-__all__ = ['__version__']
+__all__ = ['__version__', 'distil']
+
+
+def __getattr__(name: str) -> Any:
+    # Late: who imports the package for its version needs no distiller.
+    if name == 'distil':
+        from dskd_mm.pytorch import distil
+
+        return distil
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -158,6 +158,27 @@ class FrozenTeacher:
                 'tensor of the model with its shape. Check that config and checkpoint belong together (architecture, number '
                 'of classes), or accept random weights for the rest with teacher=dict(..., strict=False).'
             )
+        self.hold(module, spec, device, full, student_preprocessor, prefix)
+
+    def hold(
+        self,
+        module: nn.Module,
+        spec: TapSpec,
+        device: torch.device,
+        full: bool,
+        student_preprocessor: nn.Module,
+        prefix: str = '',
+    ) -> None:
+        """Keep what is needed of a model that has its weights: all of it, or its classification layers.
+
+        Args:
+            module (nn.Module): The model, or the part of it whose path is the prefix.
+            spec (TapSpec): Where it is tapped.
+            device (torch.device): Where to put it.
+            full (bool): Whether the teacher will run.
+            student_preprocessor (nn.Module): The preprocessor whose inputs it will get.
+            prefix (str): What paths of the spec begin with that the module's own do not. Defaults to ''.
+        """
         layers = [find_module(module, path.removeprefix(prefix), 'teacher') for path in spec.classifiers]
         self.classifiers = [
             TeacherClassifier.from_layer(layer, spec.sigmoid, spec.num_priors, spec.is_dense).to(device) for layer in layers

@@ -38,7 +38,8 @@ def build_student(config: dict | nn.Module, data_preprocessor: dict | nn.Module 
         kind = type(student)
         raise TypeError(
             'The student is expected to be a model of a host library, which has losses of its own, but got a bare '
-            f'{kind.__module__}.{kind.__name__}. Give the network as the backbone of such a model: '
+            f'{kind.__module__}.{kind.__name__}. In a training loop of your own take dskd_mm.distil(student, teacher) '
+            '(docs/en/pytorch.md). In a config give the network as the backbone of such a model: '
             f"{AS_IMAGE_CLASSIFIER}, or with backbone=dict(type='mmpretrain.ResNet', depth=18), which takes the weights of "
             "torchvision's."
         )

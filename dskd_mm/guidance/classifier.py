@@ -15,6 +15,8 @@ from torch.nn.grad import conv2d_input
 from dskd_mm.features.pyramid import fold_priors, unfold_priors
 
 Layer = TypeVar('Layer', bound=nn.Module)
+ALSO_PLAIN = ('mmcv.cnn.bricks.wrappers', 'timm.layers.linear')
+"""Whose layers have a forward of their own that differs for empty inputs, or within TorchScript, alone."""
 
 
 class TeacherClassifier(nn.Module):
@@ -257,8 +259,8 @@ class TeacherClassifier(nn.Module):
 def computes_as(layer: nn.Module, kind: type[Layer]) -> TypeGuard[Layer]:
     """Return whether a layer computes what its PyTorch base does.
 
-    A subclass with a forward of its own (normalised, margin) has a weight, but is no linear classifier. mmcv's wrappers, whose
-    forward only differs for empty inputs, are.
+    A subclass with a forward of its own (normalised, margin) has a weight, but is no linear classifier, but for those of
+    :data:`ALSO_PLAIN`.
     """
     own_forward = type(layer).forward is not kind.forward
-    return isinstance(layer, kind) and (not own_forward or type(layer).__module__ == 'mmcv.cnn.bricks.wrappers')
+    return isinstance(layer, kind) and (not own_forward or type(layer).__module__ in ALSO_PLAIN)

@@ -67,8 +67,8 @@ def method_settings(overlay: Config, cfg: Config) -> list[ConfigDict]:
     found |= {pattern: row for pattern, row in (overlay.get('pairs') or {}).items() if re.search(pattern, pair)}
     if found and list(found.values())[-1] is None:
         raise ValueError(
-            f'{overlay.filename} has no settings for {list(found)[-1]!r}, which {pair} ({student.get("type")}) is: '
-            'choose another method, or write a file with such settings and give its path.'
+            f'{overlay.filename} has no settings for {list(found)[-1]!r}, which {pair or "the student"} '
+            f'({student.get("type")}) is: choose another method, or write a file with such settings and give its path.'
         )
     return [row for row in found.values() if row is not None]
 
