@@ -33,6 +33,7 @@ NAVIGATION = {
         'docs/en/teachers',
         'docs/en/train',
         'docs/en/log',
+        'docs/en/host_tools',
         'docs/en/scale',
         'docs/en/faq',
     ],
