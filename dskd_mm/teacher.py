@@ -40,6 +40,7 @@ class FrozenTeacher:
         input_size (tuple[int, int] | float, optional): Height and width to which the student's images are resized for the
             teacher, or a factor (2.0) where images differ in size, as in detection. Its maps are resized to the student's
             resolutions afterwards. Defaults to None: it sees the student's images.
+        weight (float): How much its class probabilities count where there are several teachers. Defaults to 1.
 
     Raises:
         ValueError: If the config has no model, or an argument is out of its range.
@@ -52,6 +53,7 @@ class FrozenTeacher:
         strict: bool = True,
         dtype: str | None = None,
         input_size: Sequence[int] | float | None = None,
+        weight: float = 1.0,
     ) -> None:
         if not isinstance(checkpoint, str):
             raise TypeError(
@@ -62,7 +64,10 @@ class FrozenTeacher:
         self.checkpoint = checkpoint
         if dtype not in (None, 'bfloat16', 'float16'):
             raise ValueError(f"dtype of a teacher must be 'bfloat16', 'float16' or None, but got {dtype!r}.")
+        if not weight > 0:
+            raise ValueError(f'weight of a teacher must be positive, but got {weight!r}.')
         self.strict = strict
+        self.weight = float(weight)
         self.input_size = check_input_size(input_size)
         self.dtype: torch.dtype | None = None if dtype is None else getattr(torch, dtype)
         self.model: nn.Module | None = None

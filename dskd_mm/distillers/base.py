@@ -1,7 +1,7 @@
 """What every distiller shares: a student that stays a plain model, and a teacher outside of it."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,6 +11,7 @@ from mmengine.logging import MessageHub
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
+from dskd_mm.distillers.batch import BatchOutputs, HeadLoss
 from dskd_mm.distillers.checks import (
     check_loss_names,
     check_names,
@@ -20,6 +21,7 @@ from dskd_mm.distillers.checks import (
     named_losses,
     norm_options,
 )
+from dskd_mm.distillers.ensemble import average_predictions, build_teachers, check_method, check_others
 from dskd_mm.distillers.layers import split_layers
 from dskd_mm.distillers.options import MethodOptions
 from dskd_mm.distillers.student import accept_checkpoint, build_student, keep_names
@@ -27,34 +29,13 @@ from dskd_mm.features import match_levels
 from dskd_mm.features.norm import SingleVectorError
 from dskd_mm.losses import build_loss
 from dskd_mm.sites import SITES_BY_MODEL, Site, build_site
-from dskd_mm.structures import ModelOutputs, TapRecord, Target
+from dskd_mm.structures import ModelOutputs, TapRecord, TapSpec
 from dskd_mm.teacher import FrozenTeacher
 from dskd_mm.utils.checkpoint import STUDENT_PREFIX
 
 # A compiled step would take numpy's integers for tensors. What torch's optimizers use, as torch.compiler.disable takes two
 # seconds when it is imported.
 untraced: Any = torch._disable_dynamo  # type: ignore[attr-defined]
-
-HeadLoss = Callable[[Sequence[Tensor]], Tensor]
-
-
-@dataclass
-class BatchOutputs:
-    """What both models made of a batch.
-
-    Attributes:
-        student (ModelOutputs): The student's features and logits, in the graph.
-        teacher (ModelOutputs, optional): The teacher's, resized to the student's resolutions, if the teacher runs.
-        target (Target, optional): The annotations, if the site has a linear classifier.
-        head_loss (Callable): Loss of the teacher's own head on maps (a mean over the batch), if it has no linear classifier.
-        losses (dict): The student's own losses.
-    """
-
-    student: ModelOutputs
-    teacher: ModelOutputs | None
-    target: Target | None
-    head_loss: HeadLoss
-    losses: dict[str, Any]
 
 
 class Distiller(BaseModel):
@@ -69,7 +50,8 @@ class Distiller(BaseModel):
 
     Args:
         student (dict | nn.Module): The student: a host's model.
-        teacher (dict): Arguments of :class:`~dskd_mm.teacher.FrozenTeacher`: config and checkpoint.
+        teacher (dict | list[dict]): Arguments of :class:`~dskd_mm.teacher.FrozenTeacher`: config and checkpoint. Of several
+            the class probabilities are averaged, and the first is the teacher in all else.
         site (dict, optional): Arguments of the task's site, see :mod:`dskd_mm.sites`. Chosen by the student's type by default.
         layers (dict[str, dict], optional): Further modules that losses may read, by a name of your own:
             ``dict(student=dict(path=...), teacher=dict(path=...))`` each, the arguments of :class:`~dskd_mm.structures.Layer`.
@@ -107,7 +89,7 @@ class Distiller(BaseModel):
     def __init__(
         self,
         student: dict | nn.Module,
-        teacher: dict,
+        teacher: dict | list[dict],
         site: dict | Site | None = None,
         layers: dict[str, dict] | None = None,
         distill_losses: dict[str, dict] | None = None,
@@ -118,13 +100,15 @@ class Distiller(BaseModel):
         model = build_student(student, data_preprocessor)
         super().__init__(data_preprocessor=model.data_preprocessor)
         self.student = model
-        self.teacher = FrozenTeacher.from_config(teacher)
+        self.teacher, *others = build_teachers(teacher)
         self.site = build_site(site, model, self.default_sites)
         own, theirs = split_layers(layers or {}, model, self.teacher)
         self.student_spec = replace(self.site.student_spec(model), layers=own)
         # The head alone tells the shapes: nothing of the teacher is loaded before the first training step.
         self.teacher_spec = replace(self.site.teacher_spec(None, self.teacher), layers=theirs)
         check_specs(self.student_spec, self.teacher_spec)
+        self.other_teachers = [(other, self.site.teacher_spec(None, other)) for other in others]
+        check_others(self.student_spec, self.teacher_spec, self.other_teachers)
         self.options = self.options_class.resolve(type(self), options, self.site, self.student_spec, self.teacher_spec)
         check_loss_names(distill_losses or {})
         bound: dict[str, nn.Module] = {
@@ -132,6 +116,7 @@ class Distiller(BaseModel):
             for name, config in (distill_losses or {}).items()
         }
         self.distill_losses = nn.ModuleDict(bound)
+        check_method(self)
         seed = torch.initial_seed() if noise_seed is None else noise_seed
         self.register_buffer('noise_seed', torch.tensor(seed % 2**62))
         self.register_buffer('iteration', torch.zeros((), dtype=torch.long))
@@ -143,6 +128,11 @@ class Distiller(BaseModel):
         self._student_losses: tuple[str, ...] = ()
         self._register_load_state_dict_pre_hook(self._accept_checkpoint)
         self._register_state_dict_hook(keep_names)
+
+    @property
+    def teachers(self) -> list[FrozenTeacher]:
+        """All teachers, the one that guides first."""
+        return [self.teacher, *(other for other, _ in self.other_teachers)]
 
     @property
     def uses_teacher_forward(self) -> bool:
@@ -278,6 +268,9 @@ class Distiller(BaseModel):
         # A copy of this distiller (EMA's) has the same teacher, and finds it loaded.
         if not self.teacher.is_loaded:
             self.teacher.load(self.teacher_spec, device, full, self.data_preprocessor)
+        for other, own in self.other_teachers:
+            if not other.is_loaded:
+                other.load(own, device, True, self.data_preprocessor)
         self._is_ready = True
         if self.teacher.model is not None:
             spec = self.site.teacher_spec(self.teacher.model, self.teacher)
@@ -322,16 +315,22 @@ class Distiller(BaseModel):
             self._clock = self._clock[0], self._clock[1] + 1
 
     def run_teacher(self, inputs: Tensor, data_samples: list, student: TapRecord) -> ModelOutputs:
-        """Return what the teacher makes of a batch, resized to the student's resolutions level by level.
+        """Return what the teachers make of a batch, resized to the student's resolutions level by level.
 
         Args:
             inputs (Tensor): Images (B, C, H, W), normalised for the student.
             data_samples (list): Their annotations.
             student (TapRecord): The student's open taps.
         """
-        spec, model = self.teacher_spec, self.teacher.require_model()
-        with torch.no_grad(), self.teacher.precision(), TapRecord(model, spec, 'teacher') as record:
-            self.site.run_teacher(self.teacher, spec, inputs, data_samples, student)
+        teachers = [(self.teacher, self.teacher_spec), *self.other_teachers]
+        outputs = [self._run_one(teacher, spec, inputs, data_samples, student) for teacher, spec in teachers]
+        return average_predictions(outputs, [teacher.weight for teacher, _ in teachers], self.teacher_spec.sigmoid)
+
+    def _run_one(
+        self, teacher: FrozenTeacher, spec: TapSpec, inputs: Tensor, data_samples: list, student: TapRecord
+    ) -> ModelOutputs:
+        with torch.no_grad(), teacher.precision(), TapRecord(teacher.require_model(), spec, 'teacher') as record:
+            self.site.run_teacher(teacher, spec, inputs, data_samples, student)
             self._note(record.captured)
             return ModelOutputs(
                 # In the space of one classifier for each level, a level is its own.
@@ -377,7 +376,8 @@ class Distiller(BaseModel):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> 'Distiller':
         # Overridden instead of .to(): wrappers (test-time augmentation, DDP) move their children through it.
         super()._apply(fn, recurse)
-        self.teacher.apply_to_tensors(fn)
+        for teacher in self.teachers:
+            teacher.apply_to_tensors(fn)
         return self
 
     def _accept_checkpoint(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

@@ -193,6 +193,12 @@ class DSKDOptions(MethodOptions):
         needs_it = (self.samples and (self.mix or self.prior == 'teacher')) or (self.target != 'label' and target_is_used)
         return bool(needs_it or weights['logit'] or weights['channel'])
 
+    @property
+    def reads_probabilities(self) -> bool:
+        """See :class:`MethodOptions`."""
+        weights, target_is_used = self.loss_weights, self.samples or self.loss_weights['anchor']
+        return bool(weights['logit'] or weights['channel'] or (self.target == 'soft' and target_is_used))
+
     def check(self, owner: str, site: Site, student: TapSpec, teacher: TapSpec) -> None:
         """See :meth:`MethodOptions.check`."""
         super().check(owner, site, student, teacher)

@@ -104,6 +104,11 @@ class MethodOptions:
         if self.distill_weight < 0:
             raise ValueError(f'distill_weight of {owner} must not be negative, but got {self.distill_weight}.')
 
+    @property
+    def reads_probabilities(self) -> bool:
+        """Return whether a loss of the method needs what the teacher says of the classes: of several, their average."""
+        return False
+
     def weigh(self, losses: Mapping[str, Tensor], iteration: Tensor, learned: tuple[str, ...]) -> dict[str, Tensor]:
         """Return losses and figures, with :attr:`warmup` and :attr:`distill_weight` applied to the losses on the student.
 

@@ -18,9 +18,10 @@ def check_environment(report: Report) -> None:
     """Check that the hosts which the config needs are there, in versions that are supported."""
     cfg = report.cfg
     scopes = {str(cfg.get('default_scope')), *(type_module(node) for node in nodes(cfg.get('model')))}
-    teacher = (cfg.get('model') or {}).get('teacher') or {}
-    if isinstance(teacher.get('config'), str) and '::' in teacher['config']:
-        scopes.add(teacher['config'].partition('::')[0])
+    teachers = (cfg.get('model') or {}).get('teacher') or {}
+    for teacher in teachers if isinstance(teachers, (list, tuple)) else [teachers]:
+        if isinstance(teacher.get('config'), str) and '::' in teacher['config']:
+            scopes.add(teacher['config'].partition('::')[0])
     for package in ('mmengine', 'mmcv', *sorted(scopes & set(EXTRAS))):
         check_package(report, package)
 

@@ -15,7 +15,7 @@ from dskd_mm.distillers.base import Distiller
 from dskd_mm.preflight.data import LOADERS, class_names, datasets, is_downloaded, is_remote
 from dskd_mm.preflight.report import Report
 from dskd_mm.structures import TapRecord, TapSpec
-from dskd_mm.teacher import build_in_scope
+from dskd_mm.teacher import FrozenTeacher, build_in_scope
 from dskd_mm.utils.checkpoint import LoadReport, load_checkpoint_file, load_report, model_state
 from dskd_mm.utils.config import model_config
 
@@ -56,7 +56,7 @@ def check_checkpoints(report: Report) -> None:
     if report.model is None:
         return
     if isinstance(report.model, Distiller):
-        check_teacher_checkpoint(report, report.model)
+        check_teacher_checkpoints(report, report.model)
     path = report.cfg.get('load_from')
     if path and report.cfg.get('resume'):
         if not is_remote(path) and not osp.exists(path):
@@ -70,24 +70,32 @@ def check_checkpoints(report: Report) -> None:
                 match(report, f'{name}.init_cfg', config['checkpoint'], module, config.get('prefix') or '')
 
 
-def check_teacher_checkpoint(report: Report, distiller: Distiller) -> None:
-    """Check that the checkpoint has all that is loaded of the teacher."""
-    teacher, module = distiller.teacher, report.teacher
+def check_teacher_checkpoints(report: Report, distiller: Distiller) -> None:
+    """Check that the checkpoint of each teacher has all that is loaded of it."""
     part = '' if needs_whole_teacher(distiller) else distiller.teacher_spec.part
-    if part and module is not None:
-        module = module.get_submodule(part)
-    found = match(report, 'teacher', teacher.checkpoint, module, part)
+    first = report.teacher.get_submodule(part) if report.teacher is not None else None
+    has_weights = [has_teacher_weights(report, 'teacher', distiller.teacher, first, part)]
+    for i, teacher in enumerate(distiller.teachers[1:], 1):
+        module = skeleton(teacher.build_model)
+        has_weights.append(has_teacher_weights(report, f'teacher {i}', teacher, module, ''))
+    report.has_teacher_weights = all(has_weights)
+
+
+def has_teacher_weights(report: Report, subject: str, teacher: FrozenTeacher, module: nn.Module | None, part: str) -> bool:
+    """Return whether all that is loaded of a teacher is in its checkpoint, and tell."""
+    found = match(report, subject, teacher.checkpoint, module, part)
     if found is None:
-        return
+        return False
     check_class_order(report, teacher.checkpoint)
-    report.has_teacher_weights = not (teacher.strict and (found.missing or found.mismatched))
-    if not report.has_teacher_weights:
-        report.fault(
-            'teacher',
-            f'Expected every tensor of the teacher ({type(report.teacher).__name__}) with its shape in '
-            f'{teacher.checkpoint!r}, but {found}. Check that config and checkpoint belong together '
-            '(architecture, number of classes), or accept random weights for the rest with teacher=dict(..., strict=False).',
-        )
+    if not (teacher.strict and (found.missing or found.mismatched)):
+        return True
+    report.fault(
+        subject,
+        f'Expected every tensor of the teacher ({type(module).__name__}) with its shape in '
+        f'{teacher.checkpoint!r}, but {found}. Check that config and checkpoint belong together '
+        '(architecture, number of classes), or accept random weights for the rest with teacher=dict(..., strict=False).',
+    )
+    return False
 
 
 def check_class_order(report: Report, checkpoint: str) -> None:

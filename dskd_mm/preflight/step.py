@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from dskd_mm.distillers.base import Distiller
 from dskd_mm.preflight.data import pipeline_size
 from dskd_mm.preflight.report import Report, explain
-from dskd_mm.teacher import build_in_scope
 from dskd_mm.utils.config import is_distiller_config, model_config, nodes, show_student, student_config, type_module, type_name
 from dskd_mm.utils.synthetic import synthetic_batch
 
@@ -60,9 +59,9 @@ def check_step(report: Report) -> None:
         torch.manual_seed(0)
         model = revert_sync_batchnorm(MMENGINE_MODELS.build(model_config(report.cfg)))
         if isinstance(model, Distiller) and not report.has_teacher_weights:
-            model.teacher.checkpoint = osp.join(folder, 'random.pth')
-            model.teacher.strict = True
-            torch.save(dict(state_dict=build_in_scope(model.teacher.config, None).state_dict()), model.teacher.checkpoint)
+            for i, teacher in enumerate(model.teachers):
+                teacher.checkpoint, teacher.strict = osp.join(folder, f'random_{i}.pth'), True
+                torch.save(dict(state_dict=teacher.build_model().state_dict()), teacher.checkpoint)
             report.note('step', "the teacher's weights are random ones")
         optim_wrapper = build_optimizer(model, report.cfg)
         wanted = report.image_size or pipeline_size(report.cfg)
@@ -216,7 +215,8 @@ def weight_bytes(model: nn.Module, optimizer: Mapping[str, Any]) -> int:
     """
     states = 2 if 'Adam' in type_name(dict(optimizer)) else int(bool(optimizer.get('momentum')))
     tensors = [*model.parameters(), *model.buffers()]
-    if isinstance(model, Distiller) and model.teacher.model is not None:
-        tensors += [*model.teacher.model.parameters(), *model.teacher.model.buffers()]
+    for teacher in model.teachers if isinstance(model, Distiller) else []:
+        if teacher.model is not None:
+            tensors += [*teacher.model.parameters(), *teacher.model.buffers()]
     copies = {True: 2 + states, False: 1}
     return sum(tensor.numel() * tensor.element_size() * copies[tensor.requires_grad] for tensor in tensors)

@@ -91,7 +91,7 @@ def find_pooling(network: nn.Module, calls: dict[str, tuple[Any, Any]], vectors:
         is_reduced = isinstance(maps, Tensor) and maps.ndim == 4 and maps.shape[2:].numel() > 1 and is_same(made, vectors)
         if is_reduced and maps.shape[1] == vectors.shape[1] and not list(module.parameters()):
             # Of known values, as its kind is called otherwise in each library, and may take a maximum.
-            known = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+            known = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0), device='cpu')
             if torch.allclose(module(known).flatten(1), known.mean(dim=(2, 3)).flatten(1)):
                 return prefix + path
     return None
