@@ -47,7 +47,7 @@ def distil(
         criterion (nn.Module, optional): The student's own loss, of logits and labels. ``nn.BCEWithLogitsLoss`` means that
             classes are independent. Defaults to None: cross-entropy.
         image_size (int, optional): Height and width of the random images that show where a network classifies. Defaults to
-            None: 64, then 224.
+            None: 64, then the size that the network names, or 224.
         layers (dict[str, tuple[str, str]], optional): Further maps that losses read, by a name of your own: a path in the
             student and one in the teacher. Defaults to None; methods that compare stages get the last module at each
             resolution.
@@ -74,9 +74,9 @@ def distil(
     elif 'layers' in model:
         model |= at_stages(model, ours, theirs)
     device = next(student.parameters()).device
-    own = NetworkClassifier(student, criterion)
-    frozen = NetworkTeacher(teacher.to(device, torch.float32))
-    site = NetworkSite(ours, theirs, isinstance(criterion, nn.BCEWithLogitsLoss), **model.pop('site', {}))
+    own = NetworkClassifier(student, ours, criterion)
+    frozen = NetworkTeacher(teacher.to(device, torch.float32), theirs)
+    site = NetworkSite(isinstance(criterion, nn.BCEWithLogitsLoss), **model.pop('site', {}))
     cls: Any = MODELS.get(model.pop('type'))
     distiller = cls(student=own, teacher=frozen, site=site, **model).to(device)
     distiller.load_teacher()

@@ -22,12 +22,14 @@ class NetworkClassifier(BaseModel):
 
     Args:
         network (nn.Module): Returns logits (B, K) of images (B, C, H, W).
+        anatomy (Anatomy): Where it is tapped.
         criterion (nn.Module): Its loss, of logits and labels. Defaults to None: cross-entropy.
     """
 
-    def __init__(self, network: nn.Module, criterion: nn.Module | None = None) -> None:
+    def __init__(self, network: nn.Module, anatomy: Anatomy, criterion: nn.Module | None = None) -> None:
         super().__init__()
         self.network = network
+        self.anatomy = anatomy
         self.criterion = criterion or nn.CrossEntropyLoss()
 
     def forward(self, inputs: Tensor, data_samples: list | None = None, mode: str = 'tensor') -> Any:
@@ -44,12 +46,13 @@ class NetworkTeacher(FrozenTeacher):
 
     Args:
         network (nn.Module): Returns logits (B, K) of the student's images (B, C, H, W).
+        anatomy (Anatomy): Where it is tapped.
         kwargs: Further arguments of :class:`~dskd_mm.teacher.FrozenTeacher`.
     """
 
-    def __init__(self, network: nn.Module, **kwargs: Any) -> None:
+    def __init__(self, network: nn.Module, anatomy: Anatomy, **kwargs: Any) -> None:
         super().__init__(dict(type=NetworkClassifier.__name__), 'a network in memory', **kwargs)
-        self.source = NetworkClassifier(network)
+        self.source = NetworkClassifier(network, anatomy)
 
     def build_model(self) -> nn.Module:
         """Return the teacher."""
@@ -68,29 +71,26 @@ class NetworkSite(ClassificationSite):
     """The site of bare networks: where they are tapped was found by :func:`~dskd_mm.pytorch.probe.examine`.
 
     Args:
-        student (Anatomy): Where the student is tapped.
-        teacher (Anatomy): Where the teacher is.
         sigmoid (bool): Whether classes are independent of each other.
         kwargs: Further arguments of :class:`~dskd_mm.sites.ClassificationSite`.
     """
 
     part = PART
 
-    def __init__(self, student: Anatomy, teacher: Anatomy, sigmoid: bool, **kwargs: Any) -> None:
+    def __init__(self, sigmoid: bool, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.student = student
-        self.teacher = teacher
         self.sigmoid = sigmoid
 
     def student_spec(self, model: nn.Module) -> TapSpec:
         """See :meth:`Site.student_spec`."""
-        return self._tap(self.student)
+        return self._tap(model)
 
     def teacher_spec(self, model: nn.Module | None, teacher: FrozenTeacher) -> TapSpec:
         """See :meth:`Site.teacher_spec`."""
-        return self._tap(self.teacher)
+        return self._tap(teacher.build_model() if model is None else model)
 
-    def _tap(self, anatomy: Anatomy) -> TapSpec:
+    def _tap(self, model: Any) -> TapSpec:
+        anatomy: Anatomy = model.anatomy
         path, feature = f'{PART}.{anatomy.classifier}', anatomy.feature
         return TapSpec(
             part=PART,

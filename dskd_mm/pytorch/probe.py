@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from dskd_mm.features import find_module
 from dskd_mm.features.channels import images_for
 from dskd_mm.guidance.classifier import computes_as
+from dskd_mm.sites.logits_layer import expected_size
 
-IMAGE_SIZES = (64, 224)
-"""Heights and widths that are tried in turn. Transformers are made for the latter."""
+IMAGE_SIZE = 64
+"""Height and width that are tried first, for they are cheap."""
 
 
 @dataclass
@@ -61,13 +62,14 @@ def examine(network: nn.Module, classifier: str | None, feature: str | None, ima
 
     The classifier is the linear layer whose output the network returns. The feature is the output of the last module that
     makes a map whose average over its locations is the classifier's input. Both are compared number by number, on two random
-    images. The network is left as it is.
+    images: unlike on the meta device (:mod:`dskd_mm.sites.logits_layer`), an average that no module takes is seen, too. The
+    network is left as it is.
 
     Args:
         network (nn.Module): The network.
         classifier (str, optional): Path of the classifier, if it is known.
         feature (str, optional): Path of the module whose output is to be the feature.
-        image_size (int, optional): Height and width of the images. None tries :data:`IMAGE_SIZES`.
+        image_size (int, optional): Height and width of the images. None tries :data:`IMAGE_SIZE`, then what the network tells.
         owner (str): 'student' or 'teacher', for errors.
 
     Raises:
@@ -122,8 +124,8 @@ def examine(network: nn.Module, classifier: str | None, feature: str | None, ima
 
 def pass_images(network: nn.Module, image_size: int | None) -> Passage | Exception:
     """Return what is seen when two random images go through a network, or why they do not."""
-    reason: Exception = ValueError('there was no size to try.')
-    for size in IMAGE_SIZES if image_size is None else (image_size,):
+    reason = Exception()
+    for size in (IMAGE_SIZE, expected_size(network)) if image_size is None else (image_size,):
         try:
             return _pass(network, size)
         except Exception as error:  # of whatever kind: it is the network's code that runs

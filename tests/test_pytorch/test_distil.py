@@ -307,7 +307,7 @@ def test_timm(name: str, classifier: str, feature: str | None) -> None:
     timm = pytest.importorskip('timm')
     size = timm.get_pretrained_cfg(name).input_size[1]
     student = timm.create_model(name, num_classes=CLASSES)
-    found = examine(student, None, None, size, 'student')
+    found = examine(student, None, None, None, 'student')
     assert (found.classifier, found.feature) == (classifier, feature)
-    distiller = dskd_mm.distil(student, Net(6), image_size=size)
+    distiller = dskd_mm.distil(student, Net(6))
     distiller(*batch(size)).backward()
