@@ -16,10 +16,10 @@ NAVIGATION = {
     'Start': [
         'docs/en/install',
         'docs/en/get_started',
-        'docs/en/tutorials/classification',
-        'docs/en/tutorials/detection',
-        'docs/en/tutorials/segmentation',
-        'examples/digits/README',
+        'Tutorial: classification <docs/en/tutorials/classification>',
+        'Tutorial: detection <docs/en/tutorials/detection>',
+        'Tutorial: segmentation <docs/en/tutorials/segmentation>',
+        'The demo <examples/digits/README>',
     ],
     'Understand': [
         'docs/en/concepts',
@@ -38,9 +38,9 @@ NAVIGATION = {
         'docs/en/faq',
     ],
     'Configs': [
-        'configs/README',
-        'configs/dskd/README',
-        'configs/methods/README',
+        'How configs are made <configs/README>',
+        'All pairs <configs/dskd/README>',
+        'All methods <configs/methods/README>',
     ],
     'Results': [
         'docs/en/benchmark',
@@ -57,7 +57,7 @@ NAVIGATION = {
     'About': [
         'CHANGELOG',
         'docs/en/security',
-        'SECURITY',
+        'Report a weakness <SECURITY>',
     ],
 }
 

@@ -32,7 +32,7 @@ def run_page(page, shorter=()):
         elif language == 'python':
             exec(compile(code, str(page), 'exec'), names)
         else:
-            for line in code.splitlines():
+            for line in code.replace('\\\n', ' ').splitlines():
                 run_command(line)
     return names
 

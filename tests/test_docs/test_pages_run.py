@@ -16,6 +16,8 @@ RUN = {
     'docs/en/get_started.md': 'here',
     'docs/en/tutorials/': 'test_tutorials.py',
     'README.md': 'here',
+    'docs/en/pytorch.md': 'tests/test_pytorch',
+    'docs/en/host_tools.md': 'tests/test_tools/test_host_tools.py',
 }
 """Pages whose commands are run, and where."""
 
