@@ -34,6 +34,9 @@ OPENMMLAB_SEG = [*OPENMMLAB, 'mmsegmentation>=1.2.2', 'ftfy', 'regex']
 # Of the demo: scikit-learn's handwritten digits need no download.
 DEMO = ['matplotlib', 'pandas', 'scikit-learn']
 
+# Of `dskd onnx`.
+ONNX = ['onnx', 'onnxruntime']
+
 # Of `make docs`.
 DOCS = ['furo', 'latex2mathml', 'myst-parser', 'sphinx']
 
@@ -53,8 +56,10 @@ EXTRAS = {
     'openmmlab-all': union(OPENMMLAB_CLS, OPENMMLAB_DET, OPENMMLAB_SEG),
     'demo': DEMO,
     'docs': DOCS,
+    'onnx': ONNX,
     'dev': [
         *DEMO,
+        *ONNX,
         'diffusers',  # the reference that the tests compare our DDIM schedule with
         'hypothesis',
         'mypy',

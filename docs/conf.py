@@ -32,6 +32,7 @@ NAVIGATION = {
         'docs/en/methods',
         'docs/en/teachers',
         'docs/en/train',
+        'docs/en/deploy',
         'docs/en/log',
         'docs/en/host_tools',
         'docs/en/scale',

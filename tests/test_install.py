@@ -251,7 +251,7 @@ def test_no_host_is_a_hard_requirement(metadata):
 
 def test_extras_never_mix_the_two_distributions(metadata):
     extras = metadata['extras_require']
-    names = {'cls', 'det', 'seg', 'all', 'dev', 'demo', 'docs'}
+    names = {'cls', 'det', 'seg', 'all', 'dev', 'demo', 'docs', 'onnx'}
     names |= {f'openmmlab-{task}' for task in ('cls', 'det', 'seg', 'all')}
     assert names == set(extras)
     for extra, requirements in extras.items():

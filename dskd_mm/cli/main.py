@@ -14,6 +14,8 @@ COMMANDS = dict(
     train='train from a config, distilled or plain',
     test='test a checkpoint of a distiller or of a plain student',
     export='write the plain student of a checkpoint',
+    onnx='write the plain student as an ONNX graph, and compare it with PyTorch',
+    publish='write the plain student with a hash, its config and what it was made by',
     report='write one HTML page of runs: results, health, losses, classes, pictures',
     config='print a whole config, with a method and options put over it',
 )

@@ -6,6 +6,7 @@ Of a distiller's config the student alone is built. The teacher is neither built
 import argparse
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import mmengine
 import torch
@@ -33,6 +34,13 @@ DRAWING_HOOKS = {
     'SegVisualizationHook': ('draw', None),
 }
 
+TTA_MODELS: dict[str, dict[str, Any]] = dict(
+    mmpretrain=dict(type='mmpretrain.AverageClsScoreTTA'),
+    mmdet=dict(type='mmdet.DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)),
+    mmseg=dict(type='mmseg.SegTTAModel'),
+)
+"""What merges the predictions for an image and its mirror image, by the host, where a config names nothing."""
+
 
 def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> argparse.Namespace:
     """Parse the command line; that of the process by default."""
@@ -48,7 +56,7 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
     parser.add_argument(
         '--tta',
         action='store_true',
-        help='test-time augmentation by tta_model and tta_pipeline of the config; classifiers without them: mirroring',
+        help='test-time augmentation by tta_model and tta_pipeline of the config; without them: mirroring',
     )
     parser.add_argument('--amp', action='store_true', help='mixed precision, as in training')
     add_common_arguments(parser)
@@ -106,28 +114,41 @@ def enable_drawing(cfg: Config, args: argparse.Namespace) -> None:
 
 
 def enable_tta(cfg: Config) -> None:
-    """Wrap the model for test-time augmentation, as mmpretrain's own script does."""
-    if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
-        scope = cfg.model.get('_scope_') or cfg.get('default_scope')
-        if scope != 'mmpretrain':
-            raise ValueError(
-                f'--tta expects tta_model and tta_pipeline in the config, but there are none; only models of mmpretrain have a '
-                f'default, and this one is of {scope}.'
-            )
+    """Wrap the model for test-time augmentation: by the config's own, else with mirrored images, as the hosts' scripts do."""
     if 'tta_model' not in cfg:
-        cfg.tta_model = dict(type='mmpretrain.AverageClsScoreTTA')
+        scope = cfg.model.get('_scope_') or cfg.get('default_scope')
+        if scope not in TTA_MODELS:
+            raise ValueError(
+                f'--tta expects tta_model and tta_pipeline in the config, but there are none; '
+                f'models of {", ".join(TTA_MODELS)} have a default, and this one is of {scope}.'
+            )
+        cfg.tta_model = TTA_MODELS[scope]
     if 'tta_pipeline' not in cfg:
-        pipeline = copy.deepcopy(cfg.test_dataloader.dataset.pipeline)
-        flips = [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)]
-        pipeline[-1] = dict(type='TestTimeAug', transforms=[flips, [pipeline[-1]]])
-        cfg.tta_pipeline = pipeline
+        cfg.tta_pipeline = mirrored(innermost(cfg.test_dataloader.dataset).pipeline)
     if cfg.get('data_preprocessor') is not None:
         # The runner gives it to a model that has none of its own, but the wrapper would force it on any.
         if cfg.model.get('data_preprocessor') is None:
             cfg.model.data_preprocessor = cfg.data_preprocessor
         cfg.data_preprocessor = None
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
-    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+    innermost(cfg.test_dataloader.dataset).pipeline = cfg.tta_pipeline
+
+
+def mirrored(pipeline: list) -> list:
+    """Return a test pipeline that gives an image as it is and mirrored: in that order, for merged samples keep the annotations
+    of the first."""
+    packing = copy.deepcopy(pipeline[-1])
+    if 'meta_keys' in packing:  # how an image was flipped is what predictions are flipped back by
+        packing.meta_keys = tuple(dict.fromkeys((*packing.meta_keys, 'flip', 'flip_direction')))
+    flips = [dict(type='RandomFlip', prob=0.0), dict(type='RandomFlip', prob=1.0)]
+    return [*copy.deepcopy(pipeline[:-1]), dict(type='TestTimeAug', transforms=[flips, [packing]])]
+
+
+def innermost(dataset: ConfigDict) -> ConfigDict:
+    """Return the data set within wrappers of data sets."""
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    return dataset
 
 
 def plain_model(model: nn.Module) -> nn.Module:

@@ -2,7 +2,7 @@
 
 from dskd_mm.features.align import ChannelAlign, match_levels, match_space
 from dskd_mm.features.augment import FeatureAugmentation
-from dskd_mm.features.channels import fill_channels, find_channels, find_shapes, find_tapped
+from dskd_mm.features.channels import fill_channels, find_channels, find_shapes, find_tapped, images_for
 from dskd_mm.features.norm import build_norm
 from dskd_mm.features.pyramid import Pyramid, per_location
 from dskd_mm.features.tap import CallTap, FeatureTap, Tap, find_module
@@ -27,6 +27,7 @@ __all__ = [
     'find_module',
     'find_shapes',
     'find_tapped',
+    'images_for',
     'level_modules',
     'match_levels',
     'match_space',

@@ -16,6 +16,8 @@ SCRIPTS = dict(
     check='misc/check_config.py',
     config='misc/print_config.py',
     export='model_converters/export_student.py',
+    onnx='model_converters/export_onnx.py',
+    publish='model_converters/publish_model.py',
 )
 
 

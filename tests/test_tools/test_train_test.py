@@ -169,7 +169,7 @@ def drop_test_part(cfg: Config) -> None:
 
 
 def of_another_host(cfg: Config) -> None:
-    cfg.model.student._scope_ = 'mmdet'
+    cfg.model.student._scope_ = 'mmengine'
 
 
 def widen(cfg: Config) -> None:
@@ -181,7 +181,7 @@ def widen(cfg: Config) -> None:
     [
         (drop_hook, ['--show-dir', 'x'], ['--show-dir expect one of the hooks', 'VisualizationHook', 'but got None']),
         (drop_test_part, [], ["expects ['test_dataloader', 'test_evaluator']", 'there is none']),
-        (of_another_host, ['--tta'], ['tta_model and tta_pipeline', 'mmdet']),
+        (of_another_host, ['--tta'], ['tta_model and tta_pipeline', 'is of mmengine']),
         (widen, [], ['epoch_2.pth', 'does not fit the ImageClassifier', 'of another shape', 'architecture']),
     ],
     ids=['no_hook', 'no_test_part', 'no_tta', 'other_width'],
