@@ -141,9 +141,7 @@ def model_state(checkpoint: Mapping[str, Any], source: str = 'in memory') -> dic
     return student or state
 
 
-def export_student(
-    source: str, target: str, config: str | None = None, weights: dict[str, Tensor] | None = None
-) -> dict[str, Any]:
+def export_student(source: str, target: str, config: str | None = None) -> dict[str, Any]:
     """Write the plain student of a distiller's checkpoint, as the host itself would have saved it.
 
     With :class:`mmengine.hooks.EMAHook` these are the averaged weights: it swaps them into what is saved.
@@ -153,7 +151,6 @@ def export_student(
         target (str): File to write: ``meta`` and ``state_dict``.
         config (str, optional): Text of the plain student's config, which takes the place of the distiller's in ``meta``: some
             hosts' inferencers build their model from it. None leaves it out. Defaults to None.
-        weights (dict[str, Tensor], optional): The student's state dict, where it is not that in ``source``. Defaults to None.
 
     Returns:
         dict: What was written.
@@ -171,7 +168,7 @@ def export_student(
     meta = {key: value for key, value in checkpoint.get('meta', {}).items() if key != 'cfg'}
     if config is not None:
         meta['cfg'] = config
-    student = dict(meta=meta, state_dict=model_state(checkpoint, source) if weights is None else weights)
+    student = dict(meta=meta, state_dict=model_state(checkpoint, source))
     save_atomically(student, target)
     return student
 
