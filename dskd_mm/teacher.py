@@ -1,23 +1,26 @@
 """The frozen teacher: built late, loaded with care, and owned by no module tree."""
 
 import copy
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
 from mmengine.config import ConfigDict
 from mmengine.logging import print_log
 from mmengine.registry import MODELS as MMENGINE_MODELS
-from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dskd_mm.arguments import check_arguments
 from dskd_mm.features.tap import find_module
 from dskd_mm.guidance import TeacherClassifier
+from dskd_mm.input_adapter import InputAdapter
 from dskd_mm.structures import TapSpec
 from dskd_mm.utils.checkpoint import load_checkpoint_file, load_report, model_state
+from dskd_mm.utils.classes import checkpoint_classes, class_indices, first_difference, training_classes
 from dskd_mm.utils.config import load_config, model_config, student_config
 
 
@@ -40,6 +43,9 @@ class FrozenTeacher:
         input_size (tuple[int, int] | float, optional): Height and width to which the student's images are resized for the
             teacher, or a factor (2.0) where images differ in size, as in detection. Its maps are resized to the student's
             resolutions afterwards. Defaults to None: it sees the student's images.
+        match_classes (bool | Sequence[str]): Whether its classes are brought into the order of the training data, by the names
+            in its checkpoint and in the data set; what it predicts for others is left out. A list names the classes of the
+            data where the data set does not. Defaults to False: a difference is warned of.
         weight (float): How much its class probabilities count where there are several teachers. Defaults to 1.
 
     Raises:
@@ -53,6 +59,7 @@ class FrozenTeacher:
         strict: bool = True,
         dtype: str | None = None,
         input_size: Sequence[int] | float | None = None,
+        match_classes: bool | Sequence[str] = False,
         weight: float = 1.0,
     ) -> None:
         if not isinstance(checkpoint, str):
@@ -69,6 +76,9 @@ class FrozenTeacher:
         self.strict = strict
         self.weight = float(weight)
         self.input_size = check_input_size(input_size)
+        self.match_classes = match_classes
+        self.classes: tuple[int, ...] = ()
+        self.class_names: list[str] | None = None
         self.dtype: torch.dtype | None = None if dtype is None else getattr(torch, dtype)
         self.model: nn.Module | None = None
         self.classifiers: list[TeacherClassifier] = []
@@ -147,7 +157,8 @@ class FrozenTeacher:
             FileNotFoundError: If the checkpoint is missing.
             ValueError: If it is damaged or does not fit.
         """
-        state = model_state(load_checkpoint_file(self.checkpoint), self.checkpoint)
+        checkpoint = load_checkpoint_file(self.checkpoint)
+        state = model_state(checkpoint, self.checkpoint)
         prefix = ''
         if full or not spec.part:
             module = self.build_model()
@@ -163,6 +174,7 @@ class FrozenTeacher:
                 'tensor of the model with its shape. Check that config and checkpoint belong together (architecture, number '
                 'of classes), or accept random weights for the rest with teacher=dict(..., strict=False).'
             )
+        self.class_names = checkpoint_classes(checkpoint)
         self.hold(module, spec, device, full, student_preprocessor, prefix)
 
     def hold(
@@ -188,9 +200,65 @@ class FrozenTeacher:
         self.classifiers = [
             TeacherClassifier.from_layer(layer, spec.sigmoid, spec.num_priors, spec.is_dense).to(device) for layer in layers
         ]
+        outputs = self.classifiers[0].num_classes if self.classifiers else 0
+        self.classes = self._find_classes(outputs, spec.num_classes)
+        if self.classes:
+            chosen = torch.tensor(self.classes, device=device)
+            self.classifiers = [classifier.select(chosen) for classifier in self.classifiers]
         if full:
             self.model = narrowed(module, self.dtype).to(device).eval().requires_grad_(False)
             self.input_adapter = InputAdapter(student_preprocessor, module.get_submodule('data_preprocessor')).to(device)
+
+    def as_student(self, spec: TapSpec, student: TapSpec) -> TapSpec:
+        """Return where the teacher is tapped as it is compared: with the student's classes, if they are matched.
+
+        Args:
+            spec (TapSpec): Where it is tapped.
+            student (TapSpec): Where the student is tapped.
+
+        Raises:
+            ValueError: If classes are to be matched, but there is no linear classifier.
+        """
+        if not self.match_classes or spec.num_classes < student.num_classes:
+            return spec
+        if not spec.classifiers:
+            raise ValueError(
+                'match_classes of a teacher expects a linear classifier, but at this site its whole head reads the labels. '
+                "Give the data the teacher's order of classes by metainfo=dict(classes=...)."
+            )
+        return replace(spec, num_classes=student.num_classes, num_labels=student.num_labels, classes=self.classes)
+
+    def _find_classes(self, outputs: int, count: int) -> tuple[int, ...]:
+        """Return which outputs are the student's classes, () for all as they are; warn of names that differ."""
+        known = self.class_names
+        names = list(self.match_classes) if isinstance(self.match_classes, Sequence) else training_classes()
+        if not self.match_classes:
+            difference = first_difference(known, names) if known and names else None
+            if difference is not None:
+                print_log(
+                    f'The teacher {self.checkpoint} was trained on other classes, or in another order: {difference}. Unless '
+                    'only the names differ it teaches wrong classes: set teacher=dict(..., match_classes=True).',
+                    logger='current',
+                    level=logging.WARNING,
+                )
+            return ()
+        if known is None or names is None:
+            raise ValueError(
+                'match_classes of a teacher expects names of classes in its checkpoint (meta.dataset_meta.classes) and in the '
+                f'training data (metainfo), but {"the checkpoint" if known is None else "the data"} has none. '
+                + (
+                    'Give the data the order of the teacher instead.'
+                    if known is None
+                    else 'Name them: match_classes=[...], in the order of the labels.'
+                )
+            )
+        indices = class_indices(known, names, outputs)
+        if len(indices) != count:
+            raise ValueError(
+                f'match_classes of a teacher expects a student of as many outputs as the data have classes, but got {count} '
+                f'for {len(names)} classes ({len(indices)} outputs of the teacher). Correct num_classes of the student.'
+            )
+        return indices
 
     def precision(self) -> AbstractContextManager:
         """Return what the teacher runs under: autocast to its own type, if it has one."""
@@ -272,86 +340,6 @@ def narrowed(module: nn.Module, dtype: torch.dtype | None) -> nn.Module:
             if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)):
                 layer.to(dtype)
     return module
-
-
-class InputAdapter(nn.Module):
-    """Undoes the student's input normalisation and applies the teacher's.
-
-    Hosts and their versions name their settings differently, so none is read: what each preprocessor makes of known images
-    tells what it does.
-
-    Args:
-        student (nn.Module): The student's data preprocessor.
-        teacher (nn.Module): The teacher's data preprocessor.
-
-    Raises:
-        ValueError: If one of them does more than to scale, shift and reorder channels.
-    """
-
-    scale: Tensor
-    shift: Tensor
-
-    def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
-        super().__init__()
-        means = [getattr(module, 'mean', None) for module in (student, teacher)]
-        channels = max([3, *(mean.numel() for mean in means if isinstance(mean, Tensor))])
-        source_order, source_scale, source_shift = channel_map(student, channels, 'student')
-        order, scale, shift = channel_map(teacher, channels, 'teacher')
-        # Where the teacher's channels are among the student's.
-        self.order = [source_order.index(channel) for channel in order]
-        scale = scale / source_scale[self.order]
-        shift = shift - scale * source_shift[self.order]
-        self.reorders = self.order != list(range(channels))
-        if not self.reorders and len(set(scale.tolist())) == len(set(shift.tolist())) == 1:
-            scale, shift = scale[:1], shift[:1]  # whatever the number of channels
-        self.register_buffer('scale', scale.float()[:, None, None], persistent=False)
-        self.register_buffer('shift', shift.float()[:, None, None], persistent=False)
-        self.is_identity = not self.reorders and bool((self.scale == 1).all() and (self.shift == 0).all())
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Renormalise images of shape (B, C, H, W)."""
-        if self.is_identity:
-            return inputs
-        if self.reorders and inputs.shape[1] == len(self.order):
-            inputs = inputs[:, self.order]
-        return inputs * self.scale + self.shift
-
-
-def channel_map(preprocessor: nn.Module, channels: int, owner: str) -> tuple[list[int], Tensor, Tensor]:
-    """Return what a data preprocessor does to the channels of an image, as it treats known ones.
-
-    Args:
-        preprocessor (nn.Module): The preprocessor of a host.
-        channels (int): Number of channels C of an image.
-        owner (str): Whose it is, for the error.
-
-    Returns:
-        tuple[list[int], Tensor, Tensor]: Which channel of the image each of its outputs is, and what that is multiplied with
-        and shifted by, (C, ) in float64.
-
-    Raises:
-        ValueError: If it does anything else.
-    """
-    ramp = torch.arange(channels * 32 * 32).reshape(channels, 32, 32).float() % 251  # differs in each place and channel
-    images = [torch.zeros(channels, 32, 32), *(ramp * 0 + unit[:, None, None] for unit in 255 * torch.eye(channels)), ramp]
-    # In double precision on the CPU, whatever the model is in and on.
-    probed = copy.deepcopy(preprocessor).cpu()._apply(lambda x: x.double() if x.is_floating_point() else x)
-    samples = [BaseDataElement() for _ in images]
-    made = probed(dict(inputs=images, data_samples=samples), False)['inputs']
-    outputs = [image.detach().cpu().double()[:, :32, :32] for image in made]
-    shift = outputs[0][:, 0, 0]
-    gains = torch.stack([(output[:, 0, 0] - shift) / 255 for output in outputs[1:-1]], dim=1)
-    order, scale = gains.abs().argmax(dim=1), gains.abs().amax(dim=1)
-    expected = images[-1][order] * scale[:, None, None] + shift[:, None, None]
-    is_plain = expected.shape == outputs[-1].shape and torch.allclose(outputs[-1], expected, rtol=1e-4, atol=1e-4)
-    if not is_plain or sorted(order.tolist()) != list(range(channels)):
-        raise ValueError(
-            f"The {owner}'s data preprocessor ({type(preprocessor).__name__}) is expected to scale, shift and reorder the "
-            'channels of images and nothing else, so that images prepared for the student can be turned into those for the '
-            'teacher, but it does more. Move the rest into the pipeline, or give it as a plain '
-            "data_preprocessor=dict(type='ImgDataPreprocessor', mean=..., std=..., bgr_to_rgb=...)."
-        )
-    return order.tolist(), scale, shift
 
 
 def build_in_scope(config: ConfigDict, scope: str | None) -> nn.Module:

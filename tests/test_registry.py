@@ -128,7 +128,8 @@ BELOW = {
     'resume': {'registry', 'distributed', 'utils'},
     'mmcv_ops': set(),
     'utils': {'arguments', 'registry'},
-    'teacher': {'arguments', 'features', 'guidance', 'structures', 'utils'},
+    'input_adapter': set(),
+    'teacher': {'arguments', 'input_adapter', 'features', 'guidance', 'structures', 'utils'},
     'sites': {'arguments', 'registry', 'distributed', 'features', 'guidance', 'structures', 'teacher', 'utils'},
     'distillers': {
         *('arguments', 'registry', 'features', 'functional', 'structures', 'guidance', 'diffusion', 'losses', 'utils'),

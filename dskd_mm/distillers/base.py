@@ -105,9 +105,12 @@ class Distiller(BaseModel):
         own, theirs = split_layers(layers or {}, model, self.teacher)
         self.student_spec = replace(self.site.student_spec(model), layers=own)
         # The head alone tells the shapes: nothing of the teacher is loaded before the first training step.
-        self.teacher_spec = replace(self.site.teacher_spec(None, self.teacher), layers=theirs)
+        spec = replace(self.site.teacher_spec(None, self.teacher), layers=theirs)
+        self.teacher_spec = self.teacher.as_student(spec, self.student_spec)
         check_specs(self.student_spec, self.teacher_spec)
-        self.other_teachers = [(other, self.site.teacher_spec(None, other)) for other in others]
+        self.other_teachers = [
+            (other, other.as_student(self.site.teacher_spec(None, other), self.student_spec)) for other in others
+        ]
         check_others(self.student_spec, self.teacher_spec, self.other_teachers)
         self.options = self.options_class.resolve(type(self), options, self.site, self.student_spec, self.teacher_spec)
         check_loss_names(distill_losses or {})
@@ -271,10 +274,12 @@ class Distiller(BaseModel):
         for other, own in self.other_teachers:
             if not other.is_loaded:
                 other.load(own, device, True, self.data_preprocessor)
+        self.other_teachers = [(other, other.as_student(own, self.student_spec)) for other, own in self.other_teachers]
         self._is_ready = True
         if self.teacher.model is not None:
             spec = self.site.teacher_spec(self.teacher.model, self.teacher)
-            self.teacher_spec = replace(spec, layers=self.teacher_spec.layers)
+            spec.layers = self.teacher_spec.layers
+            self.teacher_spec = self.teacher.as_student(spec, self.student_spec)
 
     @untraced
     def noise_generator(self, device: torch.device, *key: int) -> torch.Generator:

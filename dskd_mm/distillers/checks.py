@@ -81,7 +81,8 @@ def check_specs(student: TapSpec, teacher: TapSpec) -> None:
     if student.num_classes != teacher.num_classes:
         raise ValueError(
             f'The student classifies {student.num_classes} classes ({", ".join(student.classifiers)}), the teacher '
-            f'{teacher.num_classes} ({", ".join(teacher.classifiers)}): both must know the same classes.'
+            f'{teacher.num_classes} ({", ".join(teacher.classifiers)}): both must know the same classes. A teacher that knows '
+            'the classes of the data and others needs teacher=dict(..., match_classes=True).'
         )
     if (student.num_priors, student.strides) != (teacher.num_priors, teacher.strides):
         raise ValueError(

@@ -1,6 +1,5 @@
 """Do student and teacher fit each other, and their checkpoints them?"""
 
-import itertools
 import os.path as osp
 import re
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from dskd_mm.preflight.report import Report
 from dskd_mm.structures import TapRecord, TapSpec
 from dskd_mm.teacher import FrozenTeacher, build_in_scope
 from dskd_mm.utils.checkpoint import LoadReport, load_checkpoint_file, load_report, model_state
+from dskd_mm.utils.classes import checkpoint_classes, class_indices, first_difference
 from dskd_mm.utils.config import model_config
 
 
@@ -86,7 +86,7 @@ def has_teacher_weights(report: Report, subject: str, teacher: FrozenTeacher, mo
     found = match(report, subject, teacher.checkpoint, module, part)
     if found is None:
         return False
-    check_class_order(report, teacher.checkpoint)
+    check_class_order(report, teacher)
     if not (teacher.strict and (found.missing or found.mismatched)):
         return True
     report.fault(
@@ -98,21 +98,23 @@ def has_teacher_weights(report: Report, subject: str, teacher: FrozenTeacher, mo
     return False
 
 
-def check_class_order(report: Report, checkpoint: str) -> None:
+def check_class_order(report: Report, teacher: FrozenTeacher) -> None:
     """Tell of classes that the teacher's checkpoint names otherwise, or in another order, than the training data."""
-    meta = load_checkpoint_file(checkpoint).get('meta') or {}
-    known = (meta.get('dataset_meta') or {}).get('classes')
+    known = checkpoint_classes(load_checkpoint_file(teacher.checkpoint))
     for name, dataset in datasets(report.cfg.get(LOADERS[0]), LOADERS[0]):
         names = class_names(dataset)
-        if names is None or not isinstance(known, (list, tuple)) or list(known) == names:
+        difference = first_difference(known, names) if known and names else None
+        if known is None or names is None or difference is None:
             continue
-        pairs = itertools.zip_longest(known, names)
-        first, (theirs, ours) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+        if teacher.match_classes:
+            with report.faults_in('teacher classes'):
+                class_indices(known, names, len(known))
+                report.note('teacher classes', f'brought into the order of {name} by their names')
+            continue
         report.note(
             'teacher classes',
-            f'{checkpoint} was trained on other classes than {name}, or in another order: class {first} is {theirs!r} to the '
-            f'teacher and {ours!r} in the data. Its logits teach wrong classes unless only the names differ: give the data '
-            "the teacher's order by metainfo=dict(classes=...)",
+            f'{teacher.checkpoint} was trained on other classes than {name}, or in another order: {difference}. Its logits '
+            'teach wrong classes unless only the names differ: set teacher=dict(..., match_classes=True)',
         )
 
 

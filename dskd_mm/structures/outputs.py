@@ -78,13 +78,17 @@ class TapRecord:
         """The raw output of the classification layer at each level: (B, K), or (B, A*K, H, W)."""
         if self.spec.logits_of and not self.spec.is_dense:
             (tap,) = self.logits_taps
-            return [sum(tap.values[1:], tap.values[0])]  # Conformer predicts with the sum of two
-        return [value for _, value in self._values(self.logits_taps)]
+            levels = [sum(tap.values[1:], tap.values[0])]  # Conformer predicts with the sum of two
+        else:
+            levels = [value for _, value in self._values(self.logits_taps)]
+        return [self._chosen(level, self.spec.num_priors, 1) for level in levels]
 
     @property
     def boxes(self) -> list[Tensor]:
         """The boxes at each level, (B, A*P, H, W), in the encoding of :attr:`TapSpec.boxes`; none where that is None."""
         values = [value for _, value in self._values(self.box_taps)]
+        if self.spec.boxes and self.spec.boxes.kind == 'class_delta':
+            values = [self._chosen(value, 1, 4) for value in values]
         if not self.spec.box_scales:
             return values
         return [value * scale for value, scale in zip(values, self.spec.box_scales, strict=True)]
@@ -106,6 +110,14 @@ class TapRecord:
         """
         taps = [self.call_taps[name] for name in names if name in self.call_taps]
         return next((tap.calls for tap in taps if tap.fired), [])
+
+    def _chosen(self, level: Tensor, num_priors: int, numbers: int) -> Tensor:
+        """Return predictions, (B, A * K * numbers, ...), of :attr:`TapSpec.classes` alone; the background has no box."""
+        if not self.spec.classes:
+            return level
+        values = level.unflatten(1, (num_priors, -1, numbers))
+        classes = [index for index in self.spec.classes if index < values.shape[2]]
+        return values[:, :, classes].flatten(1, 3)
 
     def _values(self, taps: Sequence[FeatureTap]) -> list[tuple[FeatureTap, Tensor]]:
         if not self.spec.is_pyramid:

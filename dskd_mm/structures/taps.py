@@ -85,6 +85,8 @@ class TapSpec:
             more of a classifier's: averages two, adds objectness. Guidance takes the classifier alone. Defaults to None: the
             classifiers themselves.
         layers (dict[str, Layer]): Further modules that losses read, by a name of their own. Defaults to none.
+        classes (tuple[int, ...]): Which of the classifier's classes are the student's, in its order; :attr:`num_classes` counts
+            these. Defaults to (): all as they are.
     """
 
     part: str
@@ -110,6 +112,7 @@ class TapSpec:
     box_index: int = 1
     logits_of: str | None = None
     layers: dict[str, Layer] = field(default_factory=dict)
+    classes: tuple[int, ...] = ()
 
     @property
     def is_pyramid(self) -> bool:
