@@ -7,10 +7,10 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from benchmarks.records import records
+from benchmarks.records import markdown, records
 from benchmarks.runner import ROOT
-from benchmarks.style import BLUE, GREEN, GREY, ORANGE, PINK, SKY, markdown, new_figure, tidy
 from benchmarks.variants import METHODS
+from dskd_mm.visualization.style import BLUE, GREEN, GREY, ORANGE, PINK, SKY, new_figure, tidy
 
 RESULTS = ROOT / 'benchmarks' / 'results' / 'cost.jsonl'
 IMAGES = ROOT / 'docs' / 'en' / 'images'

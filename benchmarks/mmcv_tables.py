@@ -4,9 +4,8 @@ import re
 from pathlib import Path
 
 from benchmarks.cost_tables import Block
-from benchmarks.records import records
+from benchmarks.records import markdown, records
 from benchmarks.runner import ROOT
-from benchmarks.style import markdown
 
 ZOO = ROOT / 'benchmarks' / 'results' / 'mmcv_zoo.jsonl'
 SPEED = ROOT / 'benchmarks' / 'results' / 'mmcv_speed.jsonl'

@@ -3,10 +3,11 @@
 import json
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import torch
 
@@ -68,3 +69,8 @@ def precision(amp: bool) -> str:
         amp (bool): Whether it is called with ``--amp``.
     """
     return str(amp_dtype() if amp else torch.float32).removeprefix('torch.')
+
+
+def markdown(columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
+    """Return a table of Markdown, without alignment: a row that changes leaves the others as they are."""
+    return '\n'.join(f'| {" | ".join(map(str, row))} |' for row in (columns, ['---'] * len(columns), *rows))

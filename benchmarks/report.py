@@ -24,11 +24,11 @@ if not __package__:  # called as a script, which sees its own folder only
 
 from benchmarks.cost_tables import Block, cost, growth
 from benchmarks.mmcv_tables import speed, zoo
-from benchmarks.records import records
+from benchmarks.records import markdown, records
 from benchmarks.runner import ROOT
 from benchmarks.settings import SETTINGS
-from benchmarks.style import BLUE, GREY, ORANGE, markdown, new_figure, tidy
 from benchmarks.variants import FACTORS, METHODS, VARIANTS, label_of, scaled
+from dskd_mm.visualization.style import BLUE, GREY, ORANGE, new_figure, tidy
 
 PICTURE_ROWS = 5
 LABEL_WIDTH = 46

@@ -135,12 +135,13 @@ BELOW = {
         *('arguments', 'registry', 'features', 'functional', 'structures', 'guidance', 'diffusion', 'losses', 'utils'),
         *('teacher', 'sites'),
     },
+    'visualization': {'distillers', 'features', 'guidance', 'structures', 'utils'},
     'pytorch': {'registry', 'features', 'guidance', 'structures', 'utils', 'teacher', 'sites', 'distillers'},
 }
 
 
 def test_no_layer_is_below_itself():
-    assert list(TopologicalSorter(BELOW).static_order())[-2:] == ['distillers', 'pytorch']
+    assert 'distillers' in list(TopologicalSorter(BELOW).static_order())[-3:]
 
 
 @pytest.mark.parametrize('layer', BELOW)

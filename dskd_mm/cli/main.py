@@ -16,6 +16,7 @@ COMMANDS = dict(
     export='write the plain student of a checkpoint',
     onnx='write the plain student as an ONNX graph, and compare it with PyTorch',
     publish='write the plain student with a hash, its config and what it was made by',
+    see='draw features, opinions and predictions of a distilled model on images',
     report='write one HTML page of runs: results, health, losses, classes, pictures',
     config='print a whole config, with a method and options put over it',
 )

@@ -201,12 +201,13 @@ class Distiller(BaseModel):
         own, _ = super().parse_losses({name: losses[name] for name in self._student_losses if name in losses})
         return total, {'loss': total, 'loss_student': own} | log | {'loss': total}
 
-    def run_models(self, inputs: Tensor, data_samples: list) -> BatchOutputs:
+    def run_models(self, inputs: Tensor, data_samples: list, with_teacher: bool = False) -> BatchOutputs:
         """Run the student in mode 'loss' and, where a term needs it, the teacher, and record what they made of the batch.
 
         Args:
             inputs (Tensor): Preprocessed images of shape (B, C, H, W).
             data_samples (list): Their annotations.
+            with_teacher (bool): Whether the teacher, which must be loaded whole then, runs in any case. Defaults to False.
 
         Raises:
             ValueError: If there is no image, an annotation is missing or wrong, or a tap has another shape than expected.
@@ -230,7 +231,7 @@ class Distiller(BaseModel):
                 check_pooling(features[0], record.logits[0], self.student.get_submodule(path))
             student = ModelOutputs(features, record.logits, record.boxes, record.layers, spec.num_priors)
             target = self.site.target(record, data_samples, teacher_spec.num_classes, teacher_spec.sigmoid)
-            teacher = self.run_teacher(inputs, data_samples, record) if self.uses_teacher_forward else None
+            teacher = self.run_teacher(inputs, data_samples, record) if with_teacher or self.uses_teacher_forward else None
 
         def head_loss(maps: Sequence[Tensor]) -> Tensor:
             with self.teacher.precision():

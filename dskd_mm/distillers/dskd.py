@@ -190,7 +190,12 @@ class DSKDDistiller(Distiller):
         return weighted | {f'dskd_{name}': value for name, value in figures.items()}
 
     def denoise(
-        self, inputs: Tensor, data_samples: list, guided: bool = True, trajectory: list[Tensor] | None = None
+        self,
+        inputs: Tensor,
+        data_samples: list,
+        guided: bool = True,
+        trajectory: list[Tensor] | None = None,
+        with_teacher: bool = False,
     ) -> tuple[AlignedBatch, Tensor]:
         """Denoise the student's features of a batch, as a training step does.
 
@@ -203,6 +208,7 @@ class DSKDDistiller(Distiller):
             guided (bool): Whether the teacher guides. Defaults to True.
             trajectory (list[Tensor], optional): Gets the predicted clean feature of every step appended, (B, C, N). Defaults to
                 None.
+            with_teacher (bool): See :meth:`run_models`. Defaults to False.
 
         Returns:
             tuple[AlignedBatch, Tensor]: The student's features z with all that belongs to them, and ẑ, (B, C, N).
@@ -215,7 +221,7 @@ class DSKDDistiller(Distiller):
                 'DSKDDistiller.denoise expects a distiller that denoises, but its loss_weights turn both lsh and virtual off.'
             )
         with torch.no_grad():
-            outputs = self.run_models(inputs, data_samples)
+            outputs = self.run_models(inputs, data_samples, with_teacher)
             batch = self._align(outputs.student, outputs.teacher, outputs.target, outputs.head_loss)
             generator = self.noise_generator(inputs.device)
             _, _, start = self._train_denoiser(batch, generator)

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from benchmarks.style import CYCLE, GREY, new_figure, tidy
+from dskd_mm.visualization.style import CYCLE, GREY, new_figure, tidy
 
 Curve = Mapping[int, float]
 

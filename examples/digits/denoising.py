@@ -9,11 +9,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from benchmarks.style import BLUE, GREY, ORANGE, new_figure, tidy
 from dskd_mm.distillers import DSKDDistiller
 from dskd_mm.guidance import TeacherClassifier
 from dskd_mm.sites.classification import label_target
 from dskd_mm.structures import TapRecord, TapSpec
+from dskd_mm.visualization.style import BLUE, GREY, ORANGE, new_figure, tidy
 
 
 @dataclass

@@ -15,6 +15,7 @@ SCRIPTS = dict(
     test='test.py',
     check='misc/check_config.py',
     config='misc/print_config.py',
+    see='see.py',
     export='model_converters/export_student.py',
     onnx='model_converters/export_onnx.py',
     publish='model_converters/publish_model.py',

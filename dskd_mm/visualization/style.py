@@ -1,6 +1,5 @@
-"""What all tables and pictures share, the pictures of the examples included."""
+"""What all pictures share."""
 
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -8,11 +7,6 @@ from matplotlib.figure import Figure
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREEN, PINK, SKY, GREY = '#0072B2', '#D55E00', '#009E73', '#CC79A7', '#56B4E9', '#666666'
 CYCLE = (BLUE, ORANGE, GREEN, PINK, SKY)
-
-
-def markdown(columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
-    """Return a table of Markdown, without alignment: a row that changes leaves the others as they are."""
-    return '\n'.join(f'| {" | ".join(map(str, row))} |' for row in (columns, ['---'] * len(columns), *rows))
 
 
 def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **kwargs: Any) -> tuple[Figure, Any]:
