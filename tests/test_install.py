@@ -354,6 +354,20 @@ def test_the_wheels_configs_are_inherited_by_their_address(installed, tmp_path):
     assert 'DSKDDistiller at ClassificationSite' in ' '.join(checked.split()) and ' 0 faults.' in checked
 
 
+def test_the_wheel_distils_without_configs(installed):
+    code = '''
+import torch
+from torch import nn
+import dskd_mm
+
+networks = [nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)) for _ in range(2)]
+loss = dskd_mm.distil(*networks, method='kd')(torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 2, 0]))
+print(dskd_mm.__file__, bool(loss.isfinite()))
+'''
+    printed = from_wheel(installed, sys.executable, '-W', 'ignore', '-c', code).split()
+    assert printed == [str(installed / 'dskd_mm' / '__init__.py'), 'True']
+
+
 def test_no_tracked_file_holds_an_index_host_or_a_path_of_one_machine():
     """Such things work for their writer only. (Joined here so that this file is clean too.)"""
     words = ['pypi' + '.org', 'python' + 'hosted', '/ro' + 'ot/', '/wo' + 'rk/', '/bash' + '_jobs']
