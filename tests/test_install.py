@@ -355,7 +355,7 @@ def test_the_wheels_configs_are_inherited_by_their_address(installed, tmp_path):
 
 
 def test_the_wheel_distils_without_configs(installed):
-    code = '''
+    code = """
 import torch
 from torch import nn
 import dskd_mm
@@ -363,7 +363,7 @@ import dskd_mm
 networks = [nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)) for _ in range(2)]
 loss = dskd_mm.distil(*networks, method='kd')(torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 2, 0]))
 print(dskd_mm.__file__, bool(loss.isfinite()))
-'''
+"""
     printed = from_wheel(installed, sys.executable, '-W', 'ignore', '-c', code).split()
     assert printed == [str(installed / 'dskd_mm' / '__init__.py'), 'True']
 
