@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dskd_mm.cli.common import add_config_arguments, read_config
 from dskd_mm.features import images_for
-from dskd_mm.teacher import channel_map
+from dskd_mm.input_adapter import channel_map
 from dskd_mm.utils.checkpoint import load_plain_model
 from dskd_mm.utils.config import model_config, student_config
 
