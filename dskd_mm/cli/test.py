@@ -35,9 +35,9 @@ DRAWING_HOOKS = {
 }
 
 TTA_MODELS: dict[str, dict[str, Any]] = dict(
-    mmpretrain=dict(type='mmpretrain.AverageClsScoreTTA'),
-    mmdet=dict(type='mmdet.DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)),
-    mmseg=dict(type='mmseg.SegTTAModel'),
+    mmpretrain=dict(type='AverageClsScoreTTA', _scope_='mmpretrain'),
+    mmdet=dict(type='DetTTAModel', _scope_='mmdet', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)),
+    mmseg=dict(type='SegTTAModel', _scope_='mmseg'),
 )
 """What merges the predictions for an image and its mirror image, by the host, where a config names nothing."""
 
