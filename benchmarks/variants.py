@@ -228,6 +228,8 @@ VARIANTS = {
     'dist-t4': Variant('DIST, τ = 4', {'model.distill_losses.dist.temperature': '4'}, 'dist'),
     'fitnet-w10': Variant('FitNet, weight 10', {'model.distill_losses.fitnet.loss_weight': '10'}, 'fitnet'),
     'kd-t4': Variant('KD, temperature 4', {'model.distill_losses.kd.temperature': '4'}, 'kd'),
+    # At the resolution of the annotations: an eighth of it is that of the logits.
+    'kd-upsampled': Variant('KD, logits enlarged', {'model.distill_losses.kd.upsample': '8'}, 'kd'),
     'logit-only': Variant(
         'control: logit loss alone (no anchor, no diffusion)', {**NO_DIFFUSION, 'model.loss_weights.anchor': '0'}
     ),

@@ -2,12 +2,14 @@
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from dskd_mm.functional import target_cross_entropy
 from dskd_mm.losses.base import LogitLoss, check_temperature
 from dskd_mm.registry import MODELS
-from dskd_mm.structures import Target
+from dskd_mm.structures import ModelOutputs, TapSpec, Target
 
 
 @MODELS.register_module()
@@ -24,14 +26,22 @@ class KDLoss(LogitLoss):
     Args:
         temperature (float): T, by which both sides are softened. Defaults to 4.
         standardize (bool): Whether logits are standardised. Defaults to False.
+        upsample (int): Factor by which a segmenter's maps of logits are enlarged first, bilinearly, as its own loss enlarges
+            them to the size of the annotations. Defaults to 1.
         loss_weight (float): What the loss is multiplied with. Defaults to 1.
 
     Raises:
-        ValueError: If the temperature is not positive, or logits are standardised of independent or fewer than three classes.
+        ValueError: If the temperature is not positive, the factor is below 1, what is enlarged is no map of a segmenter, or
+            logits are standardised of independent or fewer than three classes.
     """
 
-    def __init__(self, temperature: float = 4.0, loss_weight: float = 1.0, standardize: bool = False) -> None:
+    def __init__(
+        self, temperature: float = 4.0, loss_weight: float = 1.0, standardize: bool = False, upsample: int = 1
+    ) -> None:
         super().__init__(loss_weight)
+        if upsample < 1:
+            raise ValueError(f'upsample of KDLoss must be at least 1, but got {upsample}.')
+        self.upsample = upsample
         self.temperature = check_temperature(self, temperature)
         self.standardize = standardize
 
@@ -43,6 +53,24 @@ class KDLoss(LogitLoss):
                 f'KDLoss with standardize=True compares relations between at least three exclusive classes, but got '
                 f'{num_classes} {kind} ones: set standardize=False.'
             )
+
+    def bind(self, student: TapSpec, teacher: TapSpec, name: str) -> None:
+        """See :meth:`LogitLoss.bind`."""
+        super().bind(student, teacher, name)
+        if self.upsample > 1 and (not student.is_dense or student.is_pyramid or student.num_priors > 1):
+            raise ValueError(f'{name} enlarges the maps of a segmenter, but this site has other logits: leave upsample out.')
+
+    def compare_outputs(
+        self, student: ModelOutputs, teacher: ModelOutputs, target: Target | None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """See :meth:`LogitLoss.compare_outputs`."""
+        if self.upsample == 1 or target is None:
+            return super().compare_outputs(student, teacher, target, generator)
+        (ours,), (theirs,) = student.logit_levels, teacher.logit_levels
+        enlarged = [F.interpolate(x.float(), scale_factor=self.upsample, mode='bilinear').flatten(2) for x in (ours, theirs)]
+        weight = target.apply_weight(torch.ones_like(ours[:, :1]).flatten(2)).unflatten(2, ours.shape[2:])
+        weight = F.interpolate(weight, scale_factor=self.upsample).flatten(2)
+        return self(*enlarged, Target(enlarged[1], weight), self.sigmoid)
 
     def forward(self, student: Tensor, teacher: Tensor, label: Target, sigmoid: bool = False) -> Tensor:
         """See :meth:`LogitLoss.forward`; averaged over the predictions that count."""

@@ -1,6 +1,7 @@
 """The losses on logits against torch, scipy and plain loops."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 from dskd_mm.losses import DISTLoss, DKDLoss, KDLoss, LogitLoss
 from dskd_mm.losses.dist import pearson
 from dskd_mm.losses.dkd import decoupled_divergences
-from dskd_mm.structures import Target
+from dskd_mm.structures import ModelOutputs, TapSpec, Target
 
 IMAGES, CLASSES, PREDICTIONS = 3, 4, 5
 SHAPES = [(IMAGES, CLASSES), (IMAGES, CLASSES, PREDICTIONS)]
@@ -301,3 +302,27 @@ def test_logits_without_relations_are_not_standardised(classes: int, sigmoid: bo
         loss.check(classes, sigmoid)
     KDLoss().check(classes, sigmoid)
     loss.check(3, False)
+
+
+@pytest.mark.parametrize('weighted', [True, False])
+def test_maps_of_logits_are_compared_enlarged(weighted: bool) -> None:
+    """As a segmenter's own loss sees them; ignored pixels weigh nothing."""
+    student, teacher = draw((2, CLASSES, 3, 2))
+    weight = some_weight((2, CLASSES, 6)) if weighted else None
+    target = labels((2, CLASSES, 6), weight)
+    loss = KDLoss(2.0, loss_weight=3.0, upsample=4)
+    found = loss.compare_outputs(ModelOutputs([], [student]), ModelOutputs([], [teacher]), target)
+    ours, theirs = (F.interpolate(x, size=(12, 8), mode='bilinear', align_corners=False) for x in (student, teacher))
+    each = F.kl_div((ours / 2).log_softmax(1), (theirs / 2).softmax(1), reduction='none').sum(1)
+    counts = torch.ones(2, 3, 2) if weight is None else weight.reshape(2, 3, 2)
+    counts = counts.repeat_interleave(4, dim=1).repeat_interleave(4, dim=2)
+    torch.testing.assert_close(found, 3 * 4 * (each * counts).sum() / counts.sum(), rtol=1e-4, atol=1e-5)
+
+
+def test_only_maps_of_a_segmenter_are_enlarged() -> None:
+    spec = TapSpec('head', ('head.fc',), False, CLASSES, ('neck',), 'output', 8, is_pooled=True)
+    with pytest.raises(ValueError, match='kd enlarges the maps of a segmenter, but this site has other logits'):
+        KDLoss(upsample=2).bind(spec, spec, 'kd')
+    KDLoss(upsample=2).bind(replace(spec, is_dense=True, is_pooled=False), spec, 'kd')
+    with pytest.raises(ValueError, match='upsample of KDLoss must be at least 1, but got 0'):
+        KDLoss(upsample=0)
