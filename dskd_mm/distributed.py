@@ -38,6 +38,26 @@ def std_over_ranks(value: Tensor) -> Tensor:
     return ((second - first**2 / total).clamp(min=0) / (total - 1)).sqrt().to(value.dtype)
 
 
+def channel_moments(value: Tensor, joined: bool) -> tuple[Tensor, Tensor]:
+    """Return mean and variance of each channel, (1, C, 1) both.
+
+    Args:
+        value (Tensor): (B, C, N); processes may have different B and N, or nothing.
+        joined (bool): Whether they are those of the joined batch: all processes then have to ask.
+    """
+    count = value.shape[0] * value.shape[2]
+    mean = value.sum(dim=(0, 2), keepdim=True) / max(count, 1)
+    squares = (value - mean).square().sum(dim=(0, 2), keepdim=True)
+    if not joined or not is_distributed():
+        return mean, squares / max(count, 1)
+    moments = torch.stack([torch.full_like(mean, float(count)), mean * count, squares + count * mean**2])
+    moments = moments.double() if value.device.type != 'mps' else moments
+    all_reduce(moments)
+    total, first, second = moments
+    center = first / total.clamp(min=1)
+    return center.to(value.dtype), (second / total.clamp(min=1) - center**2).clamp(min=0).to(value.dtype)
+
+
 def joined_mean(mean: Tensor, amount: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mean over all processes of means over different amounts, and their total amount.
 

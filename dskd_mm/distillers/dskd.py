@@ -289,14 +289,16 @@ class DSKDDistiller(Distiller):
         """Return the losses by which the diffusion learns, its health, and the latents (B, C', N) that sampling starts from."""
         losses: dict[str, Tensor] = {}
         prior = batch.aligned.detach()
-        if self.options.prior == 'teacher' and batch.teacher_feature is not None:
-            prior = batch.teacher_feature
+        takes_teacher = self.options.mix or self.options.prior == 'teacher'
+        matched = batch.match_teacher(joined=True) if takes_teacher else None
+        if self.options.prior == 'teacher' and matched is not None:
+            prior = matched
         latent, reconstruction = self.diffusion.encode_prior(prior)
         if reconstruction is not None:
             losses['autoencoder'] = reconstruction
         feature = batch.aligned.detach() if self.options.detach else batch.aligned
-        if self.options.mix and batch.teacher_feature is not None:
-            feature = feature.lerp(batch.teacher_feature, self.options.mix)
+        if matched is not None:
+            feature = feature.lerp(matched, self.options.mix)
         start = self.diffusion.encode(feature)
         losses['diff'] = self.diffusion.loss(latent, batch.pyramid, generator, start)
         figures = dict(
@@ -360,8 +362,8 @@ class DSKDDistiller(Distiller):
         """
         figures: dict[str, Tensor] = {}
         guide, aligned, is_local = batch.guide, batch.aligned.detach(), self.options.target == 'local'
-        matched = batch.teacher_feature
-        if matched is not None:
+        matched = batch.match_teacher()
+        if matched is not None and aligned.numel():
             unit = batch.pyramid.over_widths(centred, matched).square().mean().clamp(min=1e-12)
             for name, feature in (('gap_student', aligned), ('gap_denoised', denoised)):
                 figures[name] = (feature - matched).square().mean() / unit

@@ -1,13 +1,11 @@
 """What DSKD works on in a step."""
 
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import partial
 
-import torch
 from torch import Tensor
 
-from dskd_mm.features import Pyramid
-from dskd_mm.functional import standardize
+from dskd_mm.features import Pyramid, match_moments
 from dskd_mm.guidance import TeacherGuide
 from dskd_mm.structures import ModelOutputs, Target
 
@@ -32,24 +30,21 @@ class AlignedBatch:
     teacher: ModelOutputs | None
     target: Target | None
 
-    @cached_property
-    def teacher_feature(self) -> Tensor | None:
-        """The teacher's feature, each channel brought to z's moments, (B, C, N); None where no teacher runs."""
-        if self.teacher is None or not self.aligned.numel():
+    def match_teacher(self, joined: bool = False) -> Tensor | None:
+        """Return the teacher's feature, each channel brought to z's moments, (B, C, N); None where no teacher runs.
+
+        Args:
+            joined (bool): Whether moments are those of all processes' batches, which then have to ask. Defaults to False.
+        """
+        if self.teacher is None:
             return None
         packed = Pyramid.pack(self.teacher.features).float(), self.aligned.detach()
-        return self.pyramid.over_widths(match_moments, *packed)
+        return self.pyramid.over_widths(partial(match_moments, joined=joined), *packed)
 
 
 def centred(feature: Tensor) -> Tensor:
     """Return features (B, C, N) less the mean of each channel."""
     return feature - feature.mean(dim=(0, 2), keepdim=True)
-
-
-def match_moments(feature: Tensor, like: Tensor) -> Tensor:
-    """Bring each channel of features (B, C, N) to the mean and the deviation that it has in others of that width."""
-    deviation, center = torch.std_mean(like, dim=(0, 2), correction=0, keepdim=True)
-    return standardize(feature) * deviation + center
 
 
 def gated(target: Target, gate: Tensor) -> Target:

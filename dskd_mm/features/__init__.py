@@ -1,6 +1,6 @@
 """Getting features out of models and into one shape."""
 
-from dskd_mm.features.align import ChannelAlign, match_levels, match_space
+from dskd_mm.features.align import ChannelAlign, match_levels, match_moments, match_space
 from dskd_mm.features.augment import FeatureAugmentation
 from dskd_mm.features.channels import fill_channels, find_channels, find_shapes, find_tapped, images_for
 from dskd_mm.features.norm import build_norm
@@ -30,6 +30,7 @@ __all__ = [
     'images_for',
     'level_modules',
     'match_levels',
+    'match_moments',
     'match_space',
     'modules_of',
     'per_location',

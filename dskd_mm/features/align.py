@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dskd_mm.distributed import channel_moments
 from dskd_mm.features.norm import build_norm
 from dskd_mm.registry import MODELS
 
@@ -49,6 +50,19 @@ class ChannelAlign(nn.Module):
     def forward(self, feature: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to (B, out_channels, H, W)."""
         return self.layers(feature)
+
+
+def match_moments(feature: Tensor, like: Tensor, joined: bool = False) -> Tensor:
+    """Bring each channel of features to the mean and the deviation that it has in others.
+
+    Args:
+        feature (Tensor): (B, C, N).
+        like (Tensor): The others, of that shape.
+        joined (bool): Whether moments are those of all processes' batches, which then have to ask. Defaults to False.
+    """
+    mean, variance = channel_moments(torch.cat([feature, like], dim=1), joined)
+    (own, center), (spread, deviation) = mean.chunk(2, dim=1), variance.chunk(2, dim=1)
+    return (feature - own) * (deviation / (spread + 1e-8)).sqrt() + center
 
 
 def match_space(feature: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:

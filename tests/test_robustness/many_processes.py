@@ -73,6 +73,7 @@ NECK = dict(type='dskd_mm.NeckSite')
 SETTINGS: dict[str, tuple[str, str, dict]] = {
     'dskd-gap': ('DSKD', 'gap', dict(warmup=0)),
     'dskd-fcn': ('DSKD', 'fcn', {}),
+    'dskd-mix-faster_rcnn': ('DSKD', 'faster_rcnn', dict(mix=0.5)),
     'dskd-retinanet': ('DSKD', 'retinanet', {}),
     'dskd-faster_rcnn': ('DSKD', 'faster_rcnn', {}),
     'dskd-detr': ('DSKD', 'detr', {}),
@@ -85,6 +86,7 @@ SETTINGS: dict[str, tuple[str, str, dict]] = {
     'lshfm-faster_rcnn': ('LSHFM', 'faster_rcnn', {}),
     'vkd-gap': ('VkD', 'gap', {}),
     'vkd-retinanet': ('VkD', 'retinanet', {}),
+    'srrl-gap': ('SRRL', 'gap', {}),
     'sokd-gap': ('SoKD', 'gap', dict(site=MAP)),
     'sokd-retinanet': ('SoKD', 'retinanet', {}),
     'rtk-gap': ('RTK', 'gap', dict(layers=STAGES)),
@@ -117,8 +119,9 @@ JOINED: dict[str, tuple[str, str, dict]] = {
     **{
         name: SETTINGS[name] for name in ('dskd-gap', 'dskd-fcn', 'dskd-retinanet', 'lshfm-gap', 'lshfm-fcn', 'lshfm-retinanet')
     },
-    **{name: SETTINGS[name] for name in ('diffkd-gap', 'vkd-gap', 'rtk-gap')},
+    **{name: SETTINGS[name] for name in ('diffkd-gap', 'vkd-gap', 'rtk-gap', 'srrl-gap')},
     'dskd-teacher-gap': ('DSKD', 'gap', dict(prior='teacher', target='local', warmup=0)),
+    'dskd-mix-gap': ('DSKD', 'gap', dict(mix=0.5, warmup=0)),
     'dskd-through-gap': ('DSKD', 'gap', dict(detach=False, sampler=dict(noise='adapter'), warmup=0)),
     'diffkd-fcn': ('DiffKD', 'fcn', dict(pairs=dict(logits=dict(distance='kl')))),
     'sokd-gap': ('SoKD', 'gap', dict(site=MAP, augment=False)),
@@ -156,7 +159,7 @@ def build(method: str, kind: str, switches: dict) -> Any:
     config = copy.deepcopy(base_config(kind))
     if method == 'LSHFM' or (method == 'DSKD' and 'lsh' not in switches):
         switches = dict(switches, lsh=dict(bits=128))
-    config.update(type=f'dskd_mm.{method}Distiller', noise_seed=7, **copy.deepcopy(switches))
+    config.update(type=f'dskd_mm.{method}Distiller', noise_seed=7, **(dict(warmup=0) | copy.deepcopy(switches)))
     return build_distiller(config)
 
 
@@ -205,7 +208,9 @@ def losses_of(model: Any, found: dict[str, Any], ours_only: bool) -> Tensor:
     """Sum of the losses; of the student's own only the graph, if ours alone count."""
     base = model.module if hasattr(model, 'module') else model
     plain = {name for name in found if name.startswith(('loss_dskd', 'loss_diffkd', 'loss_lshfm', 'loss_vkd', 'loss_sokd'))}
-    plain |= {name for name in found if name.startswith('loss_rtk')} | {f'loss_{name}' for name in base.distill_losses}
+    plain |= {name for name in found if name.startswith(('loss_rtk', 'loss_srrl'))} | {
+        f'loss_{name}' for name in base.distill_losses
+    }
     if not ours_only:
         return base.parse_losses(found)[0]
     own = base.parse_losses({name: value for name, value in found.items() if name in plain})[0]
