@@ -9,6 +9,7 @@ PAGES = [
     ROOT / 'CHANGELOG.md',
     *sorted(ROOT.glob('docs/en/**/*.md')),
     *sorted(ROOT.glob('configs/**/README.md')),
+    *sorted(ROOT.glob('examples/**/README.md')),
 ]
 
 

@@ -12,7 +12,7 @@ SCRIPTS = {'tools/train.py': 'train', 'tools/test.py': 'test', 'tools/misc/print
 """Scripts, and the commands that run the same code."""
 
 
-def run_page(page, shorter=()):
+def run_page(page, shorter=(), skip=()):
     """Run the blocks of a page in their order in the current folder.
 
     Python that names a file in its first line is written there, other Python is run; commands are run in this process.
@@ -27,6 +27,8 @@ def run_page(page, shorter=()):
     names = {}
     for language, code in BLOCK.findall(text):
         file = re.match(r'# (\w+\.py)\n', code)
+        if language == 'python' and code.startswith(tuple(f'from {package}.' for package in skip)):
+            continue
         if file:
             Path(file[1]).write_text(code, encoding='utf-8')
         elif language == 'python':

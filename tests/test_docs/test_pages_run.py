@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 from doc_pages import PAGES, ROOT, name_of
 from mmengine.config import Config
@@ -16,6 +18,9 @@ RUN = {
     'docs/en/get_started.md': 'here',
     'docs/en/tutorials/': 'test_tutorials.py',
     'README.md': 'here',
+    'docs/en/deploy.md': 'here',
+    'docs/en/see.md': 'tests/test_visualization',
+    'examples/': 'tests/test_examples',
     'docs/en/pytorch.md': 'tests/test_pytorch',
     'docs/en/host_tools.md': 'tests/test_tools/test_host_tools.py',
 }
@@ -55,8 +60,20 @@ def mine(tmp_path, monkeypatch):
 
 
 def test_quick_start(mine):
-    names = run_page(ROOT / 'docs/en/get_started.md', [('epoch_10', 'epoch_2')])
-    assert names['model'].__class__.__name__ == 'ImageClassifier' and Path('student.pth').is_file()
+    names = run_page(ROOT / 'docs/en/get_started.md')
+    assert names['model'].__class__.__name__ == 'ImageClassifier' and Path('work_dirs/my_dskd/student_last.pth').is_file()
+
+
+def test_deploy(mine):
+    """After the quick start; the inferencers of mmdet and mmseg are run by the tutorials."""
+    pytest.importorskip('onnxruntime', reason='ONNX needs the extra `onnx`')
+    cv2.imwrite('image.png', np.zeros((16, 16, 3), np.uint8))
+    run_page(ROOT / 'docs/en/get_started.md')
+    shorter = [('epoch_10', 'epoch_2'), ('--size 640', '--size 32'), ("pip install 'dskd_mm[onnx]'\n", '')]
+    names = run_page(ROOT / 'docs/en/deploy.md', shorter, skip=('mmdet', 'mmseg'))
+    assert 'classifier' in names and 'detector' not in names
+    assert Path('student.py').is_file() and Path('student.onnx').is_file()
+    assert {path.suffix for path in Path('published').iterdir()} == {'.pth', '.py', '.yml'}
 
 
 @pytest.mark.parametrize('code', OWN_CONFIGS)
