@@ -1,5 +1,6 @@
 """A student and a teacher that are plain modules, made into one module that returns the loss of a batch."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from dskd_mm.utils.methods import PAIR_KEYS, apply_method
 
 def distil(
     student: nn.Module,
-    teacher: nn.Module,
+    teacher: nn.Module | Sequence[nn.Module],
     classifier: str | None = None,
     method: str = 'dskd',
     *,
@@ -36,11 +37,13 @@ def distil(
 
     Args:
         student (nn.Module): A classifier of images: torchvision's, timm's, transformers' or your own.
-        teacher (nn.Module): A trained classifier of the same classes.
+        teacher (nn.Module | Sequence[nn.Module]): A trained classifier of the same classes. Of several the class probabilities
+            are averaged, and the first is the teacher in all else.
         classifier (str, optional): Path of the student's last linear layer, such as 'fc'. Defaults to None: the one whose
             output the student returns.
         method (str): 'dskd', a name in ``configs/methods`` or the path of such a file. Defaults to 'dskd'.
-        teacher_classifier (str, optional): Path of the teacher's last linear layer. Defaults to None: found likewise.
+        teacher_classifier (str, optional): Path of the teacher's last linear layer. Defaults to None: found likewise, as those
+            of several teachers are that have no such layer.
         feature (str, optional): Path of the module whose output, maps (B, C, H, W), is the student's feature. Defaults to
             None: the map whose average enters the classifier, or the classifier's input.
         teacher_feature (str, optional): The same of the teacher; of as many channels as its classifier takes.
@@ -60,9 +63,15 @@ def distil(
         TypeError: If a model is no plain module, the student is not in float32, or an option is not known.
         ValueError: If a classifier is not found, or the two do not fit each other.
     """
-    check_networks(student, teacher)
+    teachers: list[Any] = list(teacher) if isinstance(teacher, (list, tuple)) else [teacher]
+    check_networks(student, teachers)
     ours = examine(student, classifier, feature, image_size, 'student')
-    theirs = examine(teacher, teacher_classifier, teacher_feature, image_size, 'teacher')
+    named = [teacher_classifier, *(teacher_classifier if has(one, teacher_classifier) else None for one in teachers[1:])]
+    all_theirs = [
+        examine(one, name, teacher_feature if one is teachers[0] else None, image_size, 'teacher')
+        for one, name in zip(teachers, named, strict=True)
+    ]
+    theirs = all_theirs[0]
     if theirs.feature is not None and theirs.channels[theirs.feature] != theirs.in_channels:
         raise ValueError(
             f'teacher_feature {theirs.feature!r} has {theirs.channels[theirs.feature]} channels, but the classifier '
@@ -75,7 +84,7 @@ def distil(
         model |= at_stages(model, ours, theirs)
     device = next(student.parameters()).device
     own = NetworkClassifier(student, ours, criterion)
-    frozen = NetworkTeacher(teacher.to(device, torch.float32), theirs)
+    frozen = [NetworkTeacher(one.to(device, torch.float32), where) for one, where in zip(teachers, all_theirs, strict=True)]
     site = NetworkSite(isinstance(criterion, nn.BCEWithLogitsLoss), **model.pop('site', {}))
     cls: Any = MODELS.get(model.pop('type'))
     distiller = cls(student=own, teacher=frozen, site=site, **model).to(device)
@@ -123,14 +132,19 @@ class NetworkDistiller(nn.Module):
         return total
 
 
-def check_networks(student: Any, teacher: Any) -> None:
-    """Refuse what are no two plain modules.
+def has(network: nn.Module, path: str | None) -> bool:
+    """Return whether a network has a module of a path."""
+    return path in dict(network.named_modules())
+
+
+def check_networks(student: Any, teachers: Sequence[Any]) -> None:
+    """Refuse what are no plain modules.
 
     Raises:
         TypeError: If one is no module, or a model of a host library, or the student is not in float32.
         ValueError: If they share weights.
     """
-    for owner, network in (('student', student), ('teacher', teacher)):
+    for owner, network in (('student', student), *(('teacher', teacher) for teacher in teachers or [None])):
         if not isinstance(network, nn.Module) or isinstance(network, BaseModel):
             raise TypeError(
                 f'The {owner} is expected to be an nn.Module that returns logits, but got a {type(network).__name__}. Models '
@@ -142,8 +156,8 @@ def check_networks(student: Any, teacher: Any) -> None:
             f"The student's weights are expected in float32, but are in {', '.join(map(str, types))}: call student.float(), "
             'and train under torch.autocast for less.'
         )
-    shared = {id(parameter) for parameter in student.parameters()} & {id(parameter) for parameter in teacher.parameters()}
-    if shared:
+    frozen = {id(parameter) for teacher in teachers for parameter in teacher.parameters()}
+    if frozen & {id(parameter) for parameter in student.parameters()}:
         raise ValueError('Student and teacher share weights, and the teacher is frozen: pass copy.deepcopy(student) as it.')
 
 

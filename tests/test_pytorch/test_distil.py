@@ -174,6 +174,23 @@ def test_of_averaged_classifiers_the_named_one_guides() -> None:
         dskd_mm.distil(Net(6), TwoHeads())
 
 
+def test_of_several_teachers_the_probabilities_are_averaged() -> None:
+    images, labels = batch()
+    teachers = [Net(6), Net(8)]
+    student = Net().eval()
+    distiller = dskd_mm.distil(student, teachers, method='kd', warmup=0)
+    distiller(images, labels).backward()
+    mean = sum(torch.softmax(teacher(images), dim=1) for teacher in teachers) / 2
+    expected = nn.functional.kl_div(torch.log_softmax(student(images), dim=1), mean, reduction='batchmean')
+    assert torch.isclose(distiller.log['loss_kd'], expected, rtol=1e-4)
+    assert not any(teacher.training for teacher in teachers)
+    dskd_mm.distil(Net(), [TwoHeads(), Net(6)], teacher_classifier='other')(images, labels).backward()
+    with pytest.raises(ValueError, match='compares features with those of one teacher, but got several'):
+        dskd_mm.distil(Net(), teachers, method='vkd')
+    with pytest.raises(TypeError, match=r'teacher is expected to be an nn.Module that returns logits, but got a NoneType'):
+        dskd_mm.distil(Net(), [])
+
+
 def test_soft_labels_and_independent_classes() -> None:
     images, labels = batch()
     soft = torch.softmax(torch.randn(6, CLASSES), dim=1)
