@@ -24,10 +24,10 @@ from dskd_mm.distillers.checks import (
 from dskd_mm.distillers.ensemble import average_predictions, build_teachers, check_method, check_others
 from dskd_mm.distillers.layers import split_layers
 from dskd_mm.distillers.options import MethodOptions
-from dskd_mm.distillers.student import accept_checkpoint, build_student, keep_names
+from dskd_mm.distillers.student import accept_checkpoint, build_student, keep_names, refuse_bare_network
 from dskd_mm.features import match_levels
 from dskd_mm.features.norm import SingleVectorError
-from dskd_mm.losses import build_loss
+from dskd_mm.losses import build_losses
 from dskd_mm.sites import SITES_BY_MODEL, Site, build_site
 from dskd_mm.structures import ModelOutputs, TapRecord, TapSpec
 from dskd_mm.teacher import FrozenTeacher
@@ -86,6 +86,11 @@ class Distiller(BaseModel):
     """The largest absolute value of all that steps see, by what it is called: images, taps, losses. Whoever wants them puts an
     empty dict here and empties it again, as :class:`~dskd_mm.hooks.CheckFiniteHook` does; with None nobody does."""
 
+    def __new__(cls, student: Any = None, *args: Any, **kwargs: Any) -> 'Distiller':
+        """Refuse a bare network before arguments are counted: it often comes without a teacher."""
+        refuse_bare_network(student)
+        return super().__new__(cls)
+
     def __init__(
         self,
         student: dict | nn.Module,
@@ -114,11 +119,7 @@ class Distiller(BaseModel):
         check_others(self.student_spec, self.teacher_spec, self.other_teachers)
         self.options = self.options_class.resolve(type(self), options, self.site, self.student_spec, self.teacher_spec)
         check_loss_names(distill_losses or {})
-        bound: dict[str, nn.Module] = {
-            name: build_loss(f'distill_losses.{name}', config, self.student_spec, self.teacher_spec)
-            for name, config in (distill_losses or {}).items()
-        }
-        self.distill_losses = nn.ModuleDict(bound)
+        self.distill_losses = build_losses('distill_losses', distill_losses or {}, self.student_spec, self.teacher_spec)
         check_method(self)
         seed = torch.initial_seed() if noise_seed is None else noise_seed
         self.register_buffer('noise_seed', torch.tensor(seed % 2**62))

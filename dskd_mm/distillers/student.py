@@ -34,6 +34,21 @@ def build_student(config: dict | nn.Module, data_preprocessor: dict | nn.Module 
         if cfg.get('data_preprocessor') is None:
             cfg.data_preprocessor = data_preprocessor
         student = MMENGINE_MODELS.build(cfg)
+    refuse_bare_network(student)
+    if hasattr(student, 'distill') or not isinstance(student, BaseModel):
+        raise TypeError(
+            f'The student is expected to be a plain model of a host library, but got a {type(student).__name__}. Take the '
+            "config of the plain student as _base_, or the distiller's student: student=_base_.model.student."
+        )
+    return student
+
+
+def refuse_bare_network(student: Any) -> None:
+    """Refuse a network without losses as a student, and say what takes one.
+
+    Raises:
+        TypeError: If it is one.
+    """
     if isinstance(student, nn.Module) and not isinstance(student, BaseModel):
         kind = type(student)
         raise TypeError(
@@ -43,12 +58,6 @@ def build_student(config: dict | nn.Module, data_preprocessor: dict | nn.Module 
             f"{AS_IMAGE_CLASSIFIER}, or with backbone=dict(type='mmpretrain.ResNet', depth=18), which takes the weights of "
             "torchvision's."
         )
-    if hasattr(student, 'distill') or not isinstance(student, BaseModel):
-        raise TypeError(
-            f'The student is expected to be a plain model of a host library, but got a {type(student).__name__}. Take the '
-            "config of the plain student as _base_, or the distiller's student: student=_base_.model.student."
-        )
-    return student
 
 
 def accept_checkpoint(student: nn.Module, state_dict: dict[str, Any], prefix: str) -> None:

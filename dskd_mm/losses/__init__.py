@@ -3,7 +3,7 @@
 from dskd_mm.losses.at import ATLoss
 from dskd_mm.losses.base import AlignedFeatureLoss, DistillLoss, FeatureLoss, LogitLoss
 from dskd_mm.losses.box import BoxLoss
-from dskd_mm.losses.build import build_loss
+from dskd_mm.losses.build import build_loss, build_losses
 from dskd_mm.losses.cwd import CWDLoss
 from dskd_mm.losses.dist import DISTLoss
 from dskd_mm.losses.dkd import DKDLoss
@@ -31,4 +31,5 @@ __all__ = [
     'MGDLoss',
     'PKDLoss',
     'build_loss',
+    'build_losses',
 ]

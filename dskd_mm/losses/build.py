@@ -1,6 +1,9 @@
 """Building the losses that compare a student with its teacher, bound to both."""
 
+from collections.abc import Mapping
 from typing import Any
+
+from torch import nn
 
 from dskd_mm.arguments import arguments_of, check_arguments
 from dskd_mm.losses.base import DistillLoss
@@ -48,3 +51,15 @@ def build_loss(
     loss: Any = MODELS.build(arguments)
     loss.bind(student, teacher, name)
     return loss
+
+
+def build_losses(argument: str, configs: Mapping[str, Any], student: TapSpec, teacher: TapSpec) -> nn.ModuleDict:
+    """Build losses by names of the user's own; see :func:`build_loss`.
+
+    Args:
+        argument (str): What they are given by, for messages.
+        configs (Mapping[str, Any]): Their configs.
+        student (TapSpec): Where the student is tapped.
+        teacher (TapSpec): Where the teacher is tapped.
+    """
+    return nn.ModuleDict({name: build_loss(f'{argument}.{name}', config, student, teacher) for name, config in configs.items()})

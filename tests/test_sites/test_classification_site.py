@@ -14,12 +14,14 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models import resnet18
 
+from dskd_mm import distil, distillers
 from dskd_mm.distillers import DSKDDistiller
 from dskd_mm.sites import ClassificationSite, build_site
 from dskd_mm.structures import TapRecord, TapSpec, Target
 from dskd_mm.teacher import FrozenTeacher
 from dskd_mm.testing import classifier_config, random_batch, random_teacher
 
+DISTILLERS = [getattr(distillers, name) for name in distillers.__all__]
 # Of models of width 4: classifier, module and side of the feature, its channels, whether it is a map, whether sigmoid.
 SPECS = {
     'gap': ('head.fc', 'neck', 16, True, False),
@@ -191,6 +193,16 @@ def test_a_bare_network_is_refused_with_a_config_that_works(tmp_path):
     found = distiller.student.backbone.load_state_dict(network.state_dict(), strict=False)
     assert found.missing_keys == [] and found.unexpected_keys == ['fc.weight', 'fc.bias']
     assert distiller.student_spec.features == ('neck',)
+
+
+@pytest.mark.parametrize('method', DISTILLERS)
+def test_a_bare_network_is_refused_before_a_teacher_is_missed(method):
+    with pytest.raises(TypeError, match=r'dskd_mm\.distil\(student, teacher\) \(docs/en/pytorch\.md\)'):
+        method(student=resnet18(num_classes=10))
+    with pytest.raises(TypeError, match=r'dskd_mm\.distil\(student, teacher\)'):
+        method(resnet18(num_classes=10))
+    distiller = distil(resnet18(num_classes=3), resnet18(num_classes=3))
+    assert torch.isfinite(distiller(torch.randn(2, 3, 32, 32), torch.tensor([0, 2])))
 
 
 def test_a_feature_of_ones_own_is_tapped():
