@@ -27,7 +27,7 @@ def load_checkpoint_file(path: str, map_location: Any = 'cpu') -> dict[str, Any]
     """Read a checkpoint without running any code in it.
 
     Args:
-        path (str): A file, or an http(s) address, which is downloaded once (by the first process).
+        path (str): A file of torch or safetensors, or an http(s) address, which is downloaded once (by the first process).
         map_location (Any): Where its tensors go, as in :func:`torch.load`. Defaults to 'cpu'.
 
     Returns:
@@ -44,6 +44,8 @@ def load_checkpoint_file(path: str, map_location: Any = 'cpu') -> dict[str, Any]
             f'Expected a checkpoint at {osp.abspath(path)!r}, but there is none. Train the model first or correct the path.'
         )
     try:
+        if path.endswith('.safetensors') and not is_address:
+            return read_safetensors(path, map_location)
         with _harmless_types():
             checkpoint = _download(path, map_location) if is_address else torch.load(path, map_location, weights_only=True)
     except pickle.UnpicklingError as error:
@@ -69,6 +71,24 @@ def load_checkpoint_file(path: str, map_location: Any = 'cpu') -> dict[str, Any]
     if not isinstance(checkpoint, dict):
         raise ValueError(f'Expected a dict in the checkpoint {path!r}, but it holds a {type(checkpoint).__name__}.')
     return checkpoint  # itself, not a copy: a bare state dict carries its versions as an attribute
+
+
+def read_safetensors(path: str, map_location: Any = 'cpu') -> dict[str, Tensor]:
+    """Return the tensors of a file of safetensors, the format of timm's and transformers' public weights.
+
+    Raises:
+        ImportError: If safetensors is not installed.
+        RuntimeError: If the file is truncated or damaged.
+    """
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise ImportError(f'{path!r} is read by safetensors, which is not installed: pip install safetensors.') from error
+    try:
+        return load_file(path, device=str(map_location or 'cpu'))
+    except SafetensorError as error:
+        raise RuntimeError(str(error)) from error
 
 
 def _harmless_types() -> AbstractContextManager:

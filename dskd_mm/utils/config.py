@@ -134,7 +134,9 @@ def num_classes(model: Any) -> int | None:
         told = [inner['num_classes'] for inner in nodes(node) if isinstance(inner.get('num_classes'), int)]
         if told:
             return told[0]
-    return None
+    # Networks of timm and transformers, which have no head apart.
+    told = [model[key] for key in ('num_classes', 'num_labels') if isinstance(model, dict) and isinstance(model.get(key), int)]
+    return told[0] if told else None
 
 
 def is_distiller_config(cfg: Config) -> bool:

@@ -14,6 +14,8 @@ from dskd_mm.utils.checkpoint import export_student, load_plain_model
 from support import build_distiller, watch
 
 pytest.importorskip('mmpretrain')
+from mmpretrain.models import HuggingFaceClassifier
+from mmpretrain.models.classifiers import BaseClassifier
 
 IMAGE = 32
 
@@ -68,6 +70,13 @@ class Wordy(Distilled):
         return type('Output', (), dict(logits=super().forward(images)))()
 
 
+class Worded(Pooled):
+    """Does so with logits of one layer."""
+
+    def forward(self, images: torch.Tensor) -> Any:
+        return type('Output', (), dict(logits=super().forward(images)))()
+
+
 class Branching(Pooled):
     """Looks at values, which there are none of on the meta device."""
 
@@ -75,7 +84,7 @@ class Branching(Pooled):
         return super().forward(images if bool(images.sum() > 0) else -images)
 
 
-NETWORKS = {cls.__name__: cls for cls in (Pooled, Convolved, Squeezed, Distilled, Wordy, Branching)}
+NETWORKS = {cls.__name__: cls for cls in (Pooled, Convolved, Squeezed, Distilled, Wordy, Worded, Branching)}
 TIMM = {
     'resnet': dict(model_name='resnet18', layers=[1, 1, 1, 1], channels=[8, 8, 16, 16], stem_width=8),
     'vit': dict(model_name='vit_tiny_patch16_224', img_size=IMAGE, patch_size=8, embed_dim=24, depth=1, num_heads=2),
@@ -217,6 +226,57 @@ def test_a_missing_tensor_is_called_as_in_the_checkpoint(tmp_path) -> None:
     torch.save(dict(state_dict={'other': torch.zeros(1)}), teacher['checkpoint'])
     with pytest.raises(ValueError, match=r'0 keys match, 8 missing \(last\.bias, '):
         distiller_of(teacher, network_config('Pooled')).load_teacher()
+
+
+def test_public_weights_in_safetensors(tmp_path) -> None:
+    safetensors = pytest.importorskip('safetensors.torch')
+    teacher = teacher_of(tmp_path, 'resnet')
+    state = torch.load(teacher['checkpoint'])['state_dict']
+    path = str(tmp_path / 'teacher.safetensors')
+    safetensors.save_file(state, path)
+    distiller = distiller_of({**teacher, 'checkpoint': path}, network_config('Pooled'))
+    distiller.load_teacher()
+    torch.testing.assert_close(distiller.teacher.classifiers[0].weight, state['fc.weight'])
+    (tmp_path / 'teacher.safetensors').write_bytes(b'0' * 20)
+    with pytest.raises(ValueError, match=r'truncated or damaged'):
+        distiller_of({**teacher, 'checkpoint': path}, network_config('Pooled')).load_teacher()
+
+
+@MODELS.register_module(force=True)
+class HuggingFaceStandIn(HuggingFaceClassifier):
+    """The classifier of transformers' networks with one of ours, for where transformers is not installed."""
+
+    def __init__(self, data_preprocessor: dict, network: str = 'Worded', loss: dict | None = None) -> None:
+        BaseClassifier.__init__(self, data_preprocessor=data_preprocessor)
+        self.model = NETWORKS[network]()
+        self.loss_module = MODELS.build(dict(type='mmpretrain.CrossEntropyLoss'))
+        self._register_state_dict_hook(self._remove_state_dict_prefix)
+        self._register_load_state_dict_pre_hook(self._add_state_dict_prefix)
+
+
+@pytest.mark.parametrize(('network', 'site'), [('Worded', {}), ('Wordy', dict(classifier='model.last'))])
+def test_an_object_that_holds_logits_teaches_and_learns(tmp_path, network: str, site: dict) -> None:
+    preprocessor = dict(type='mmpretrain.ClsDataPreprocessor', num_classes=TOY_CLASSES, **SETTINGS)
+    config = ConfigDict(type='HuggingFaceStandIn', data_preprocessor=preprocessor, network=network)
+    save_random_model(config, str(tmp_path / 'teacher.pth'), 'last')
+    teacher = dict(config=dict(model=config), checkpoint=str(tmp_path / 'teacher.pth'))
+    site = site | ({f'teacher_{key}': value for key, value in site.items()})
+    distiller = distiller_of(teacher, config, prior='teacher', site=site)
+    distiller.load_teacher()
+    load_plain_model(distiller.student, teacher['checkpoint'])
+    for module in filter(is_random, distiller.student.modules()):
+        module.eval()
+    calls, batch = watch(distiller, 'distill'), batch_of_images()
+    losses = distiller(**batch, mode='loss')
+    assert abs(float(losses['loss_dskd_logit'].detach())) < 1e-5
+    said = distiller.student(batch['inputs'])
+    for outputs in calls[-1].args[:2]:
+        torch.testing.assert_close(outputs.logits, said, rtol=1e-5, atol=1e-5)
+    for log in train(distiller, batch):
+        assert all(bool(value.isfinite()) for value in log.values())
+    torch.save(dict(state_dict=distiller.state_dict()), tmp_path / 'epoch.pth')
+    export_student(str(tmp_path / 'epoch.pth'), str(tmp_path / 'plain.pth'))
+    load_plain_model(MODELS.build(config), str(tmp_path / 'plain.pth'))
 
 
 def test_a_classifier_of_transformers(tmp_path) -> None:

@@ -10,6 +10,7 @@ from dskd_mm.utils.config import (
     is_distiller_config,
     load_config,
     model_config,
+    num_classes,
     resolve_config_path,
     student_config,
     type_module,
@@ -20,6 +21,11 @@ from dskd_mm.utils.config import (
 def distiller(**kwargs: object) -> Config:
     model = dict(type='dskd_mm.DSKDDistiller', student=dict(type='ImageClassifier'), teacher=dict(config='t.py'))
     return Config({'default_scope': 'mmpretrain', 'model': {**model, **kwargs}})
+
+
+def test_the_classes_of_a_model_are_told_by_its_head_or_by_itself() -> None:
+    told = [dict(head=dict(type='LinearClsHead', num_classes=4)), dict(num_classes=5), dict(num_labels=6), dict(), None]
+    assert [num_classes(model) for model in told] == [4, 5, 6, None, None]
 
 
 def test_the_config_of_an_installed_package_is_found() -> None:
