@@ -23,7 +23,7 @@ FENCE = re.compile(r'^( *)```(\w*)\n(.*?)^\1```', re.DOTALL | re.MULTILINE)
 OTHERS = {'pip', 'pip-audit', 'python3', '.', 'grep', 'apt', 'git', 'uv'}
 """Programs of others, whose options are theirs."""
 HOSTS = ('MMDET/', 'MMSEG/', 'MMPRETRAIN/')
-OWN_TYPES = ('dskd_mm.Smooth', 'dskd_mm.Cosine', 'dskd_mm.Heatmap')
+OWN_TYPES = ('dskd_mm.Smooth', 'dskd_mm.Cosine', 'dskd_mm.Heatmap', 'dskd_mm.TinyNet')
 """What docs/en/extend.md defines: test_extend.py runs it."""
 
 

@@ -1,4 +1,4 @@
-"""The code of docs/en/extend.md, as it is printed there: a loss, a method and a task, each through training steps."""
+"""The code of docs/en/extend.md as it is printed: a loss, a method, a task and a backbone, each through training steps."""
 
 import ast
 import importlib
@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.registry import DefaultScope
 
-from dskd_mm.distillers import ConfigurableDistiller
+from dskd_mm.distillers import ConfigurableDistiller, DSKDDistiller
 from dskd_mm.registry import MODELS
 from dskd_mm.testing import assert_nothing_is_unused, classifier_config, random_batch, random_teacher, train
 from dskd_mm.utils.methods import apply_method
@@ -18,7 +19,7 @@ from dskd_mm.utils.methods import apply_method
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / 'docs/en/extend.md').read_text(encoding='utf-8')
 FILES = dict(re.findall(r'```python\n# (\w+\.py)\n(.*?)```', PAGE, re.DOTALL))
-MAX_LINES = {'my_loss.py': 12, 'my_method.py': 25, 'heatmap_site.py': 80}
+MAX_LINES = {'my_loss.py': 12, 'my_method.py': 25, 'heatmap_site.py': 80, 'my_backbone.py': 25}
 
 
 @pytest.fixture
@@ -96,3 +97,21 @@ def test_method_is_an_overlay(page):
 
 def test_site(page):
     run_tests_of('test_heatmap_site', page)
+
+
+def test_backbone(page):
+    """With the config that is printed below it."""
+    pytest.importorskip('mmpretrain')
+    importlib.import_module('my_backbone')
+    torch.manual_seed(0)
+    code = re.search(r'```python\n(custom_imports[^`]*TinyNet.*?)```', PAGE, re.DOTALL)[1]
+    printed = {}
+    exec(code, printed)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        distiller = DSKDDistiller(printed['model']['student'], random_teacher(str(page)))
+    images, samples = random_batch()
+    batch = dict(inputs=images, data_samples=samples)
+    assert distiller.student_spec.channels == 32
+    assert_nothing_is_unused(distiller, batch)
+    first, *_, last = train(distiller, batch, steps=20, lr=0.01)
+    assert last['loss'] < first['loss']
