@@ -1,7 +1,7 @@
 """Finding out how many channels the maps of a module have."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -57,7 +57,8 @@ def find_tapped(
     Only shapes are computed there. The model itself is left as it is, and none of its weights is copied.
 
     Args:
-        model (nn.Module): A host's model. Without ``extract_feat`` all of it is called.
+        model (nn.Module): A host's model. Without ``extract_feat`` all of it is called, as is one that holds a
+            whole network as ``model``.
         layers (Mapping[str, dict]): Arguments of :class:`~dskd_mm.features.FeatureTap` by name.
         owner (str): How to call the model in errors. Defaults to 'model'.
         mend (str, optional): Which argument gives channels that are not found, for the error. Defaults to None: ``layers``.
@@ -76,7 +77,10 @@ def find_tapped(
             stack.enter_context(tap)
         try:
             with torch.device('meta'):
-                getattr(shell, 'extract_feat', shell)(images_for(shell, IMAGE_SIZE))
+                # That of mmpretrain's models of other libraries is not there, or leaves layers out.
+                is_whole = isinstance(getattr(shell, 'model', None), nn.Module)
+                run = shell if is_whole else getattr(shell, 'extract_feat', shell)
+                run(images_for(shell, expected_size(shell)))
             return {name: [tuple(value.shape) for value in tap.values] for name, tap in taps.items()}
         except Exception as error:  # of whatever kind: it is the host's code that runs
             raise ValueError(
@@ -128,6 +132,14 @@ def images_for(model: nn.Module, size: int) -> torch.Tensor:
     """Return two images with the channels that a model's first convolution takes, 3 without one."""
     channels = next((layer.in_channels for layer in model.modules() if isinstance(layer, nn.Conv2d)), 3)
     return torch.zeros(2, channels, size, size)
+
+
+def expected_size(network: nn.Module) -> int:
+    """Return the height and width of the images that a network takes, 224 if it does not tell."""
+    told: list[Any] = [getattr(getattr(network, 'config', None), 'image_size', None)]
+    told += [getattr(module, 'img_size', None) for module in network.modules()]
+    sizes = [size[0] if isinstance(size, Sequence) and len(size) else size for size in told]
+    return next((size for size in sizes if isinstance(size, int)), IMAGE_SIZE)
 
 
 def _width(layer: Mapping[str, Any], shapes: list[tuple[int, ...]], owner: str) -> Channels:

@@ -1,13 +1,12 @@
 """Which layer of any network makes its logits: networks of timm, transformers or torchvision have no common name for it."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dskd_mm.features.channels import IMAGE_SIZE, images_for, on_meta_device
+from dskd_mm.features.channels import expected_size, images_for, on_meta_device
 from dskd_mm.guidance.classifier import computes_as
 
 
@@ -95,11 +94,3 @@ def find_pooling(network: nn.Module, calls: dict[str, tuple[Any, Any]], vectors:
             if torch.allclose(module(known).flatten(1), known.mean(dim=(2, 3)).flatten(1)):
                 return prefix + path
     return None
-
-
-def expected_size(network: nn.Module) -> int:
-    """Return the height and width of the images that a network takes, 224 if it does not tell."""
-    told: list[Any] = [getattr(getattr(network, 'config', None), 'image_size', None)]
-    told += [getattr(module, 'img_size', None) for module in network.modules()]
-    sizes = [size[0] if isinstance(size, Sequence) and len(size) else size for size in told]
-    return next((size for size in sizes if isinstance(size, int)), IMAGE_SIZE)

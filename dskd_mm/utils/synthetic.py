@@ -40,7 +40,8 @@ def synthetic_batch(
     if classes is None:
         raise ValueError(f'Expected num_classes in a head of the model, but its settings {sorted(model)} tell none.')
     rng = np.random.default_rng(seed)
-    channels = model.backbone.get('in_channels', 3)
+    backbone = model.get('backbone') or model  # networks of timm have none apart
+    channels = backbone.get('in_channels') or backbone.get('in_chans', 3)
     inputs = [torch.from_numpy(rng.integers(256, size=(channels, *size), dtype=np.uint8)) for _ in range(images)]
     return dict(inputs=inputs, data_samples=[SAMPLES[scope](model, classes, size, rng) for _ in inputs])
 

@@ -9,9 +9,10 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from dskd_mm.distillers import DSKDDistiller
+from dskd_mm.preflight import check_config
 from dskd_mm.testing import TOY_CLASSES, random_batch, random_teacher, save_random_model, train
 from dskd_mm.utils.checkpoint import export_student, load_plain_model
-from support import build_distiller, watch
+from support import build_distiller, distiller_run_config, toy_runner, watch
 
 pytest.importorskip('mmpretrain')
 from mmpretrain.models import HuggingFaceClassifier
@@ -226,6 +227,42 @@ def test_a_missing_tensor_is_called_as_in_the_checkpoint(tmp_path) -> None:
     torch.save(dict(state_dict={'other': torch.zeros(1)}), teacher['checkpoint'])
     with pytest.raises(ValueError, match=r'0 keys match, 8 missing \(last\.bias, '):
         distiller_of(teacher, network_config('Pooled')).load_teacher()
+
+
+@pytest.mark.parametrize(
+    ('kind', 'path', 'channels'),
+    [('resnet', 'model.layer3', 16), ('vit', 'model.patch_embed.proj', 24), ('Worded', 'model.stem', 8)],
+)
+def test_channels_of_further_layers_are_found(tmp_path, kind: str, path: str, channels: int) -> None:
+    if kind == 'Worded':
+        preprocessor = dict(type='mmpretrain.ClsDataPreprocessor', num_classes=TOY_CLASSES, **SETTINGS)
+        student = ConfigDict(type='HuggingFaceStandIn', data_preprocessor=preprocessor)
+    else:
+        student = network_config(kind)
+    layers = dict(map=dict(student=dict(path=path), teacher=dict(path='model.stem')))
+    losses = dict(fit=dict(type='dskd_mm.FitNetLoss', on='map'))
+    distiller = distiller_of(teacher_of(tmp_path, 'Pooled'), student, layers=layers, distill_losses=losses)
+    assert distiller.student_spec.layers['map'].channels == channels
+    assert all(bool(log['loss_fit'].isfinite()) for log in train(distiller, batch_of_images()))
+
+
+@pytest.mark.parametrize('student', ['Pooled', 'vit'])
+def test_a_run_is_checked_and_goes_on_after_an_interruption(tmp_path, student: str) -> None:
+    teacher = teacher_of(tmp_path, 'resnet')
+    cfg = distiller_run_config(str(tmp_path), teacher=teacher, student=dict(image_size=IMAGE))
+    cfg.model.student = network_config(student)
+    cfg.custom_hooks = [dict(type=name) for name in ('EMAHook', 'dskd_mm.ResumeHook', 'dskd_mm.StudentExportHook')]
+    report = check_config(cfg)
+    assert report.faults == []
+    assert 'left out' not in str([finding.text for finding in report.findings if finding.subject == 'step'])
+    toy_runner(cfg).train()
+    whole = torch.load(tmp_path / 'epoch_2.pth', weights_only=False)
+    (tmp_path / 'epoch_2.pth').unlink()
+    toy_runner(cfg, resume=True, load_from=str(tmp_path / 'epoch_1.pth')).train()
+    resumed = torch.load(tmp_path / 'epoch_2.pth', weights_only=False)
+    for key, value in whole['state_dict'].items():
+        torch.testing.assert_close(resumed['state_dict'][key], value, msg=lambda text, key=key: f'{key}: {text}')
+    load_plain_model(MODELS.build(cfg.model.student), str(tmp_path / 'student_last.pth'))
 
 
 def test_public_weights_in_safetensors(tmp_path) -> None:
