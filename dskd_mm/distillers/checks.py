@@ -124,7 +124,7 @@ def check_pooling(feature: Tensor, logits: Tensor, classifier: Any) -> None:
 
 
 def named_losses(losses: Mapping[str, Tensor | Sequence[Tensor]]) -> Iterable[tuple[str, Tensor]]:
-    """Yield what of a model's losses enters their sum, one by one: heads return lists where there are levels."""
+    """Yield the losses that are summed, one by one: heads return lists where there are levels."""
     for name, value in losses.items():
         if 'loss' in name:
             for level in [value] if isinstance(value, Tensor) else value:

@@ -44,7 +44,7 @@ class DSKDDistiller(Distiller):
     9. ``loss_dskd_box``: likewise a detector's boxes, which no classifier could teach.
 
     How predictions follow the teacher's own (2 and 7) is told by the option ``imitation``. The virtual teacher (6) is followed
-    by Hinton's divergence: what a sampled feature says of unlikely classes is noise rather than knowledge.
+    by Hinton's divergence, as a sampled feature says little but noise about unlikely classes.
 
     With an autoencoder there is ``loss_dskd_autoencoder``, its reconstruction error, with a weight of 1.
 

@@ -158,7 +158,7 @@ class DSKDOptions(MethodOptions):
         """See :meth:`MethodOptions.defaults`."""
         values = super().defaults(given, site, student, teacher)
         weights = values['loss_weights']
-        # Both are the teacher's own word: what is teacher-free without the one is so without the other.
+        # The box and the channel loss need the teacher's forward pass, as the logit loss does: they follow its weight.
         own = given.get('loss_weights')
         logit = own.get('logit', weights['logit']) if isinstance(own, Mapping) else weights['logit']
         weights |= dict(box=logit, channel=weights['channel'] * logit)
