@@ -34,6 +34,7 @@ NAVIGATION = {
         'docs/en/train',
         'docs/en/deploy',
         'docs/en/log',
+        'docs/en/see',
         'docs/en/host_tools',
         'docs/en/scale',
         'docs/en/faq',

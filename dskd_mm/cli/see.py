@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from mmengine.config import Config, DictAction
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS
+from mmengine.visualization import Visualizer
 
 from dskd_mm.cli.common import add_config_arguments, read_config
 from dskd_mm.distillers import Distiller, DSKDDistiller
@@ -22,6 +23,7 @@ from dskd_mm.visualization import draw_prediction, follow_feature, grid, plot_ma
 from dskd_mm.visualization.images import (
     annotate,
     class_names,
+    in_class_order,
     in_input_frame,
     load_image,
     palette_of,
@@ -80,6 +82,8 @@ def draw(args: argparse.Namespace) -> dict[str, Figure]:
     cfg = read_config(args)
     cfg.merge_from_dict(args.cfg_options or {})
     distiller, meta = build_distiller(cfg, args.checkpoint)
+    # By these names a teacher may bring its classes into their order.
+    Visualizer.get_instance('dskd see').dataset_meta = meta.get('dataset_meta') or {}
     load_whole_teacher(distiller)
     teacher: Any = distiller.teacher
     plain = None if args.plain is None else plain_model(*args.plain)
@@ -94,6 +98,7 @@ def draw(args: argparse.Namespace) -> dict[str, Figure]:
             batch = in_input_frame(load_image(path, cfg, distiller.student))
             picture = picture_of(batch, distiller.student)
             opinion = predict(teacher.require_model(), in_input_frame(batch, teacher.adapt(batch['inputs'])))
+            opinion = in_class_order(opinion, teacher.classes)
             found = {'Distilled student': predict(distiller.student, batch), 'Teacher': opinion}
             if plain is not None:
                 own = in_input_frame(load_image(path, plain[1], plain[0]))

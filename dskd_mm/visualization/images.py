@@ -102,6 +102,29 @@ def annotate(batch: Batch, sample: Any) -> Batch:
     return dict(inputs=batch['inputs'], data_samples=annotated)
 
 
+def in_class_order(sample: Any, classes: Sequence[int]) -> Any:
+    """Return a teacher's prediction with its classes in the student's order.
+
+    Args:
+        sample (Any): The host's sample with a prediction.
+        classes (Sequence[int]): Which of the teacher's outputs are the student's classes, none for all as they are.
+    """
+    if not classes:
+        return sample
+    places = {theirs: own for own, theirs in enumerate(classes)}
+    if 'pred_instances' in sample:
+        found = sample.pred_instances
+        found = found[torch.tensor([int(label) in places for label in found.labels], dtype=torch.bool)]
+        found.labels = found.labels.new_tensor([places[int(label)] for label in found.labels])
+        sample.pred_instances = found
+    elif 'pred_sem_seg' in sample:
+        sample.pred_sem_seg.data = sample.seg_logits.data[list(classes)].argmax(dim=0, keepdim=True)
+    else:
+        sample.pred_score = sample.pred_score[list(classes)]
+        sample.pred_label = sample.pred_score.argmax(dim=0, keepdim=True)
+    return sample
+
+
 def instance_masks(found: Any, size: tuple[int, int]) -> Any:
     """Return mmdet's masks of predicted objects; those of their boxes where no mask is predicted."""
     from mmdet.structures.mask import BitmapMasks

@@ -1,6 +1,8 @@
 """Bands: their words, and what is in them."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -72,3 +74,34 @@ def test_shares_of_the_total() -> None:
     rows = [dict(loss=4.0, loss_student=1.0, loss_cls=1.0, loss_dskd_anchor=2.0, loss_mine=1.0, step=step) for step in (1, 2)]
     steps, shares = loss_shares(rows, ['mine'])
     assert steps == [1, 2] and shares == dict(loss_student=[0.25] * 2, loss_dskd_anchor=[0.5] * 2, loss_mine=[0.25] * 2)
+
+
+RECORDS = Path(__file__).parents[2] / 'benchmarks/results/diffusion_health.jsonl'
+
+
+@pytest.mark.parametrize(('variant', 'wrong'), [('dskd', set()), ('first', {'noise_error', 'gate', 'bits', 'gap_denoised'})])
+def test_the_bands_tell_recorded_runs_apart(variant: str, wrong: set[str]) -> None:
+    """What was mended is healthy; the construction of the diffusion that was at fault is not."""
+    records = [json.loads(line) for line in RECORDS.read_text(encoding='utf-8').splitlines()]
+    records = [record for record in records if record['variant'] == variant]
+    assert len(records) >= 4
+    for record in records:
+        stages = [record['health'][stage] for stage in ('early', 'middle', 'late')]
+        found = judge([row for row in stages for _ in range(3)])
+        unhealthy = {finding.name.removeprefix('dskd_') for finding in found if finding.healthy is False}
+        assert unhealthy >= wrong and (wrong or not unhealthy), record['seed']
+
+
+def test_the_page_quotes_the_records() -> None:
+    late: dict[tuple[str, str], list[float]] = {}
+    for line in RECORDS.read_text(encoding='utf-8').splitlines():
+        record = json.loads(line)
+        for name, value in record['health']['late'].items():
+            late.setdefault((record['variant'], name), []).append(value)
+    page = (RECORDS.parents[2] / 'docs/en/log.md').read_text(encoding='utf-8')
+    rows = [row.split(' | ') for row in page.partition('## Where the bands')[2].splitlines() if row.startswith('| `')]
+    assert len(rows) == 11
+    for name, *ranges in rows:
+        for variant, text in zip(('dskd', 'first'), ranges, strict=False):
+            values = late[variant, name.strip('| `')][:4]
+            assert text == f'{min(values):.2f} to {max(values):.2f}', name

@@ -9,10 +9,12 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
+from mmengine.structures import BaseDataElement, InstanceData, PixelData
 
 from dskd_mm.cli import see
 from dskd_mm.utils.checkpoint import export_student
 from dskd_mm.utils.config import model_config
+from dskd_mm.visualization.images import in_class_order
 from support import (
     SCENE_CLASSES,
     detector_run_config,
@@ -131,3 +133,19 @@ def test_mistakes_are_told_with_their_mend(tmp_path: Path) -> None:
         see.main([str(tmp_path / 'untested.py'), str(checkpoint), str(images[0])])
     with pytest.raises(FileNotFoundError, match=r'nowhere\.png'):
         see.main([str(config), str(checkpoint), str(tmp_path / 'nowhere.png')])
+
+
+def test_predictions_of_a_teacher_in_the_students_order() -> None:
+    pytest.importorskip('mmpretrain')
+    from mmpretrain.structures import DataSample
+
+    sample = DataSample().set_pred_score(torch.tensor([0.1, 0.2, 0.7])).set_pred_label(2)
+    found = in_class_order(sample, (2, 0))
+    assert found.pred_score.tolist() == pytest.approx([0.7, 0.1]) and int(found.pred_label) == 0
+    assert in_class_order(sample, ()) is sample
+    boxes = InstanceData(labels=torch.tensor([1, 0, 2]), scores=torch.tensor([0.9, 0.8, 0.7]))
+    detected = in_class_order(BaseDataElement(pred_instances=boxes), (2, 0)).pred_instances
+    assert detected.labels.tolist() == [1, 0] and detected.scores.tolist() == pytest.approx([0.8, 0.7])
+    maps = dict(seg_logits=PixelData(data=torch.eye(3)[..., None]), pred_sem_seg=PixelData(data=torch.zeros(1, 3, 1)))
+    labels = in_class_order(BaseDataElement(**maps), (2, 0)).pred_sem_seg.data
+    assert labels[0, 2, 0] == 0 and labels[0, 0, 0] == 1
