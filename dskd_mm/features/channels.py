@@ -125,7 +125,8 @@ def on_meta_device(model: nn.Module) -> Any:
     """Return a copy of a model in evaluation mode whose tensors have shapes, but no values."""
     # What deepcopy takes for copied already, so that no weight is, however large the model.
     known = {id(tensor): tensor.detach().to('meta') for tensor in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, known).eval()
+    # A teacher may be kept in half precision, where images of full precision have no place.
+    return copy.deepcopy(model, known).eval().float()
 
 
 def images_for(model: nn.Module, size: int) -> torch.Tensor:
