@@ -10,7 +10,7 @@ from torch import nn
 
 from dskd_mm.distillers import DSKDDistiller
 from dskd_mm.preflight import check_config
-from dskd_mm.testing import TOY_CLASSES, random_batch, random_teacher, save_random_model, train
+from dskd_mm.testing import TOY_CLASSES, classifier_config, random_batch, random_teacher, save_random_model, train
 from dskd_mm.utils.checkpoint import export_student, load_plain_model
 from support import build_distiller, distiller_run_config, toy_runner, watch
 
@@ -263,6 +263,27 @@ def test_a_run_is_checked_and_goes_on_after_an_interruption(tmp_path, student: s
     for key, value in whole['state_dict'].items():
         torch.testing.assert_close(resumed['state_dict'][key], value, msg=lambda text, key=key: f'{key}: {text}')
     load_plain_model(MODELS.build(cfg.model.student), str(tmp_path / 'student_last.pth'))
+
+
+def test_a_larger_transformer_of_other_class_order_teaches_beside_another(tmp_path) -> None:
+    names, order = list('abcde'), torch.tensor([2, 0, 1, 4, 3])
+    first = {**teacher_of(tmp_path, 'vit'), 'input_size': (IMAGE, IMAGE)}
+    state = torch.load(first['checkpoint'])['state_dict']
+    shuffled = {key: value[order] if key.startswith('head.') else value for key, value in state.items()}
+    meta = dict(dataset_meta=dict(classes=[names[i] for i in order]))
+    torch.save(dict(meta=meta, state_dict=shuffled), tmp_path / 'shuffled.pth')
+    other = {**first, 'checkpoint': str(tmp_path / 'shuffled.pth'), 'match_classes': names}
+    student = classifier_config('gap', image_size=16)
+    images, samples = random_batch(image_size=16)
+    seen = []
+    for teacher in (first, other, [first, other]):
+        distiller = distiller_of(teacher, student)
+        calls = watch(distiller, 'distill')
+        distiller(images, samples, mode='loss')
+        seen.append(calls[-1].args[1].logits)
+    torch.testing.assert_close(seen[1], seen[0], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(seen[2], seen[0], rtol=1e-5, atol=1e-5)
+    assert float(seen[0].std()) > 0.01
 
 
 def test_public_weights_in_safetensors(tmp_path) -> None:
