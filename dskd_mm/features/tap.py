@@ -61,12 +61,16 @@ class Tap(ABC):
         self.path = path
         self.owner = owner
         self._captured: list[Any] = []
+        self._grad_expected = False
+        self._fired_without_grad = False
         self._handle: RemovableHandle | None = None
 
     def __repr__(self) -> str:
         return f'call of {self.path!r} in the {self.owner}'
 
     def __enter__(self: TapType) -> TapType:
+        self._grad_expected = torch.is_grad_enabled()
+        self._fired_without_grad = False
         self._handle = self._hook()
         return self
 
@@ -83,24 +87,39 @@ class Tap(ABC):
     def _on_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Capture what the module was called with."""
 
+    def _is_aside(self) -> bool:
+        """Return whether the module is called aside from what is trained: samplers (OHEM) ask a head under ``no_grad``, too."""
+        aside = self._grad_expected and not torch.is_grad_enabled()
+        self._fired_without_grad |= aside
+        return aside
+
     @property
     def fired(self) -> bool:
         """True if the module ran."""
         return len(self._captured) > 0
 
     def _check_fired(self) -> None:
-        if not self.fired:
+        if self.fired:
+            return
+        if self._fired_without_grad:
             raise RuntimeError(
-                f'The tap on the {self!r} never fired: the forward pass does not call this module. Containers such as '
-                'ModuleList are not called themselves; tap one of their elements.'
+                f'The tap on the {self!r} fired without gradients inside a training step: the module lies in an '
+                'activation-checkpointed region (or under no_grad), where a tap gets no gradient. Tap the checkpointed '
+                'module itself, or leave it out of activation_checkpointing.'
             )
+        raise RuntimeError(
+            f'The tap on the {self!r} never fired: the forward pass does not call this module. Containers such as '
+            'ModuleList are not called themselves; tap one of their elements. A head that trains in a way of its own can be '
+            "distilled at the neck: site=dict(type='dskd_mm.NeckSite')."
+        )
 
 
 class CallTap(Tap):
     """Captures the arguments of every call of a module, as they are: targets given to a loss, boxes given to an extractor."""
 
     def _on_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._captured.append((args, kwargs))
+        if not self._is_aside():
+            self._captured.append((args, kwargs))
 
     @property
     def calls(self) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
@@ -149,22 +168,23 @@ class FeatureTap(Tap):
         self.io = io
         self.outer = outer
         self.index = -1 if last is None else last
-        self._grad_expected = False
 
     def __repr__(self) -> str:
         return f'{self.io} of {self.path!r} in the {self.owner}'
 
     def _hook(self) -> RemovableHandle:
-        self._grad_expected = torch.is_grad_enabled()
         return super()._hook() if self.io == 'input' else self.module.register_forward_hook(self._on_output)
 
     def _on_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._is_aside():
+            return
         source = args[0] if args else next(iter(kwargs.values()), None)
         self._capture(self._open(source), copy=False)
 
     def _on_output(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        # Networks of transformers return an object that holds their logits.
-        self._capture(self._open(getattr(output, 'logits', output)), copy=True)
+        if not self._is_aside():
+            # Networks of transformers return an object that holds their logits.
+            self._capture(self._open(getattr(output, 'logits', output)), copy=True)
 
     def _open(self, value: Any) -> Any:
         for step in self.outer:
@@ -178,12 +198,6 @@ class FeatureTap(Tap):
         return value[index]
 
     def _capture(self, value: Any, copy: bool) -> None:
-        if self._grad_expected and not torch.is_grad_enabled():
-            raise RuntimeError(
-                f'The tap on the {self!r} fired without gradients inside a training step: the module lies in an '
-                'activation-checkpointed region (or under no_grad), where a tap gets no gradient. Tap the checkpointed '
-                'module itself, or leave it out of activation_checkpointing.'
-            )
         if self.index == 'all' and isinstance(value, Sequence):
             for element in value:
                 self._capture(element, copy)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dskd_mm.arguments import check_arguments
 from dskd_mm.distributed import mean_over_ranks
-from dskd_mm.features import Pyramid, Window
+from dskd_mm.features import Pyramid, Window, find_module
 from dskd_mm.features.window import gather
 from dskd_mm.registry import MODELS
 from dskd_mm.sites.annotations import location_classes, sample_stratified
@@ -31,6 +31,10 @@ SITES_BY_MODEL = {
 
 NECK_SITES = {name: 'dskd_mm.NeckSite' if name.startswith('mmdet.') else site for name, site in SITES_BY_MODEL.items()}
 """The same for methods that distil a detector's feature pyramid instead of its classifier."""
+
+
+AT_THE_NECK = "Distil at the neck instead: site=dict(type='dskd_mm.NeckSite')."
+"""The way that is open to every model of the hosts, for messages."""
 
 
 class Site(ABC):
@@ -162,6 +166,18 @@ class Site(ABC):
         packed = [*tensors, counts.expand(-1, -1, tensors[0].shape[2])]
         (*vectors, count), weight = self.hash_vectors(packed, target, generator)
         return vectors, count[:, 0] if weight is None else weight * count[:, 0]
+
+
+def find_head(model: nn.Module, path: str, owner: str) -> nn.Module:
+    """Return the head of a model; see :func:`~dskd_mm.features.find_module`.
+
+    Raises:
+        ValueError: If there is none; the message names the neck.
+    """
+    try:
+        return find_module(model, path, owner)
+    except ValueError as error:
+        raise ValueError(f'{error} {AT_THE_NECK}') from error
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from dskd_mm.features import find_module
 from dskd_mm.guidance.classifier import computes_as
 from dskd_mm.registry import MODELS
 from dskd_mm.sites.annotations import check_annotated
-from dskd_mm.sites.base import Site
+from dskd_mm.sites.base import AT_THE_NECK, Site
 from dskd_mm.sites.logits_layer import LogitsLayer, find_logits_layer, is_linear
 from dskd_mm.structures import TapRecord, TapSpec, Target
 from dskd_mm.teacher import FrozenTeacher
@@ -97,6 +97,12 @@ class ClassificationSite(Site):
         self, model: nn.Module | None, head: nn.Module, classifier: str | None, feature: dict | None, owner: str
     ) -> TapSpec:
         """Return where a model of backbone and head is tapped; without the model only its classifier is known."""
+        tasks: Any = getattr(head, 'task_heads', None)
+        if tasks is not None:
+            raise ValueError(
+                f"The {owner}'s head ({type(head).__name__}) has the tasks {list(tasks)}, each with classes and annotations of "
+                f'its own, where one classifier is expected. {AT_THE_NECK}'
+            )
         if classifier is None:
             classifier = f'{self.part}.{find_classifier(head, owner)}'
         layer: Any = find_module(head, classifier.removeprefix(f'{self.part}.'), f"{owner}'s head")

@@ -11,7 +11,7 @@ from dskd_mm.distributed import mean_over_ranks
 from dskd_mm.features import find_module
 from dskd_mm.registry import MODELS
 from dskd_mm.sites.annotations import check_objects, read_assignment
-from dskd_mm.sites.base import Site, returning_as_in_training
+from dskd_mm.sites.base import AT_THE_NECK, Site, find_head, returning_as_in_training
 from dskd_mm.structures import BoxEncoding, TapRecord, TapSpec, Target
 from dskd_mm.teacher import FrozenTeacher
 
@@ -55,7 +55,7 @@ class DenseDetectionSite(Site):
 
     def student_spec(self, model: nn.Module) -> TapSpec:
         """See :meth:`Site.student_spec`."""
-        return self._spec(find_module(model, self.part, 'student'), self.classifier, 'student')
+        return self._spec(find_head(model, self.part, 'student'), self.classifier, 'student')
 
     def check(self, data_samples: Sequence[Any], spec: TapSpec) -> None:
         """Refuse labels of objects that the student does not know; see :meth:`Site.check`."""
@@ -75,8 +75,7 @@ class DenseDetectionSite(Site):
         if classes is None or len(per_location) != 1:
             raise ValueError(
                 f"The {owner}'s {type(head).__name__} is expected to predict cls_out_channels classes for the same number of "
-                f'priors at each location, but got {classes} classes and {sorted(per_location)} priors. Distil at the neck '
-                "instead: site=dict(type='dskd_mm.NeckSite')."
+                f'priors at each location, but got {classes} classes and {sorted(per_location)} priors. {AT_THE_NECK}'
             )
         num_priors = per_location.pop()
         if classifier is None:
@@ -90,7 +89,7 @@ class DenseDetectionSite(Site):
             raise ValueError(
                 f"The {owner}'s classification layers {names} are expected to be convolutions of equal width with "
                 f'{num_priors} x {classes} outputs, but got (inputs, outputs) {sorted(channels, key=str)}. '
-                'Name others in the site.'
+                f'Name others in the site. {AT_THE_NECK}'
             )
         paths = tuple(f'{self.part}.{name}' for name in names)
         normalized = bool(getattr(head, 'norm_on_bbox', False))
@@ -113,6 +112,7 @@ class DenseDetectionSite(Site):
             box_scales=tuple(float(w) for w, _ in priors.strides) if normalized else (),
             # YOLOF adds objectness to its classes.
             logits_of=self.part if hasattr(head, 'object_pred') else None,
+            logits_index=(0, 'all'),
             # VFNet refines the boxes that it returns first.
             box_index=2 if hasattr(head, 'loss_bbox_refine') else 1,
         )
@@ -174,7 +174,8 @@ def find_classifiers(head: nn.Module, outputs: int, owner: str) -> list[str]:
     raise ValueError(
         f"The {owner}'s {type(head).__name__} is expected to hold one classification convolution of {outputs} outputs (or a "
         f"list of them, one per level) under a name with 'cls', but got "
-        f"{found or [name for name, _ in head.named_children()]}. Name it with site=dict({argument}='bbox_head....')."
+        f"{found or [name for name, _ in head.named_children()]}. Name it with site=dict({argument}='bbox_head....'). "
+        f'{AT_THE_NECK}'
     )
 
 
@@ -191,6 +192,8 @@ def box_encoding(head: nn.Module) -> BoxEncoding | None:
     # RepPoints inherits the former, but learns by two others, and returns points while it trains.
     if not hasattr(head, 'loss_bbox') or hasattr(head, 'loss_bbox_init'):
         return None
+    if any(cls.__name__ == 'FoveaHead' for cls in type(head).__mro__):
+        return BoxEncoding('delta')  # logarithms of distances
     if hasattr(head, 'reg_max'):
         return BoxEncoding('distribution')
     kinds = {'DeltaXYWHBBoxCoder': 'delta', 'DistancePointBBoxCoder': 'distance'}

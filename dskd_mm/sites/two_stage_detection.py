@@ -5,10 +5,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dskd_mm.features import find_module
 from dskd_mm.registry import MODELS
 from dskd_mm.sites.annotations import check_objects, read_assignment
-from dskd_mm.sites.base import Site
+from dskd_mm.sites.base import AT_THE_NECK, Site, find_head
 from dskd_mm.sites.dense_detection import box_encoding
 from dskd_mm.structures import TapRecord, TapSpec, Target
 from dskd_mm.teacher import FrozenTeacher
@@ -38,7 +37,7 @@ class TwoStageDetectionSite(Site):
 
     def student_spec(self, model: nn.Module) -> TapSpec:
         """See :meth:`Site.student_spec`."""
-        heads = find_module(model, self.part, 'student')
+        heads = find_head(model, self.part, 'student')
         stage = self._stage(len(heads)) if isinstance(heads, nn.ModuleList) else None
         return box_head_spec(model.get_submodule(staged(self.part, stage)), stage, self.classifier, 'student')
 
@@ -80,7 +79,7 @@ class TwoStageDetectionSite(Site):
         if not calls:
             raise ValueError(
                 f"The student's {spec.part!r} is expected to read proposals by {student.spec.calls['extractor']!r}, but did "
-                "not call it. Distil at the neck instead: site=dict(type='dskd_mm.NeckSite')."
+                f'not call it. {AT_THE_NECK}'
             )
         args, kwargs = calls[0]
         rois = args[1] if len(args) > 1 else kwargs['rois']
@@ -105,11 +104,11 @@ def box_head_spec(head: nn.Module, stage: int | None, classifier: str, owner: st
         ValueError: If the classification layer is no linear layer.
     """
     part = staged(TwoStageDetectionSite.part, stage)
-    layer: Any = find_module(head, classifier, f"{owner}'s box head")
+    layer: Any = find_head(head, classifier, f"{owner}'s box head")
     if not isinstance(layer, nn.Linear):
         raise ValueError(
             f"The {owner}'s classification layer '{part}.{classifier}' is expected to be linear, but it is {layer}. Name "
-            "another one in the site, or distil at the neck with site=dict(type='dskd_mm.NeckSite')."
+            f'another one in the site. {AT_THE_NECK}'
         )
     sigmoid = bool(getattr(getattr(head, 'loss_cls', None), 'use_sigmoid', False))
     num_labels = int(getattr(head, 'num_classes', layer.out_features - (not sigmoid)))

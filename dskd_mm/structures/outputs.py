@@ -29,8 +29,7 @@ class TapRecord:
         self.spec = spec
         self.owner = owner
         self.feature_taps = [FeatureTap(model, path, spec.io, spec.index, owner) for path in spec.features]
-        # Dense heads return classes first, others nothing else.
-        index = None if not spec.logits_of else (0, 'all') if spec.is_dense else 'all'
+        index = spec.logits_index if spec.logits_of else None
         paths = [spec.logits_of] if spec.logits_of else spec.classifiers
         self.logits_taps = [FeatureTap(model, path, 'output', index, owner) for path in paths]
         self.call_taps = {name: CallTap(model, path, owner) for name, path in spec.calls.items()}

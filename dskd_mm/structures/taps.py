@@ -84,6 +84,8 @@ class TapSpec:
         logits_of (str, optional): Path of the module whose output, or the sum of whose outputs, are the logits, where it makes
             more of a classifier's: averages two, adds objectness. Guidance takes the classifier alone. Defaults to None: the
             classifiers themselves.
+        logits_index (int | str | tuple, optional): Which of the outputs of :attr:`logits_of`, see
+            :class:`~dskd_mm.features.FeatureTap`. Defaults to 'all'.
         layers (dict[str, Layer]): Further modules that losses read, by a name of their own. Defaults to none.
         classes (tuple[int, ...]): Which of the classifier's classes are the student's, in its order; :attr:`num_classes` counts
             these. Defaults to (): all as they are.
@@ -111,6 +113,7 @@ class TapSpec:
     box_scales: tuple[float, ...] = ()
     box_index: int = 1
     logits_of: str | None = None
+    logits_index: int | str | tuple[int | str, ...] | None = 'all'
     layers: dict[str, Layer] = field(default_factory=dict)
     classes: tuple[int, ...] = ()
 

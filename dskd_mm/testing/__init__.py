@@ -10,6 +10,7 @@ from dskd_mm.testing.checks import (
     reaches,
     train,
 )
+from dskd_mm.testing.identity import identity_step, make_identical
 from dskd_mm.testing.toy import (
     TOY_CLASSES,
     TOY_KINDS,
@@ -28,6 +29,8 @@ __all__ = [
     'classifier_config',
     'distillation_losses',
     'gradients',
+    'identity_step',
+    'make_identical',
     'parameters_without_gradient',
     'random_batch',
     'random_teacher',

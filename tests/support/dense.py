@@ -66,6 +66,13 @@ SEGMENTORS = {
     'binary': 'fcn_r50-d8.py',
 }
 """Toy segmenters by name, and the models of mmseg that they are made of; 'binary' has one output and a threshold."""
+ZOO_SEGMENTORS = {
+    'point_rend': '_base_/models/pointrend_r50.py',
+    'knet': 'knet/knet-s3_r50-d8_fcn_8xb2-adamw-80k_ade20k-512x512.py',
+    'segmenter': '_base_/models/segmenter_vit-b16_mask.py',
+    'mask2former': 'mask2former/mask2former_r50_8xb2-90k_cityscapes-512x1024.py',
+}
+"""Further segmenters of mmseg's zoo, whose last head is no convolution."""
 
 BACKBONES = {8: ((1, 2, 1, 1), (1, 1, 2, 4)), 16: ((1, 2, 2, 1), (1, 1, 1, 2)), 32: ((1, 2, 2, 2), (1, 1, 1, 1))}
 """Strides and dilations of a ResNet's stages by the stride of its output."""
@@ -219,6 +226,46 @@ def segmentor_config(kind: str, width: int = 4, num_classes: int = DENSE_CLASSES
     return model
 
 
+def zoo_segmentor_config(kind: str, width: int = 4) -> ConfigDict:
+    """Config of a small segmenter of :data:`ZOO_SEGMENTORS`, with the arguments of :func:`segmentor_config`."""
+    model = _without_pretraining(model_config(load_config(f'mmseg::{ZOO_SEGMENTORS[kind]}')))
+    model._scope_ = 'mmseg'
+    model.data_preprocessor.size = DENSE_SIZE
+    levels, channels = [width, 2 * width, 4 * width, 8 * width], 4 * width
+    small = dict(embed_dims=channels, num_heads=2, feedforward_channels=2 * channels, num_feats=channels // 2, num_groups=4)
+    small |= dict(num_classes=DENSE_CLASSES, feat_channels=channels, num_queries=8, num_points=64)
+    model.pop('auxiliary_head', None)
+    for node in nodes([model.decode_head, model.backbone]):
+        # A deformable attention's points are another thing than those that a loss looks at.
+        node.update({key: value for key, value in small.items() if key in node and not (key == 'num_points' and node[key] < 9)})
+        if node.get('type') == 'SyncBN':
+            node.type = 'BN'
+        if node.get('num_layers', 0) > 2:
+            node.num_layers = 2
+    if kind == 'segmenter':
+        model.backbone.update(img_size=DENSE_SIZE, embed_dims=channels, drop_path_rate=0.0)
+        model.decode_head.update(in_channels=channels, channels=channels)
+        return model
+    model.backbone.update(depth=18, base_channels=width, norm_cfg=dict(type='BN'))
+    if kind != 'mask2former':
+        model.backbone.stem_channels = width
+    if kind == 'point_rend':
+        model.neck.update(in_channels=levels, out_channels=channels)
+        model.decode_head[0].update(in_channels=[channels] * 4, channels=channels)
+        model.decode_head[1].update(in_channels=[channels], channels=channels)
+        model.train_cfg.num_points = 64
+    elif kind == 'knet':
+        model.decode_head.kernel_generate_head.update(in_channels=levels[-1], channels=channels, num_convs=1)
+        for stage in model.decode_head.kernel_update_head:
+            stage.update(in_channels=channels, out_channels=channels)
+            stage.kernel_updator_cfg.update(in_channels=channels, out_channels=channels)
+    else:
+        model.decode_head.update(in_channels=levels, out_channels=channels)
+        model.decode_head.loss_cls.class_weight = [1.0] * DENSE_CLASSES + [0.1]
+        model.decode_head.train_cfg.num_points = 64
+    return model
+
+
 def _as_list(config: Any) -> list:
     """One config or a list of them, or none, as a list."""
     return config if isinstance(config, list) else [config] if config else []
@@ -253,7 +300,8 @@ def dense_distiller_config(
     Returns:
         ConfigDict: The config, ready to be built by mmengine's root registry.
     """
-    make = detector_config if kind in {**DETECTORS, **ZOO_DETECTORS} else segmentor_config
+    make: Any = zoo_segmentor_config if kind in ZOO_SEGMENTORS else segmentor_config
+    make = detector_config if kind in {**DETECTORS, **ZOO_DETECTORS} else make
     config = make(**{'kind': kind, 'width': 6, **(teacher or {})})
     checkpoint = osp.join(directory, 'teacher.pth')
     # Detectors begin with equal predictions everywhere: a teacher of such weights would have no opinion.

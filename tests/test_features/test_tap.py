@@ -171,8 +171,24 @@ class Checkpointed(nn.Module):
 
 def test_tap_inside_a_checkpointed_region_is_refused(images):
     model = Checkpointed(use_reentrant=True)
-    with FeatureTap(model, 'inner.0'), pytest.raises(RuntimeError, match='activation-checkpointed region'):
+    with FeatureTap(model, 'inner.0') as tap:
         model(images.requires_grad_())
+        with pytest.raises(RuntimeError, match='activation-checkpointed region'):
+            _ = tap.value
+
+
+def test_calls_aside_from_what_is_trained_are_left_out(images):
+    """Samplers ask a head under no_grad before it is trained."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 1))
+    with FeatureTap(model, '0') as tap, CallTap(model, '0') as call:
+        with torch.no_grad():
+            model(images + 1)
+        model(images)
+        (value,), (((inputs,), _),) = tap.values, call.calls
+        assert value.requires_grad and inputs is images
+    with torch.no_grad(), FeatureTap(model, '0') as tap:  # a teacher's, which has no gradients at all
+        model(images)
+        assert len(tap.values) == 1
 
 
 def test_tap_on_the_result_of_a_checkpointed_region_gets_a_gradient(images):

@@ -7,13 +7,12 @@ from typing import Any
 import pytest
 import torch
 from mmengine.logging import MessageHub
-from mmengine.runner import load_state_dict
 from torch import nn
 
 from dskd_mm.distillers import DSKDDistiller
 from dskd_mm.losses import BoxLoss
 from dskd_mm.registry import MODELS
-from dskd_mm.testing import TOY_KINDS, classifier_config, random_batch, random_teacher
+from dskd_mm.testing import TOY_KINDS, classifier_config, make_identical, random_batch, random_teacher
 from dskd_mm.testing.toy import save_random_model
 from support import (
     DENSE_SIZE,
@@ -42,18 +41,6 @@ REFUSED = ['autoassign', 'paa', 'freeanchor', 'sabl', 'ga_retinanet', 'detr', 's
 """Detectors whose head selects what it classifies, has anchors of its own, or no linear classifier."""
 MASKED = ['mask_rcnn', 'condinst']
 DETECTORS_AT_THE_HEAD = [kind for kind in [*DETECTORS, *ZOO_DETECTORS] if kind not in REFUSED and find_spec('mmdet')]
-
-
-def identical(distiller: Any) -> Any:
-    """The same distiller, its student with the teacher's weights and, like it, without batch statistics and dropout."""
-    distiller.load_teacher()
-    load_state_dict(distiller.student, distiller.teacher.require_model().state_dict(), strict=True)
-    for module in distiller.student.modules():
-        if isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)):
-            module.eval()
-        if type(module).__name__ == 'DropPath':
-            module.eval()
-    return distiller
 
 
 DUAL_HEADS = {
@@ -91,7 +78,8 @@ def assert_nothing_to_learn(distiller: Any, batch: dict[str, Any]) -> None:
     """All that a loss may compare is equal, and the losses that compare predictions are zero."""
     assert isinstance(distiller, DSKDDistiller)
     calls = watch(distiller, 'distill')
-    losses = identical(distiller)(**batch, mode='loss')
+    make_identical(distiller)
+    losses = distiller(**batch, mode='loss')
     student, teacher = calls[-1].args[:2]
     for name in ('features', 'logit_levels', 'box_levels'):
         ours, theirs = getattr(student, name), getattr(teacher, name)
