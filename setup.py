@@ -68,6 +68,7 @@ EXTRAS = {
         'pytest-xdist',
         'ruff',
         'scipy',
+        'timm',  # networks of another library as teachers and students
     ],
 }
 
