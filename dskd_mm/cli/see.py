@@ -85,7 +85,6 @@ def draw(args: argparse.Namespace) -> dict[str, Figure]:
     # By these names a teacher may bring its classes into their order.
     Visualizer.get_instance('dskd see').dataset_meta = meta.get('dataset_meta') or {}
     load_whole_teacher(distiller)
-    teacher: Any = distiller.teacher
     plain = None if args.plain is None else plain_model(*args.plain)
     rows: dict[str, list] = {}
     journeys, pictures = [], []
@@ -97,16 +96,15 @@ def draw(args: argparse.Namespace) -> dict[str, Figure]:
         for path in args.images:
             batch = in_input_frame(load_image(path, cfg, distiller.student))
             picture = picture_of(batch, distiller.student)
-            opinion = predict(teacher.require_model(), in_input_frame(batch, teacher.adapt(batch['inputs'])))
-            opinion = in_class_order(opinion, teacher.classes)
-            found = {'Distilled student': predict(distiller.student, batch), 'Teacher': opinion}
+            opinions = [opinion_of(teacher, batch) for teacher in distiller.teachers]
+            found = {'Distilled student': predict(distiller.student, batch), **named(opinions)}
             if plain is not None:
                 own = in_input_frame(load_image(path, plain[1], plain[0]))
                 found = {'Plain student': predict(plain[0], own), **found}
             for name, sample in found.items():
                 rows.setdefault(name, []).append(draw_prediction(picture.numpy(), sample, names, palette))
             if isinstance(distiller, DSKDDistiller) and distiller.diffusion is not None:
-                journeys.append(follow_feature(distiller, **annotate(batch, opinion)))
+                journeys.append(follow_feature(distiller, **annotate(batch, opinions[0])))
                 pictures.append(picture)
     figures: dict[str, Figure | None] = dict(predictions=grid(rows))
     if journeys:
@@ -116,6 +114,18 @@ def draw(args: argparse.Namespace) -> dict[str, Figure]:
             steps=plot_opinions(journeys, names, palette),
         )
     return {name: figure for name, figure in figures.items() if figure is not None}
+
+
+def opinion_of(teacher: Any, batch: dict[str, Any]) -> Any:
+    """Return what a teacher predicts for an image, in the student's classes and in pixels of the student's input."""
+    sample = predict(teacher.require_model(), in_input_frame(batch, teacher.adapt(batch['inputs'])))
+    return in_class_order(sample, teacher.classes)
+
+
+def named(opinions: Sequence[Any]) -> dict[str, Any]:
+    """Return the teachers' predictions by what their rows are called."""
+    several = len(opinions) > 1
+    return {f'Teacher {index}' if several else 'Teacher': opinion for index, opinion in enumerate(opinions, start=1)}
 
 
 def plain_model(config: str, checkpoint: str) -> tuple[Any, Config]:

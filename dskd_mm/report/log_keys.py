@@ -217,6 +217,7 @@ FIGURES = (
         "at 0.5, a coin flip, the denoised feature has nothing of the student's left: lower `model.sampler.start`",
         low=0.8,
         high=1,
+        note='at a neck it begins near 0.6',
     ),
     LogKey(
         'dskd_std',

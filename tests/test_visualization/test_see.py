@@ -12,8 +12,10 @@ from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
 
 from dskd_mm.cli import see
+from dskd_mm.testing import random_teacher
 from dskd_mm.utils.checkpoint import export_student
 from dskd_mm.utils.config import model_config
+from dskd_mm.visualization import grid
 from dskd_mm.visualization.images import in_class_order
 from support import (
     SCENE_CLASSES,
@@ -104,6 +106,19 @@ def test_an_image_in_which_nothing_is_found(tmp_path: Path, kind: str) -> None:
     config, checkpoint, images = dense(tmp_path, kind)
     see.main([str(config), str(checkpoint), str(images[0]), '--out', str(tmp_path / 'out')])
     assert (tmp_path / 'out/predictions.png').is_file()
+
+
+def test_each_of_several_teachers_has_a_row(tmp_path: Path, monkeypatch) -> None:
+    teachers = []
+    for seed in range(2):
+        (tmp_path / f'{seed}').mkdir()
+        teachers.append(random_teacher(str(tmp_path / f'{seed}'), seed=seed))
+    config, checkpoint, images = classifier(tmp_path, teacher=teachers)
+    rows = []
+    monkeypatch.setattr(see, 'grid', lambda found: rows.extend(found) or grid(found))
+    see.main([str(config), str(checkpoint), str(images[0]), '--out', str(tmp_path / 'out')])
+    assert rows == ['Distilled student', 'Teacher 1', 'Teacher 2']
+    assert {path.stem for path in (tmp_path / 'out').glob('*.png')} >= {'predictions', 'maps', 'steps'}
 
 
 def test_another_method_shows_predictions(tmp_path: Path, capsys) -> None:
