@@ -75,8 +75,8 @@ class ClassificationSite(Site):
 
     def teacher_spec(self, model: nn.Module | None, teacher: FrozenTeacher) -> TapSpec:
         """See :meth:`Site.teacher_spec`."""
-        if model is None and self.part not in teacher.config:
-            model = teacher.build_model()  # of one piece
+        if model is None and not any(key.endswith('head') for key in teacher.config):
+            model = teacher.build_model()  # of one piece; a model with another head is for another task
         if model is None:
             head = teacher.build_part(self.part)
             return self._head_spec(None, head, self.teacher_classifier, self.teacher_feature, 'teacher')

@@ -112,7 +112,13 @@ AT_BUILD: dict[str, Row] = {
     'unknown_argument': (
         set_kwargs(taget='soft'),
         TypeError,
-        ["DSKDDistiller has no argument 'taget'", "'soft'", "Did you mean 'target'?", 'prior, target, temperature', 'site'],
+        [
+            "DSKDDistiller has no argument 'taget'",
+            "'soft'",
+            "Did you mean 'target'?",
+            'prior, mix, target, temperature',
+            'site',
+        ],
     ),
     'unknown_argument_of_a_part': (
         set_kwargs(denoiser=dict(kernal_size=1)),
