@@ -130,7 +130,8 @@ def draw_line(axes: Axes, line: Series) -> str:
 def legend(series: Sequence[Series]) -> str:
     """Return which line is which."""
     entries = ''.join(
-        f'<li style="--c:var(--c{line.color % COLORS})"{" class=dashed" if line.dashed else ""}>{escape(line.name)}</li>'
+        f'<li class="{"dashed" if line.dashed else f"a{line.color // COLORS}"}" style="--c:var(--c{line.color % COLORS})">'
+        f'{escape(line.name)}</li>'
         for line in series
     )
     return f'<figcaption><ul class="legend">{entries}</ul></figcaption>'

@@ -38,6 +38,7 @@ svg .area { fill: var(--c); stroke: var(--card); stroke-width: .6; } svg .a1 { o
 .legend { display: flex; flex-wrap: wrap; gap: .2rem 1rem; margin: 0; padding: 0; list-style: none; color: var(--ink); }
 .legend li::before { content: ""; display: inline-block; width: 1.1em; border-top: 3px solid var(--c); vertical-align: .28em;
   margin-right: .4em; } .legend .dashed::before { border-top-style: dashed; }
+.legend .a1::before { opacity: .6; } .legend .a2::before { opacity: .35; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-size: .93rem; margin: .6rem 0; }
 th, td { text-align: left; padding: .5rem .7rem .5rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 thead th { color: var(--soft); font-weight: 600; font-size: .82rem; border-bottom-width: 2px; }
