@@ -33,8 +33,7 @@ from dskd_mm.structures import ModelOutputs, TapRecord, TapSpec
 from dskd_mm.teacher import FrozenTeacher
 from dskd_mm.utils.checkpoint import STUDENT_PREFIX
 
-# A compiled step would take numpy's integers for tensors. What torch's optimizers use, as torch.compiler.disable takes two
-# seconds when it is imported.
+# Not torch.compiler.disable, whose import takes two seconds: this is what torch's optimizers use.
 untraced: Any = torch._disable_dynamo  # type: ignore[attr-defined]
 
 
@@ -214,7 +213,7 @@ class Distiller(BaseModel):
             ValueError: If there is no image, an annotation is missing or wrong, or a tap has another shape than expected.
         """
         if not self._is_ready:
-            self.load_teacher()
+            self._get_ready()
         if inputs.ndim != 4 or not inputs.numel() or len(inputs) != len(data_samples):
             raise ValueError(
                 "Mode 'loss' expects images (B, C, H, W) of at least one pixel and an annotation for each, but got images of "
@@ -283,7 +282,11 @@ class Distiller(BaseModel):
             spec.layers = self.teacher_spec.layers
             self.teacher_spec = self.teacher.as_student(spec, self.student_spec)
 
-    @untraced
+    @untraced  # a compiler cannot trace how models are built
+    def _get_ready(self) -> None:
+        self.load_teacher()
+
+    @untraced  # a compiled step would take numpy's integers for tensors
     def noise_generator(self, device: torch.device, *key: int) -> torch.Generator:
         """Return a generator that follows from seed, rank and iteration alone.
 

@@ -497,3 +497,36 @@ def test_a_teacher_of_other_classes_is_told(tmp_path: Path, known: list[str] | N
     else:
         first = "class 1 is 'c' to the teacher and 'b' in the data" if len(known) == 3 else 'class 2 is None'
         assert len(told) == 1 and first in told[0]
+
+
+WRAPPERS: dict[str, Any] = {
+    'alone': lambda dataset: dataset,
+    'repeated': lambda dataset: dict(type='RepeatDataset', times=2, dataset=dataset),
+    'joined': lambda dataset: dict(type='ConcatDataset', datasets=[dataset, dataset]),
+    'balanced': lambda dataset: dict(type='ClassBalancedDataset', oversample_thr=0.1, dataset=dataset),
+    'mixed': lambda dataset: dict(type='MultiImageMixDataset', dataset=dataset, pipeline=[]),
+    'joined and repeated': lambda dataset: dict(
+        type='RepeatDataset', times=2, dataset=dict(type='ConcatDataset', datasets=[dataset])
+    ),
+}
+COUNTED = [
+    ('mmpretrain', 'CIFAR10', dict(head=dict(num_classes=3))),
+    ('mmpretrain', 'ImageNet', dict(head=dict(num_classes=3))),
+    ('mmdet', 'CocoDataset', dict(bbox_head=dict(num_classes=3))),
+    ('mmseg', 'ADE20KDataset', dict(decode_head=dict(num_classes=3))),
+]
+
+
+@pytest.mark.parametrize('wrapper', WRAPPERS)
+@pytest.mark.parametrize(('host', 'kind', 'model'), COUNTED, ids=[kind for _, kind, _ in COUNTED])
+def test_chosen_classes_are_counted_in_every_wrapper(host: str, kind: str, model: dict, wrapper: str) -> None:
+    pytest.importorskip(host)
+    from dskd_mm.preflight.data import check_data
+
+    for names, is_right in ((('a', 'b', 'c'), True), (('a', 'b', 'c', 'd'), False), (None, False)):
+        dataset = dict(type=kind, _scope_=host, metainfo=dict(classes=names) if names else {})
+        report = Report(Config(dict(model=model, train_dataloader=dict(dataset=WRAPPERS[wrapper](dataset)))), thorough=False)
+        check_data(report)
+        faults = [finding.subject for finding in report.faults]
+        assert bool(faults) != is_right, (names, faults)
+        assert all(subject.endswith('classes') for subject in faults)
