@@ -105,7 +105,11 @@ def configured(host: str, path: str) -> Config:
     cfg = Config.fromfile(folder / path)
     model = cfg.model
     preprocessor = model.get('data_preprocessor') or cfg.data_preprocessor
-    preprocessor.batch_augments = None
+    if host == 'mmpretrain':
+        preprocessor.setdefault('type', 'ClsDataPreprocessor')
+        model.pop('train_cfg', None)  # mixes images
+    else:
+        preprocessor.batch_augments = None
     if host == 'mmseg':
         preprocessor.size = SIZE
         model.test_cfg.mode = 'whole'
@@ -128,10 +132,14 @@ def without_weights(part: Any) -> None:
             part.init_cfg = None
 
 
-def batch(host: str, masks: bool = False) -> dict[str, list]:
+def batch(host: str, masks: bool = False, shape: tuple[int, int, int] = (3, *SIZE)) -> dict[str, list]:
     """Return two random images with annotations; `masks` are for the detectors that have a head for them."""
     rng = np.random.default_rng(0)
-    inputs = [torch.from_numpy(rng.integers(256, size=(3, *SIZE), dtype=np.uint8)) for _ in range(2)]
+    inputs = [torch.from_numpy(rng.integers(256, size=shape, dtype=np.uint8)) for _ in range(2)]
+    if host == 'mmpretrain':
+        from mmpretrain.structures import DataSample
+
+        return dict(inputs=inputs, data_samples=[DataSample().set_gt_label(int(label)) for label in rng.integers(10, size=2)])
     return dict(inputs=inputs, data_samples=[scene(rng, masks) if host == 'mmdet' else labelled(rng) for _ in inputs])
 
 

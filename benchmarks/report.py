@@ -28,12 +28,20 @@ from benchmarks.records import markdown, records
 from benchmarks.runner import ROOT
 from benchmarks.settings import SETTINGS
 from benchmarks.variants import FACTORS, METHODS, VARIANTS, label_of, scaled
+from benchmarks.zoo_tables import models
 from dskd_mm.visualization.style import BLUE, GREY, ORANGE, new_figure, tidy
 
 PICTURE_ROWS = 5
 LABEL_WIDTH = 46
 CONTROL = 'anchor-and-logit'
-PAGES = ['README.md', 'docs/en/benchmark.md', 'docs/en/ablations.md', 'docs/en/cost.md', 'docs/en/mmcv_ops.md']
+PAGES = [
+    'README.md',
+    'docs/en/benchmark.md',
+    'docs/en/ablations.md',
+    'docs/en/cost.md',
+    'docs/en/mmcv_ops.md',
+    'docs/en/supported_models.md',
+]
 DENOISED = ROOT / 'benchmarks' / 'results' / 'denoised.jsonl'
 
 
@@ -299,6 +307,7 @@ BLOCKS: dict[str, Callable[..., Block]] = dict(
     growth=growth,
     zoo=zoo,
     speed=speed,
+    models=models,
 )
 MARKED = re.compile(rf'(<!-- ({"|".join(BLOCKS)}): (.*?) -->\n).*?(<!-- end -->)', re.DOTALL)
 

@@ -28,6 +28,7 @@ NAVIGATION = {
     ],
     'Use': [
         'docs/en/own_model',
+        'docs/en/supported_models',
         'docs/en/pytorch',
         'docs/en/methods',
         'docs/en/teachers',
