@@ -27,6 +27,7 @@ from benchmarks.mmcv_tables import speed, zoo
 from benchmarks.records import markdown, records
 from benchmarks.runner import ROOT
 from benchmarks.settings import SETTINGS
+from benchmarks.shipped_tables import shipped
 from benchmarks.variants import FACTORS, METHODS, VARIANTS, label_of, scaled
 from benchmarks.zoo_tables import models
 from dskd_mm.visualization.style import BLUE, GREY, ORANGE, new_figure, tidy
@@ -41,6 +42,7 @@ PAGES = [
     'docs/en/cost.md',
     'docs/en/mmcv_ops.md',
     'docs/en/supported_models.md',
+    'docs/en/deploy.md',
 ]
 DENOISED = ROOT / 'benchmarks' / 'results' / 'denoised.jsonl'
 
@@ -308,6 +310,7 @@ BLOCKS: dict[str, Callable[..., Block]] = dict(
     zoo=zoo,
     speed=speed,
     models=models,
+    shipped=shipped,
 )
 MARKED = re.compile(rf'(<!-- ({"|".join(BLOCKS)}): (.*?) -->\n).*?(<!-- end -->)', re.DOTALL)
 
