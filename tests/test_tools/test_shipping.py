@@ -11,8 +11,10 @@ import pytest
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from torch import nn
 
 from dskd_mm.cli.main import main
+from dskd_mm.cli.onnx import Graph, export_checked
 from dskd_mm.testing import classifier_config, random_teacher
 from dskd_mm.utils.checkpoint import load_checkpoint_file, load_plain_model
 from support import detector_config, distiller_run_config, segmentor_config, toy_runner
@@ -68,6 +70,27 @@ def test_onnx_of_a_model_that_needs_proposals_is_refused(tmp_path: Path) -> None
     with pytest.raises(SystemExit, match=r'FasterRCNN expects more than images for its heads.*mmdeploy.*`dskd export`'):
         main(['onnx', config, checkpoint, '--out', str(tmp_path / 'x.onnx'), '--size', '64'])
     assert not (tmp_path / 'x.onnx').exists()
+
+
+class Counting(nn.Module):
+    """Multiplies by how many images there are, which a tracer takes for a constant; or draws, which no graph repeats."""
+
+    def __init__(self, draws: bool = False) -> None:
+        super().__init__()
+        self.conv, self.draws = nn.Conv2d(3, 4, 1), draws
+
+    def forward(self, images: torch.Tensor, mode: str) -> torch.Tensor:
+        pooled = self.conv(images).mean(dim=(2, 3)) * len(images)
+        return pooled + torch.rand(4) if self.draws else pooled
+
+
+def test_onnx_of_code_that_counts_images_is_for_one(tmp_path: Path) -> None:
+    pytest.importorskip('onnx')
+    images, path = torch.rand(2, 3, 8, 8), str(tmp_path / 'x.onnx')
+    names, difference, _ = export_checked(Graph(Counting()).eval(), images, path, 17)
+    assert names == ['inputs (1, 3, 8, 8)', 'output (1, 4)'] and difference < 1e-5
+    with pytest.raises(ValueError, match=r'those of Counting differ: its code cannot be traced\. Export it with mmdeploy'):
+        export_checked(Graph(Counting(draws=True)).eval(), images, path, 17)
 
 
 def test_onnx_without_the_package_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
