@@ -118,7 +118,8 @@ def export_checked(graph: Graph, images: Tensor, path: str, opset: int) -> tuple
                 return names, difference, largest
     raise ValueError(
         f"onnxruntime's outputs are expected to be PyTorch's, but those of {type(graph.model).__name__} differ: its code "
-        'cannot be traced. Export it with mmdeploy, which rewrites such code: it takes the plain student that `dskd export` writes.'
+        'cannot be traced. Export it with mmdeploy, which rewrites such code: it takes the plain student that `dskd export` '
+        'writes.'
     )
 
 

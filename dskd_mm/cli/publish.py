@@ -6,6 +6,7 @@ NAME-HASH.yml (the record as an entry of a model index: method, teacher, data, f
 
 import argparse
 import hashlib
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,7 +55,7 @@ def publish(checkpoint: str, name: str, config: str | None = None, metrics: str 
         checkpoint (str): Checkpoint of a distiller.
         name (str): Folder and beginning of the files' names.
         config (str, optional): The distiller's config. Defaults to None: the one in the checkpoint's ``meta``.
-        metrics (str, optional): A file of figures, a dict. Defaults to None: none.
+        metrics (str, optional): A JSON file of figures. Defaults to None: none.
 
     Returns:
         Path: The weights.
@@ -65,7 +66,7 @@ def publish(checkpoint: str, name: str, config: str | None = None, metrics: str 
     """
     source = load_checkpoint_file(checkpoint)
     cfg = distiller_config(source.get('meta', {}), config)
-    figures = mmengine.load(metrics) if metrics else {}
+    figures = json.loads(Path(metrics).read_text(encoding='utf-8')) if metrics else {}
     plain = student_config(cfg)
     part = Path(f'{name}.part.pth')
     student = export_student(checkpoint, str(part), plain.pretty_text)
