@@ -109,8 +109,7 @@ def distil(model: ConfigDict, host: str, site: dict) -> tuple[str, dict[str, flo
         distiller = MODELS.build(ConfigDict(config))
         torch.save(distiller.student.state_dict(), teacher['checkpoint'])  # it is not read before the first step
         make_identical(distiller)
-    masks = re.search('mask_head|Mask2Former|MaskFormer|RTMDetIns', str(model)) is not None
-    batch = distiller.data_preprocessor(mmcv_zoo.batch(host, masks, shape_of(model, host)), True)
+    batch = distiller.data_preprocessor(batch_for(model, host), True)
     found, _, losses = identity_step(distiller, batch)
     total, _ = distiller.parse_losses(losses)
     total.backward()
@@ -155,17 +154,45 @@ def try_model(host: str, path: str, model: ConfigDict) -> dict[str, Any]:
     model.setdefault('_scope_', host)
     row: dict[str, Any] = dict(host=host, config=path, **parts_of(model), refused='', site='')
     MessageHub.get_current_instance().update_info('epoch', 5)  # TOOD asks for it
-    for site in ({}, NECK):
+    sites: list[dict] = [{}]
+    for site in sites:
         try:
             name, found = distil(model, host, site)
         except Exception as error:  # of whatever kind: it is the row
             text = re.sub(r'\s+', ' ', f'{type(error).__name__}: {error}')
+            if not row['refused']:
+                sites += [*advised(text), NECK]
             row['refused'] = row['refused'] or text
             row['error'] = text
             continue
         row |= dict(site=name, differences=found, error='')
         break
+    else:
+        row['plain'] = plain_error(model, host)
     return row
+
+
+def advised(refusal: str) -> list[dict]:
+    """Return the site that a refusal names: the first of several layers that classify."""
+    found = re.search(r"of them: \['([\w.]+)'.*site=dict\(classifier=", refusal)
+    return [dict(classifier=f'head.{found[1]}', teacher_classifier=f'head.{found[1]}')] if found else []
+
+
+def plain_error(model: ConfigDict, host: str) -> str:
+    """Return why a model cannot train by itself on the images here, '' if it can."""
+    try:
+        plain = MODELS.build(model)
+        with torch.no_grad():
+            plain(**plain.data_preprocessor(batch_for(model, host), True), mode='loss')
+    except Exception as error:  # of whatever kind: it is the host's
+        return re.sub(r'\s+', ' ', f'{type(error).__name__}: {error}')
+    return ''
+
+
+def batch_for(model: ConfigDict, host: str) -> dict[str, Any]:
+    """Return two images with all annotations that a model may ask for, before its preprocessor."""
+    masks = re.search('mask_head|Mask2Former|MaskFormer|RTMDetIns', str(model)) is not None
+    return mmcv_zoo.batch(host, masks, shape_of(model, host))
 
 
 def is_exact(row: dict[str, Any]) -> bool:

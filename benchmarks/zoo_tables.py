@@ -11,6 +11,8 @@ from benchmarks.records import markdown, records
 
 def verdict(row: dict[str, Any]) -> str:
     """Return how a model is distilled, or why it is not."""
+    if not row['site'] and row.get('plain'):
+        return f'not tried: it does not train by itself here ({first_sentence(row["plain"])})'
     if not row['site']:
         return f'not supported: {first_sentence(row["error"])}'
     place = '' if row['site'] != 'NeckSite' else ' at the neck'
@@ -22,7 +24,7 @@ def verdict(row: dict[str, Any]) -> str:
 def first_sentence(error: str) -> str:
     """Return the first sentence of an error, without its type, fit for a table."""
     text = re.sub(r'^\w+: ', '', error).replace('|', '/')
-    return re.split(r'(?<=[a-z\')\]])[.;] ', text, maxsplit=1)[0].rstrip('.')[:200]
+    return re.split(r'(?<=[a-z\')\]])[.;] ', text, maxsplit=1)[0].rstrip('.')[:200] or error.split(':')[0]
 
 
 def models(host: str, page: Path) -> Block:
