@@ -1,8 +1,10 @@
 """Running command-line tools: as processes of their own, or in this one, which spares the imports."""
 
+import contextlib
 import json
 import os
 import pickle
+import random
 import runpy
 import socket
 import subprocess
@@ -46,9 +48,13 @@ def run_process(*command: Any, **variables: str) -> str:
 
 def free_port() -> str:
     """A port of this machine for processes to meet at, as an environment variable holds it."""
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        return str(probe.getsockname()[1])
+    # Below those that the system gives to connections: such a one may be taken again before the process listens on it.
+    draw = random.SystemRandom()
+    while True:
+        port = draw.randint(20000, 29999)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(('127.0.0.1', port))
+            return str(port)
 
 
 def run_script(script: Path, *arguments: Any) -> None:
