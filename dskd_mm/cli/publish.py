@@ -6,8 +6,8 @@ NAME-HASH.yml (the record as an entry of a model index: method, teacher, data, f
 
 import argparse
 import hashlib
+import io
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ import mmengine
 import torch
 from mmengine.config import Config
 
-from dskd_mm.utils.checkpoint import export_student, load_checkpoint_file
-from dskd_mm.utils.config import is_distiller_config, student_config, type_name
+from dskd_mm.utils.atomic import write_atomically
+from dskd_mm.utils.checkpoint import load_checkpoint_file, plain_student
+from dskd_mm.utils.config import innermost_dataset, is_distiller_config, student_config, type_name
 from dskd_mm.version import __version__
 
 HASH_LENGTH = 8
@@ -68,13 +69,14 @@ def publish(checkpoint: str, name: str, config: str | None = None, metrics: str 
     cfg = distiller_config(source.get('meta', {}), config)
     figures = json.loads(Path(metrics).read_text(encoding='utf-8')) if metrics else {}
     plain = student_config(cfg)
-    part = Path(f'{name}.part.pth')
-    student = export_student(checkpoint, str(part), plain.pretty_text)
+    student = plain_student(source, checkpoint, plain.pretty_text)
     made_by = record(cfg, source.get('meta', {}), figures, student['state_dict'])
     student['meta']['published'] = made_by
-    torch.save(student, part)
-    target = Path(f'{name}-{hashlib.sha256(part.read_bytes()).hexdigest()[:HASH_LENGTH]}.pth')
-    os.replace(part, target)
+    with io.BytesIO() as buffer:
+        torch.save(student, buffer)
+        weights = buffer.getvalue()
+    target = Path(f'{name}-{hashlib.sha256(weights).hexdigest()[:HASH_LENGTH]}.pth')
+    write_atomically(weights, str(target))
     plain.dump(str(target.with_suffix('.py')))
     entry = dict(Name=target.stem, **{'In Collection': 'DSKD'}, Config=f'{target.stem}.py', Weights=target.name, **made_by)
     mmengine.dump(dict(Models=[entry]), str(target.with_suffix('.yml')), sort_keys=False)
@@ -106,9 +108,7 @@ def record(cfg: Config, meta: dict[str, Any], figures: dict[str, Any], state: di
     model = cfg.model
     losses = [type_name(loss) for loss in (model.get('distill_losses') or {}).values()]
     teachers = model.teacher if isinstance(model.teacher, (list, tuple)) else [model.teacher]
-    data = (cfg.get('train_dataloader') or {}).get('dataset') or {}
-    while 'dataset' in data:
-        data = data['dataset']
+    data = innermost_dataset((cfg.get('train_dataloader') or {}).get('dataset') or {})
     metadata = {
         'Training Data': type_name(data) or 'unknown',
         'Classes': len((meta.get('dataset_meta') or {}).get('classes') or ()),

@@ -25,7 +25,7 @@ from dskd_mm.cli.common import (
 )
 from dskd_mm.optim import SLOW_BF16, amp_dtype
 from dskd_mm.utils.checkpoint import load_plain_model
-from dskd_mm.utils.config import student_config, type_name
+from dskd_mm.utils.config import innermost_dataset, student_config, type_name
 
 # How the hosts' hooks that draw predictions are switched on, and where they take the folder from.
 DRAWING_HOOKS = {
@@ -124,14 +124,14 @@ def enable_tta(cfg: Config) -> None:
             )
         cfg.tta_model = TTA_MODELS[scope]
     if 'tta_pipeline' not in cfg:
-        cfg.tta_pipeline = mirrored(innermost(cfg.test_dataloader.dataset).pipeline)
+        cfg.tta_pipeline = mirrored(innermost_dataset(cfg.test_dataloader.dataset).pipeline)
     if cfg.get('data_preprocessor') is not None:
         # The runner gives it to a model that has none of its own, but the wrapper would force it on any.
         if cfg.model.get('data_preprocessor') is None:
             cfg.model.data_preprocessor = cfg.data_preprocessor
         cfg.data_preprocessor = None
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
-    innermost(cfg.test_dataloader.dataset).pipeline = cfg.tta_pipeline
+    innermost_dataset(cfg.test_dataloader.dataset).pipeline = cfg.tta_pipeline
 
 
 def mirrored(pipeline: list) -> list:
@@ -142,13 +142,6 @@ def mirrored(pipeline: list) -> list:
         packing.meta_keys = tuple(dict.fromkeys((*packing.meta_keys, 'flip', 'flip_direction')))
     flips = [dict(type='RandomFlip', prob=0.0), dict(type='RandomFlip', prob=1.0)]
     return [*copy.deepcopy(pipeline[:-1]), dict(type='TestTimeAug', transforms=[flips, [packing]])]
-
-
-def innermost(dataset: ConfigDict) -> ConfigDict:
-    """Return the data set within wrappers of data sets."""
-    while 'dataset' in dataset:
-        dataset = dataset.dataset
-    return dataset
 
 
 def plain_model(model: nn.Module) -> nn.Module:

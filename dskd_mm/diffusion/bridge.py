@@ -46,8 +46,7 @@ class FeatureBridge(FeatureDiffusion):
     ) -> tuple[Tensor, Tensor | None]:
         """Walk from latents to the prior's; see :meth:`FeatureDiffusion.denoise`."""
         scale, steps = self.scale, self.sampler.steps
-        decoder = None if self.autoencoder is None else self.autoencoder.decoder
-        gradient = None if guidance is None or not self.sampler.scale else guidance(scale, decoder)
+        gradient = self._gradient(guidance) if self.sampler.scale else None
         network, x = on_levels(self.denoiser, pyramid, 'network'), start / scale
         for left in range(steps, 0, -1):
             way = left / steps

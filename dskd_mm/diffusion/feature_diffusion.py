@@ -169,8 +169,7 @@ class FeatureDiffusion(nn.Module):
         scale = self.scale
         start = start / scale
         gamma = None if self.noise_adapter is None else mixing_weights(self.noise_adapter, pyramid, start)
-        decoder = None if self.autoencoder is None else self.autoencoder.decoder
-        gradient = None if guidance is None else guidance(scale, decoder)
+        gradient = self._gradient(guidance)
         noise = draw_like(start, generator)
         steps: list[Tensor] | None = None if trajectory is None else []
         denoiser = on_levels(self.denoiser, pyramid)
@@ -178,6 +177,11 @@ class FeatureDiffusion(nn.Module):
         if trajectory is not None and steps is not None:
             trajectory.extend(step * scale for step in steps)
         return denoised, gamma
+
+    def _gradient(self, guidance: GuidanceFactory | None) -> Guidance | None:
+        """Return the guidance in the space that is diffused."""
+        decoder = None if self.autoencoder is None else self.autoencoder.decoder
+        return None if guidance is None else guidance(self.scale, decoder)
 
     @torch.no_grad()
     def trivial_error(self, prior: Tensor, start: Tensor | None = None) -> Tensor:

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from dskd_mm.features import find_module
-from dskd_mm.features.channels import images_for
+from dskd_mm.features.channels import expected_size, images_for
 from dskd_mm.guidance.classifier import computes_as
-from dskd_mm.sites.logits_layer import expected_size
 
 IMAGE_SIZE = 64
 """Height and width that are tried first, for they are cheap."""

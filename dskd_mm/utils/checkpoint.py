@@ -178,7 +178,22 @@ def export_student(source: str, target: str, config: str | None = None) -> dict[
     Raises:
         ValueError: If ``source`` is not the checkpoint of a distiller.
     """
-    checkpoint = load_checkpoint_file(source)
+    student = plain_student(load_checkpoint_file(source), source, config)
+    save_atomically(student, target)
+    return student
+
+
+def plain_student(checkpoint: Mapping[str, Any], source: str, config: str | None = None) -> dict[str, Any]:
+    """Return what :func:`export_student` writes.
+
+    Args:
+        checkpoint (Mapping): What :func:`load_checkpoint_file` returned.
+        source (str): How to call it in the error, its path.
+        config (str, optional): See :func:`export_student`. Defaults to None.
+
+    Raises:
+        ValueError: If it is not the checkpoint of a distiller.
+    """
     state = checkpoint.get('state_dict', checkpoint)
     if not any(key.startswith(STUDENT_PREFIX) for key in state):
         raise ValueError(
@@ -188,9 +203,7 @@ def export_student(source: str, target: str, config: str | None = None) -> dict[
     meta = {key: value for key, value in checkpoint.get('meta', {}).items() if key != 'cfg'}
     if config is not None:
         meta['cfg'] = config
-    student = dict(meta=meta, state_dict=model_state(checkpoint, source))
-    save_atomically(student, target)
-    return student
+    return dict(meta=meta, state_dict=model_state(checkpoint, source))
 
 
 def load_plain_model(model: nn.Module, path: str) -> None:

@@ -125,6 +125,13 @@ def nodes(config: Any) -> Iterator[Any]:
             yield from nodes(child)
 
 
+def innermost_dataset(dataset: Any) -> Any:
+    """Return the config of the data set within wrappers of data sets."""
+    while 'dataset' in dataset:
+        dataset = dataset['dataset']
+    return dataset
+
+
 def num_classes(model: Any) -> int | None:
     """Return how many classes a plain model's config knows by its head, None if that is not told."""
     for name in ('head', 'bbox_head', 'decode_head', 'roi_head.bbox_head', 'mask_head'):
