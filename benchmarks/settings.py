@@ -25,6 +25,7 @@ class Setting:
         train_images (int): Size of the training part.
         options (dict): Settings of every student, such as a smaller training part than the teacher's.
         own_teacher (str): Folder among work_dirs of a teacher trained with the same options; '' for that of the configs.
+        own_teacher_options (dict): What is different in the options of that teacher.
         holdout (dict): Settings that train on a part of the training images and validate on another.
         holdout_images (int): Size of the training part under ``holdout``.
         scale (float): What the logged metric is multiplied with: records are in percent, mmdet logs fractions.
@@ -46,6 +47,7 @@ class Setting:
     train_images: int
     options: dict[str, str] = field(default_factory=dict)
     own_teacher: str = ''
+    own_teacher_options: dict[str, str] = field(default_factory=dict)
     holdout: dict[str, str] = field(default_factory=dict)
     holdout_images: int = 0
     scale: float = 1
@@ -78,7 +80,7 @@ class Setting:
     @property
     def teacher_options(self) -> dict[str, str]:
         """Settings of the teacher."""
-        return self.options if self.own_teacher else {}
+        return self.options | self.own_teacher_options if self.own_teacher else {}
 
     @property
     def trains_alike(self) -> bool:
@@ -129,6 +131,7 @@ NUCLEUS_INSTANCES = {
     'unit': 'mask mAP',
 }
 IMAGES = dict(task='cls', metric='accuracy/top1')
+UNSEEN = 'training images that neither teacher nor students saw'
 
 
 def small_pair(student: str, teacher: str, data: str) -> dict[str, str]:
@@ -167,7 +170,7 @@ SETTINGS = {
             'val_dataloader.dataset.blocks': '[3]',
         },
         own_teacher='resnet14-w32_cifar100-subset-15k',
-        test_part='training images that neither teacher nor students saw',
+        test_part=UNSEEN,
     ),
     'fashion-mnist': Setting(
         **IMAGES,
@@ -189,6 +192,21 @@ SETTINGS = {
         train_images=10000,
         options={'train_dataloader.dataset.indices': '10000'},
     ),
+    # The same with the last training images held out of both: its teacher sees the 50,000 before them.
+    'fashion-mnist-10k-unseen': Setting(
+        **IMAGES,
+        **small_pair('resnet8-w8', 'resnet14-w16', 'fashion-mnist'),
+        epochs=12,
+        train_images=10000,
+        options={
+            'train_dataloader.dataset.indices': '10000',
+            'val_dataloader.dataset.split': 'train',
+            'val_dataloader.dataset.indices': '-10000',
+        },
+        own_teacher='resnet14-w16_fashion-mnist-50k',
+        own_teacher_options={'train_dataloader.dataset.indices': '50000'},
+        test_part=UNSEEN,
+    ),
     'bccd-retinanet': Setting(**BCCD, **small_pair('retinanet_r18-w16', 'retinanet_r18-w32', 'bccd')),
     'bccd-retinanet-w8': Setting(**{**BCCD, 'epochs': 36}, **small_pair('retinanet_r18-w8', 'retinanet_r18-w32', 'bccd')),
     'bccd-fcos': Setting(**BCCD, **small_pair('fcos_r18-w16', 'fcos_r18-w32', 'bccd')),
@@ -196,6 +214,12 @@ SETTINGS = {
         **{**BCCD, 'epochs': 40, 'amp': False}, **small_pair('faster-rcnn_r18-w16', 'faster-rcnn_r18-w32', 'bccd')
     ),
     'dsb2018-fcn': Setting(**{**NUCLEI, 'epochs': 20}, **small_pair('fcn_r14-w8', 'fcn_r14-w32', 'dsb2018')),
+    'dsb2018-fcn-398': Setting(
+        **{**NUCLEI, 'epochs': 20, 'train_images': 398, 'holdout': {}, 'test_part': UNSEEN},
+        **small_pair('fcn_r14-w8', 'fcn_r14-w32', 'dsb2018'),
+        options=NUCLEI['holdout'],
+        own_teacher='fcn_r14-w32_dsb2018-398',
+    ),
     'dsb2018-pspnet': Setting(**NUCLEI, **small_pair('pspnet_r14-w8', 'pspnet_r14-w32', 'dsb2018')),
     'dsb2018-deeplabv3': Setting(**NUCLEI, **small_pair('deeplabv3_r14-w8', 'deeplabv3_r14-w32', 'dsb2018')),
     'dsb2018-mask-rcnn': Setting(**NUCLEUS_INSTANCES, **small_pair('mask-rcnn_r14-w16', 'mask-rcnn_r14-w32', 'dsb2018')),
