@@ -258,6 +258,9 @@ class Run:
         )
         if self.is_taught:
             common['teacher'] = self.teacher
+        health = self.training.health()
+        if health:
+            common['health'] = health
         rows = []
         # Of the part on which it is judged while it trains.
         curve = [[round(at, 1), round(value * setting.scale, 4)] for at, value in self.training.curve(setting.metric)]

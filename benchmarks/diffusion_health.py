@@ -21,7 +21,6 @@ if not __package__:  # called as a script, which sees its own folder only
 from benchmarks.records import append, origin
 from benchmarks.runner import ENVIRONMENT, ROOT, Training
 from benchmarks.variants import VARIANTS
-from dskd_mm.report import read_scalars
 
 RESULTS = ROOT / 'benchmarks' / 'results' / 'diffusion_health.jsonl'
 WORK = Path('work_dirs/diffusion_health')
@@ -44,14 +43,6 @@ def train(config: str, name: str, epochs: int, seed: int, options: dict[str, str
     return training
 
 
-def health(training: Training) -> dict[str, dict[str, float]]:
-    """Return the health figures early, in the middle and late."""
-    rows = [row for row in read_scalars(training.folder) if 'loss' in row]
-    places = dict(early=rows[len(rows) // 5 - 3 :][:6], middle=rows[len(rows) // 2 - 3 :][:6], late=rows[-6:])
-    names = [name for name in rows[-1] if name.startswith('dskd_')]
-    return {place: {name: round(mean(row[name] for row in part), 4) for name in names} for place, part in places.items()}
-
-
 def main() -> None:
     """Train what is asked for and append a record for each student."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -68,8 +59,8 @@ def main() -> None:
         for seed in range(first, last + 1):
             training = train('cls_dskd', f'{variant}_{args.epochs}_{seed}', args.epochs, seed, options)
             found.append(training.evaluations()[-1]['accuracy/top1'])
-            record = dict(variant=variant, seed=seed, epochs=args.epochs, accuracy=round(found[-1], 2), health=health(training))
-            append(RESULTS, [record | dict(command=shlex.join(['python', *sys.argv]), **origin())])
+            record = dict(variant=variant, seed=seed, epochs=args.epochs, accuracy=round(found[-1], 2))
+            append(RESULTS, [record | dict(health=training.health(), command=shlex.join(['python', *sys.argv]), **origin())])
         print(f'{variant}: {mean(found):.2f} ± {stdev(found) if len(found) > 1 else 0:.2f}', flush=True)
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import statistics
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -89,6 +90,23 @@ class Training:
                 seconds, before = seconds + steps[step]['time'] * (step - before), step
             found.append((seconds, value))
         return found
+
+    def health(self) -> dict[str, dict[str, float]]:
+        """Return what was logged of the diffusion's health, early, in the middle and late; {} where nothing was.
+
+        Each figure is a mean over a tenth of the log entries, at most six of them: at a fifth and a half of the training, and
+        at its end.
+        """
+        # What was trained again after an interruption counts once.
+        rows = list({row['step']: row for row in read_scalars(self.folder) if 'loss' in row}.values())
+        names = [name for name in (rows or [{}])[-1] if name.startswith('dskd_')]
+        size = max(1, min(6, len(rows) // 10))
+        found = {}
+        for place, share in dict(early=0.2, middle=0.5, late=1.0).items():
+            begin = min(int(share * len(rows)), len(rows) - size)
+            values = {name: [row[name] for row in rows[begin:][:size] if name in row] for name in names}
+            found[place] = {name: round(statistics.mean(value), 4) for name, value in values.items() if value}
+        return found if names else {}
 
     def evaluations(self) -> list[dict[str, Any]]:
         """Return what each evaluation has logged so far, oldest first."""

@@ -53,3 +53,15 @@ def test_a_curve_has_the_seconds_of_training_before_each_evaluation(tmp_path):
         log.write_text('\n'.join(json.dumps(row) for row in rows))
     training = Training('configs/plain/resnet8-w8_fashion-mnist.py', tmp_path)
     assert training.curve('accuracy') == [(30.0, 50.0), (30.0 + 30.0 + 10.0, 60.0)]
+
+
+def test_health_is_read_early_in_the_middle_and_late(tmp_path):
+    training = Training('configs/plain/resnet8-w8_fashion-mnist.py', tmp_path)
+    assert training.health() == {}
+    rows = [dict(step=step, loss=1.0, dskd_gate=step / 100) for step in range(1, 101)]
+    rows[-1]['dskd_kl_denoised'] = 0.5
+    write_log(tmp_path, '1', rows[:60])
+    write_log(tmp_path, '2', rows[50:])  # the last ten were trained again
+    found = training.health()
+    assert {place: figures['dskd_gate'] for place, figures in found.items()} == dict(early=0.235, middle=0.535, late=0.975)
+    assert found['late']['dskd_kl_denoised'] == 0.5 and 'dskd_kl_denoised' not in found['early']
