@@ -16,6 +16,7 @@ METHODS = {
     'mgd': 'MGD',
     'lshfm': 'LSHFM',
     'srrl': 'SRRL',
+    'simkd': 'SimKD (linear projector)',
     'vkd': 'VkD',
     'sokd': 'SoKD (approximation)',
     'rtk': 'RTK-style',

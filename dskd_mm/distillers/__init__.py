@@ -6,6 +6,7 @@ from dskd_mm.distillers.diffkd import DiffKDDistiller
 from dskd_mm.distillers.dskd import DSKDDistiller
 from dskd_mm.distillers.lshfm import LSHFMDistiller
 from dskd_mm.distillers.rtk import RTKDistiller
+from dskd_mm.distillers.simkd import SimKDDistiller
 from dskd_mm.distillers.sokd import SoKDDistiller
 from dskd_mm.distillers.srrl import SRRLDistiller
 from dskd_mm.distillers.vkd import VkDDistiller
@@ -18,6 +19,7 @@ __all__ = [
     'LSHFMDistiller',
     'RTKDistiller',
     'SRRLDistiller',
+    'SimKDDistiller',
     'SoKDDistiller',
     'VkDDistiller',
 ]

@@ -1,5 +1,6 @@
 """A bare network as what a distiller knows: a model that has losses, a frozen teacher, a site."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -80,10 +81,16 @@ class NetworkSite(ClassificationSite):
     def __init__(self, sigmoid: bool, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.sigmoid = sigmoid
+        self.is_pooled = False
 
-    def student_spec(self, model: nn.Module) -> TapSpec:
+    def student_spec(self, model: Any) -> TapSpec:
         """See :meth:`Site.student_spec`."""
+        self.is_pooled = model.anatomy.is_pooled
         return self._tap(model)
+
+    def ends_in_classifier(self, spec: TapSpec) -> bool:
+        """See :meth:`Site.ends_in_classifier`; numbers have been compared, in evaluation, where nothing drops out between."""
+        return super().ends_in_classifier(replace(spec, is_pooled=self.is_pooled))
 
     def teacher_spec(self, model: nn.Module | None, teacher: FrozenTeacher) -> TapSpec:
         """See :meth:`Site.teacher_spec`."""

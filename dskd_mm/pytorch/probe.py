@@ -27,6 +27,7 @@ class Anatomy:
         in_channels (int): Its inputs.
         returns_logits (bool): Whether the network returns what this layer returns.
         feature (str, optional): Path of the module whose output is the feature. None takes the classifier's input, a vector.
+        is_pooled (bool): Whether the average of the feature enters the classifier.
         channels (dict[str, int]): Channels of every module that gives out a map, by its path.
         stages (list[str]): A module for each resolution, the finest first; see :func:`stages_of`.
     """
@@ -36,6 +37,7 @@ class Anatomy:
     in_channels: int
     returns_logits: bool = True
     feature: str | None = None
+    is_pooled: bool = False
     channels: dict[str, int] = field(default_factory=dict)
     stages: list[str] = field(default_factory=list)
 
@@ -107,10 +109,10 @@ def examine(network: nn.Module, classifier: str | None, feature: str | None, ima
     anatomy = Anatomy(classifier, layer.out_features, layer.in_features, left is None or is_same(left, passage.logits))
     anatomy.channels = {name: shape[1] for name, (_, shape) in passage.maps.items()}
     anatomy.stages = stages_of(passage)
+    # A network with dead features would have every map's average.
+    varies = entered is not None and float(entered.float().std()) > 0
+    pooled = [name for name, (mean, _) in passage.maps.items() if varies and is_same(mean, entered)]
     if feature is None:
-        # A network with dead features would have every map's average.
-        varies = entered is not None and float(entered.float().std()) > 0
-        pooled = [name for name, (mean, _) in passage.maps.items() if varies and is_same(mean, entered)]
         anatomy.feature = pooled[-1] if pooled else None
     elif feature in anatomy.channels:
         anatomy.feature = feature
@@ -118,6 +120,7 @@ def examine(network: nn.Module, classifier: str | None, feature: str | None, ima
         raise ValueError(
             f'The {owner} ({kind}) has no module {feature!r} that gives out maps; these do: {list(anatomy.channels)}.'
         )
+    anatomy.is_pooled = anatomy.feature in pooled
     return anatomy
 
 

@@ -265,6 +265,7 @@ RIVALS = (
         'lower its weight',
         trend='falls',
     ),
+    LogKey('loss_simkd_feature', "SimKD: distance of the projected map to the teacher's", 'lower its weight', trend='falls'),
     LogKey('loss_vkd_feature', 'VkD: distance of the projected features', 'lower its weight', trend='falls'),
     LogKey('loss_vkd_logit', "VkD: divergence of the logits from the teacher's", 'lower its weight', trend='falls'),
     LogKey('loss_sokd_feature', "SoKD: distance of the features to the teacher's", 'lower its weight', trend='falls'),

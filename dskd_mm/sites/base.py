@@ -64,6 +64,11 @@ class Site(ABC):
         """Return what losses on a target are divided by; see :attr:`~dskd_mm.structures.Target.avg_factor`."""
         return mean_over_ranks(weight.sum())
 
+    def ends_in_classifier(self, spec: TapSpec) -> bool:
+        """Return whether a student's logits are its classifier's of the feature, or of its average, and no more."""
+        is_own_input = spec.features == spec.classifiers and spec.io == 'input'
+        return not spec.logits_of and (spec.is_pooled or is_own_input)
+
     def check(self, data_samples: Sequence[Any], spec: TapSpec) -> None:
         """Refuse annotations that the classifier cannot be guided to, before anything else stumbles over them.
 

@@ -35,10 +35,10 @@ def test_the_total_is_told_from_the_students_own(tmp_path: Any, kind: str) -> No
 
 
 @pytest.mark.parametrize('kind', KINDS)
-@pytest.mark.parametrize('method', ['DSKD', 'DiffKD', 'LSHFM', 'VkD', 'SoKD', 'SRRL'])
+@pytest.mark.parametrize('method', ['DSKD', 'DiffKD', 'LSHFM', 'VkD', 'SoKD', 'SRRL', 'SimKD'])
 def test_every_loss_of_a_method_has_a_row(tmp_path: Any, kind: str, method: str) -> None:
-    if method == 'SRRL' and kind != 'gap':
-        pytest.skip('SRRL is for images')
+    if method in ('SRRL', 'SimKD') and kind != 'gap':
+        pytest.skip('for images')
     distiller = build_distiller(rival_config(f'{method}Distiller', kind, tmp_path))
     keys = set(distiller(**rival_batch(distiller, kind), mode='loss'))
     added = {key for key in keys if re.match(rf'loss_{method.lower()}_|distill_', key)}

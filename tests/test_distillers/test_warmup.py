@@ -44,6 +44,7 @@ METHODS: dict[str, dict] = dict(
     LSHFMDistiller={},
     RTKDistiller=dict(layers=dict(a=STAGE, b=STAGE)),
     SRRLDistiller={},
+    SimKDDistiller={},
     SoKDDistiller={},
     VkDDistiller={},
 )

@@ -87,6 +87,7 @@ SETTINGS: dict[str, tuple[str, str, dict]] = {
     'vkd-gap': ('VkD', 'gap', {}),
     'vkd-retinanet': ('VkD', 'retinanet', {}),
     'srrl-gap': ('SRRL', 'gap', {}),
+    'simkd-gap': ('SimKD', 'gap', {}),
     'sokd-gap': ('SoKD', 'gap', dict(site=MAP)),
     'sokd-retinanet': ('SoKD', 'retinanet', {}),
     'rtk-gap': ('RTK', 'gap', dict(layers=STAGES)),
@@ -119,7 +120,7 @@ JOINED: dict[str, tuple[str, str, dict]] = {
     **{
         name: SETTINGS[name] for name in ('dskd-gap', 'dskd-fcn', 'dskd-retinanet', 'lshfm-gap', 'lshfm-fcn', 'lshfm-retinanet')
     },
-    **{name: SETTINGS[name] for name in ('diffkd-gap', 'vkd-gap', 'rtk-gap', 'srrl-gap')},
+    **{name: SETTINGS[name] for name in ('diffkd-gap', 'vkd-gap', 'rtk-gap', 'srrl-gap', 'simkd-gap')},
     'dskd-teacher-gap': ('DSKD', 'gap', dict(prior='teacher', target='local', warmup=0)),
     'dskd-mix-gap': ('DSKD', 'gap', dict(mix=0.5, warmup=0)),
     'dskd-through-gap': ('DSKD', 'gap', dict(detach=False, sampler=dict(noise='adapter'), warmup=0)),
@@ -208,7 +209,7 @@ def losses_of(model: Any, found: dict[str, Any], ours_only: bool) -> Tensor:
     """Sum of the losses; of the student's own only the graph, if ours alone count."""
     base = model.module if hasattr(model, 'module') else model
     plain = {name for name in found if name.startswith(('loss_dskd', 'loss_diffkd', 'loss_lshfm', 'loss_vkd', 'loss_sokd'))}
-    plain |= {name for name in found if name.startswith(('loss_rtk', 'loss_srrl'))} | {
+    plain |= {name for name in found if name.startswith(('loss_rtk', 'loss_srrl', 'loss_simkd'))} | {
         f'loss_{name}' for name in base.distill_losses
     }
     if not ours_only:
