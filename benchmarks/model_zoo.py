@@ -49,7 +49,7 @@ def zoo(host: str, folders: Collection[str] = ()) -> Iterator[tuple[str, ConfigD
     """Yield paths of a host's configs, or of some folders of them, and their models, of those that bring something new."""
     root, seen = Path(importlib.import_module(host).__file__ or '').parent / '.mim' / 'configs', set[tuple[str, str]]()
     paths = [path.relative_to(root) for path in root.glob('*/*.py')]
-    paths = [path for path in paths if not path.parts[0].startswith('_') and (not folders or path.parts[0] in folders)]
+    paths = [path for path in paths if not path.parts[0].startswith('_')]
     init_default_scope(host)
     for path in sorted(paths, key=lambda path: (path.parts[0], size_rank(path.name), len(path.name), path.name)):
         try:
@@ -59,7 +59,8 @@ def zoo(host: str, folders: Collection[str] = ()) -> Iterator[tuple[str, ConfigD
         new = {(name, part) for name, part in parts_of(model).items() if part} - seen
         if new and learns_from_labels(model, host):
             seen |= new
-            yield path.as_posix(), model
+            if not folders or path.parts[0] in folders:
+                yield path.as_posix(), model
 
 
 def size_rank(name: str) -> int:

@@ -28,7 +28,7 @@ from dskd_mm.distillers.student import accept_checkpoint, build_student, keep_na
 from dskd_mm.features import match_levels
 from dskd_mm.features.norm import SingleVectorError
 from dskd_mm.losses import build_losses
-from dskd_mm.sites import SITES_BY_MODEL, Site, build_site
+from dskd_mm.sites import SITES_BY_MODEL, Site, build_site, naming_the_neck
 from dskd_mm.structures import ModelOutputs, TapRecord, TapSpec
 from dskd_mm.teacher import FrozenTeacher
 from dskd_mm.utils.checkpoint import STUDENT_PREFIX
@@ -107,9 +107,10 @@ class Distiller(BaseModel):
         self.teacher, *others = build_teachers(teacher)
         self.site = build_site(site, model, self.default_sites)
         own, theirs = split_layers(layers or {}, model, self.teacher)
-        self.student_spec = replace(self.site.student_spec(model), layers=own)
-        # The head alone tells the shapes: nothing of the teacher is loaded before the first training step.
-        spec = replace(self.site.teacher_spec(None, self.teacher), layers=theirs)
+        with naming_the_neck(self.site, model, [self.teacher]):
+            self.student_spec = replace(self.site.student_spec(model), layers=own)
+            # The head alone tells the shapes: nothing of the teacher is loaded before the first training step.
+            spec = replace(self.site.teacher_spec(None, self.teacher), layers=theirs)
         self.teacher_spec = self.teacher.as_student(spec, self.student_spec)
         check_specs(self.student_spec, self.teacher_spec)
         self.other_teachers = [
@@ -221,7 +222,7 @@ class Distiller(BaseModel):
             )
         spec, teacher_spec = self.student_spec, self.teacher_spec
         self.site.check(data_samples, spec)
-        with TapRecord(self.student, spec, 'student') as record:
+        with naming_the_neck(self.site, self.student, self.teachers), TapRecord(self.student, spec, 'student') as record:
             self._note([('images', inputs)])
             losses = self.student(inputs, data_samples, mode='loss')
             features = record.features
@@ -370,8 +371,7 @@ class Distiller(BaseModel):
             if value.numel() and value.is_floating_point():
                 # Of all norms this one cannot overflow, reads the tensor once, and keeps what is not a number.
                 largest = torch.linalg.vector_norm(value.detach(), float('inf'), dtype=torch.float32)
-                before = self.magnitudes.get(name)
-                self.magnitudes[name] = largest if before is None else torch.maximum(before, largest)
+                self.magnitudes[name] = torch.maximum(self.magnitudes.get(name, largest), largest)
 
     def __getattr__(self, name: str) -> Any:
         # The hosts' hooks and wrappers ask a model for its parts: bbox_head, out_channels, ...

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -11,8 +11,11 @@ from torch import nn
 from dskd_mm.features.tap import FeatureTap
 from dskd_mm.features.widths import Channels
 
-IMAGE_SIZE = 224
-"""Height and width of the image that is passed: large enough for five halvings, and what transformers are made for."""
+Result = TypeVar('Result')
+
+IMAGE_SIZES = (224, 256, 512, 32)
+"""Heights and widths of the images that are passed, until a network takes one: what most are made for, whole windows of Swin
+v2, all levels of SSD, and LeNet's digits."""
 
 
 def fill_channels(layers: Mapping[str, dict], build: Callable[[], nn.Module], owner: str) -> dict[str, dict]:
@@ -72,26 +75,29 @@ def find_tapped(
     mend = mend or f'layers=dict(<name>=dict({owner}=dict(path=..., channels=...), ...))'
     shell = on_meta_device(model)
     taps = {name: FeatureTap(shell, **layer, owner=owner) for name, layer in layers.items()}
-    with ExitStack() as stack:
-        for tap in taps.values():
-            stack.enter_context(tap)
-        try:
-            with torch.device('meta'):
-                # That of mmpretrain's models of other libraries is not there, or leaves layers out.
-                is_whole = isinstance(getattr(shell, 'model', None), nn.Module)
-                run = shell if is_whole else getattr(shell, 'extract_feat', shell)
-                run(images_for(shell, expected_size(shell)))
+    # That of mmpretrain's models of other libraries is not there, or leaves layers out.
+    is_whole = isinstance(getattr(shell, 'model', None), nn.Module)
+    extract = shell if is_whole else getattr(shell, 'extract_feat', shell)
+
+    def run(images: torch.Tensor) -> dict[str, list[tuple[int, ...]]]:
+        with ExitStack() as stack:
+            for tap in taps.values():
+                stack.enter_context(tap)
+            extract(images)
             return {name: [tuple(value.shape) for value in tap.values] for name, tap in taps.items()}
-        except Exception as error:  # of whatever kind: it is the host's code that runs
-            raise ValueError(
-                f'The channels of {[tap.path for tap in taps.values()]} in the {owner} ({type(model).__name__}) were not found '
-                f'by passing an image through it: {type(error).__name__}: {error} Give them in the config: '
-                f'{mend}.'
-            ) from error
+
+    try:
+        return on_first_size(shell, run)
+    except Exception as error:  # of whatever kind: it is the host's code that runs
+        raise ValueError(
+            f'The channels of {[tap.path for tap in taps.values()]} in the {owner} ({type(model).__name__}) were not found '
+            f'by passing an image through it: {type(error).__name__}: {error} Give them in the config: '
+            f'{mend}.'
+        ) from error
 
 
 @torch.no_grad()
-def find_shapes(model: nn.Module, image_size: int = IMAGE_SIZE) -> tuple[dict[str, list[torch.Size]], Exception | None]:
+def find_shapes(model: nn.Module, image_size: int = IMAGE_SIZES[0]) -> tuple[dict[str, list[torch.Size]], Exception | None]:
     """Return the shapes that all modules give out in one pass on the meta device, in mode 'tensor'.
 
     Args:
@@ -126,7 +132,9 @@ def on_meta_device(model: nn.Module) -> Any:
     # What deepcopy takes for copied already, so that no weight is, however large the model.
     known = {id(tensor): tensor.detach().to('meta') for tensor in (*model.parameters(), *model.buffers())}
     # A teacher may be kept in half precision, where images of full precision have no place.
-    return copy.deepcopy(model, known).eval().float()
+    shell = copy.deepcopy(model, known).float()
+    shell.eval()  # VGG of mmpretrain returns nothing here
+    return shell
 
 
 def images_for(model: nn.Module, size: int) -> torch.Tensor:
@@ -135,12 +143,27 @@ def images_for(model: nn.Module, size: int) -> torch.Tensor:
     return torch.zeros(2, channels, size, size)
 
 
-def expected_size(network: nn.Module) -> int:
-    """Return the height and width of the images that a network takes, 224 if it does not tell."""
+def on_first_size(network: nn.Module, run: Callable[[torch.Tensor], Result]) -> Result:
+    """Return what a function makes of two images on the meta device, of the first size that it does not fail for.
+
+    That is the one that the network tells, or the first of :data:`IMAGE_SIZES`. If all fail, the error is that of the first.
+    """
+    errors: list[Exception] = []
+    for size in dict.fromkeys((*told_sizes(network), *IMAGE_SIZES)):
+        try:
+            with torch.device('meta'):
+                return run(images_for(network, size))
+        except Exception as error:  # of whatever kind: it is the host's code that runs
+            errors.append(error)
+    raise errors[0]
+
+
+def told_sizes(network: nn.Module) -> list[int]:
+    """Return the height and width of the images that a network was made for, by its own word."""
     told: list[Any] = [getattr(getattr(network, 'config', None), 'image_size', None)]
     told += [getattr(module, 'img_size', None) for module in network.modules()]
     sizes = [size[0] if isinstance(size, Sequence) and len(size) else size for size in told]
-    return next((size for size in sizes if isinstance(size, int)), IMAGE_SIZE)
+    return [size for size in sizes if isinstance(size, int)][:1]
 
 
 def _width(layer: Mapping[str, Any], shapes: list[tuple[int, ...]], owner: str) -> Channels:

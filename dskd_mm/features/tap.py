@@ -109,8 +109,7 @@ class Tap(ABC):
             )
         raise RuntimeError(
             f'The tap on the {self!r} never fired: the forward pass does not call this module. Containers such as '
-            'ModuleList are not called themselves; tap one of their elements. A head that trains in a way of its own can be '
-            "distilled at the neck: site=dict(type='dskd_mm.NeckSite')."
+            'ModuleList are not called themselves; tap one of their elements.'
         )
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dskd_mm.features import find_module
-from dskd_mm.features.channels import expected_size, images_for
+from dskd_mm.features.channels import IMAGE_SIZES, images_for, told_sizes
 from dskd_mm.guidance.classifier import computes_as
 
 IMAGE_SIZE = 64
@@ -127,7 +127,7 @@ def examine(network: nn.Module, classifier: str | None, feature: str | None, ima
 def pass_images(network: nn.Module, image_size: int | None) -> Passage | Exception:
     """Return what is seen when two random images go through a network, or why they do not."""
     reason = Exception()
-    for size in (IMAGE_SIZE, expected_size(network)) if image_size is None else (image_size,):
+    for size in (IMAGE_SIZE, *told_sizes(network), *IMAGE_SIZES[:1])[:2] if image_size is None else (image_size,):
         try:
             return _pass(network, size)
         except Exception as error:  # of whatever kind: it is the network's code that runs

@@ -1,6 +1,6 @@
 """Sites: where a recogniser's linear classifier sits, what enters it and what it should say. One file a task."""
 
-from dskd_mm.sites.base import NECK_SITES, SITES_BY_MODEL, Site, build_site
+from dskd_mm.sites.base import NECK_SITES, SITES_BY_MODEL, Site, build_site, naming_the_neck
 from dskd_mm.sites.classification import ClassificationSite
 from dskd_mm.sites.dense_detection import DenseDetectionSite
 from dskd_mm.sites.neck import NeckSite
@@ -17,4 +17,5 @@ __all__ = [
     'Site',
     'TwoStageDetectionSite',
     'build_site',
+    'naming_the_neck',
 ]

@@ -77,8 +77,7 @@ def read_assignment(
     if got != expected:
         raise ValueError(
             f'The classification loss of the student is expected to be called for all predictions, {expected}, but its calls '
-            f'got {got} of them: the head selects or weighs them in a way of its own, which {site} does not know. Distil at '
-            "the neck instead: site=dict(type='dskd_mm.NeckSite')."
+            f'got {got} of them: the head selects or weighs them in a way of its own, which {site} does not know.'
         )
     labels: list[Tensor] = []
     scores: list[Tensor] = []

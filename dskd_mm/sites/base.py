@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from traceback import walk_tb
 from typing import Any, ClassVar
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from dskd_mm.arguments import check_arguments
 from dskd_mm.distributed import mean_over_ranks
-from dskd_mm.features import Pyramid, Window, find_module
+from dskd_mm.features import Pyramid, Window
 from dskd_mm.features.window import gather
 from dskd_mm.registry import MODELS
 from dskd_mm.sites.annotations import location_classes, sample_stratified
@@ -34,7 +35,7 @@ NECK_SITES = {name: 'dskd_mm.NeckSite' if name.startswith('mmdet.') else site fo
 
 
 AT_THE_NECK = "Distil at the neck instead: site=dict(type='dskd_mm.NeckSite')."
-"""The way that is open to every model of the hosts, for messages."""
+"""The way that is open to every model of a backbone and a head, for messages."""
 
 
 class Site(ABC):
@@ -173,16 +174,42 @@ class Site(ABC):
         return vectors, count[:, 0] if weight is None else weight * count[:, 0]
 
 
-def find_head(model: nn.Module, path: str, owner: str) -> nn.Module:
-    """Return the head of a model; see :func:`~dskd_mm.features.find_module`.
+@contextmanager
+def naming_the_neck(site: Site, student: nn.Module, teachers: Sequence[FrozenTeacher]) -> Iterator[None]:
+    """Add to whatever is refused of a head the way that is open to every model of a backbone and a head.
 
-    Raises:
-        ValueError: If there is none; the message names the neck.
+    What a host's own code says is left as it is: a model that cannot train by itself cannot be distilled at its neck either.
+
+    Args:
+        site (Site): The site that refuses; one at the neck is no way out of itself.
+        student (nn.Module): The student.
+        teachers (Sequence[FrozenTeacher]): Its teachers.
     """
     try:
-        return find_module(model, path, owner)
-    except ValueError as error:
-        raise ValueError(f'{error} {AT_THE_NECK}') from error
+        yield
+    except (ValueError, RuntimeError) as error:
+        *_, (frame, _) = walk_tb(error.__traceback__)
+        is_ours = frame.f_globals['__name__'].startswith(('dskd_mm.sites', 'dskd_mm.features', 'dskd_mm.structures'))
+        has_backbones = hasattr(student, 'backbone') and all('backbone' in teacher.config for teacher in teachers)
+        if site.task == 'neck' or not is_ours or not has_backbones or AT_THE_NECK in str(error):
+            raise
+        raise (ValueError if isinstance(error, ValueError) else RuntimeError)(f'{error} {AT_THE_NECK}') from error
+
+
+@contextmanager
+def calling_the_head(site: Site, head: Any) -> Iterator[None]:
+    """Refuse by name a teacher's head that cannot be called as a site calls it.
+
+    Raises:
+        ValueError: If the host's code fails.
+    """
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"The teacher's {type(head).__name__} is expected to run as {type(site).__name__} calls it, but got "
+            f'{type(error).__name__}: {error}.'
+        ) from error
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from dskd_mm.features import find_module
 from dskd_mm.guidance.classifier import computes_as
 from dskd_mm.registry import MODELS
 from dskd_mm.sites.annotations import check_annotated
-from dskd_mm.sites.base import AT_THE_NECK, Site
+from dskd_mm.sites.base import Site
 from dskd_mm.sites.logits_layer import LogitsLayer, find_logits_layer, is_linear
 from dskd_mm.structures import TapRecord, TapSpec, Target
 from dskd_mm.teacher import FrozenTeacher
@@ -36,8 +36,9 @@ class ClassificationSite(Site):
 
     A model without a head holds a whole network as ``model``, of timm, transformers or any other library. Its classifier is the
     linear layer, or 1x1 convolution of a pooled map, whose output the network returns as it is; a pass on the meta device finds
-    it, and the average pooling before it. Where logits are made of more (two layers averaged, a maximum of locations) the layer
-    that you name guides, and losses read what the network returns.
+    it, and the average pooling before it. So is that of a backbone that classifies by itself, behind which the head has only a
+    loss: VGG, AlexNet, LeNet, Inception v3. Where logits are made of more (two layers averaged, a maximum of locations) the
+    layer that you name guides, and losses read what the network returns.
 
     Args:
         classifier (str, optional): Path of the student's classification layer. None finds it. Defaults to None.
@@ -75,19 +76,21 @@ class ClassificationSite(Site):
 
     def teacher_spec(self, model: nn.Module | None, teacher: FrozenTeacher) -> TapSpec:
         """See :meth:`Site.teacher_spec`."""
-        if model is None and not any(key.endswith('head') for key in teacher.config):
-            model = teacher.build_model()  # of one piece; a model with another head is for another task
-        if model is None:
+        if model is None and any(key.endswith('head') for key in teacher.config):  # one by another name is for another task
             head = teacher.build_part(self.part)
-            return self._head_spec(None, head, self.teacher_classifier, self.teacher_feature, 'teacher')
+            if not is_bare(head):
+                return self._head_spec(None, head, self.teacher_classifier, self.teacher_feature, 'teacher')
+        model = teacher.build_model() if model is None else model
         return self._spec(model, self.teacher_classifier, self.teacher_feature, 'teacher')
 
     def _spec(self, model: nn.Module, classifier: str | None, feature: dict | None, owner: str) -> TapSpec:
-        head, network = (getattr(model, name, None) for name in (self.part, self.network))
+        head, network, backbone = (getattr(model, name, None) for name in (self.part, self.network, 'backbone'))
+        if isinstance(head, nn.Module) and isinstance(backbone, nn.Module) and is_bare(head):
+            return self._network_spec(model, 'backbone', is_multi_label(head), classifier, feature, owner)
         if isinstance(head, nn.Module):
             return self._head_spec(model, head, classifier, feature, owner)
         if isinstance(network, nn.Module):
-            return self._network_spec(model, network, classifier, feature, owner)
+            return self._network_spec(model, self.network, is_multi_label(model), classifier, feature, owner)
         raise ValueError(
             f'The {owner} ({type(model).__name__}) has no {self.part}, and no {self.network} that is a network, so there is '
             f'no classifier to distil for. Give its network as the backbone of a model that has one: {AS_IMAGE_CLASSIFIER}.'
@@ -101,7 +104,7 @@ class ClassificationSite(Site):
         if tasks is not None:
             raise ValueError(
                 f"The {owner}'s head ({type(head).__name__}) has the tasks {list(tasks)}, each with classes and annotations of "
-                f'its own, where one classifier is expected. {AT_THE_NECK}'
+                'its own, where one classifier is expected.'
             )
         if classifier is None:
             classifier = f'{self.part}.{find_classifier(head, owner)}'
@@ -116,15 +119,16 @@ class ClassificationSite(Site):
         return spec
 
     def _network_spec(
-        self, model: nn.Module, network: nn.Module, classifier: str | None, feature: dict | None, owner: str
+        self, model: nn.Module, part: str, sigmoid: bool, classifier: str | None, feature: dict | None, owner: str
     ) -> TapSpec:
-        """Return where a model that is one network of another library is tapped."""
-        found = LogitsLayer(classifier) if classifier else find_logits_layer(network, f'{self.network}.', owner)
+        """Return where a model is tapped of which one part is a whole network that returns logits."""
+        network = model.get_submodule(part)
+        found = LogitsLayer(classifier) if classifier else find_logits_layer(network, f'{part}.', owner)
         layer: Any = find_module(model, found.path, owner)
         is_convolution = is_linear(layer) and not isinstance(layer, nn.Linear)
-        spec = linear_spec('', found.path, layer, is_multi_label(model), owner, is_convolution)
+        spec = linear_spec('', found.path, layer, sigmoid, owner, is_convolution)
         if classifier or is_convolution:
-            spec.logits_of, spec.is_map = self.network, is_convolution
+            spec.logits_of, spec.is_map = part, is_convolution
         if feature is not None:
             tap_feature(spec, feature, owner)
         elif found.pooling:
@@ -238,6 +242,8 @@ def find_classifier(head: nn.Module, owner: str) -> str:
     num_classes = getattr(head, 'num_classes', None)
     linears = {name: layer for name, layer in head.named_modules() if computes_as(layer, nn.Linear)}
     found = [name for name, layer in linears.items() if num_classes in (None, layer.out_features)]
+    if num_classes is None:  # ViG does not tell: a layer that leads to another is hidden
+        found = [name for name in found if all(linears[name].out_features != linears[other].in_features for other in found)]
     if len(found) == 1:
         return found[0]
     argument = 'teacher_classifier' if owner == 'teacher' else 'classifier'
@@ -247,11 +253,16 @@ def find_classifier(head: nn.Module, owner: str) -> str:
     elif linears:
         problem = f'it has only the linear layers {list(linears)}'
     else:
-        problem, mend = 'it has no linear layer', 'Distillation needs a head that ends in one, such as LinearClsHead.'
+        problem, mend = 'it has no linear layer', 'Take one that ends in such a layer, as LinearClsHead does.'
     raise ValueError(
         f"The {owner}'s head ({type(head).__name__}) is expected to hold one plain linear layer with {num_classes} outputs, "
         f'but {problem}. {mend}'
     )
+
+
+def is_bare(head: nn.Module) -> bool:
+    """Return whether a head has only a loss, so that the backbone before it classifies."""
+    return next(head.parameters(), None) is None
 
 
 def has_other_linears(head: nn.Module, classifier: nn.Module) -> bool:
@@ -272,6 +283,7 @@ def pools_into(model: nn.Module, classifier: nn.Module) -> bool:
     """Return whether the model's neck is global average pooling and its result enters the classifier with nothing between."""
     neck, head = getattr(model, 'neck', None), model.get_submodule('head')
     is_pooling = any(cls.__name__ == 'GlobalAveragePooling' for cls in type(neck).__mro__)
+    is_pooling &= not isinstance(getattr(neck, 'gap', None), nn.AdaptiveAvgPool1d)  # of MLP-Mixer's tokens, which are no map
     return is_pooling and all(module in (head, classifier) or not has_own_parameters(module) for module in head.modules())
 
 

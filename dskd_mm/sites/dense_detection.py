@@ -11,7 +11,7 @@ from dskd_mm.distributed import mean_over_ranks
 from dskd_mm.features import find_module
 from dskd_mm.registry import MODELS
 from dskd_mm.sites.annotations import check_objects, read_assignment
-from dskd_mm.sites.base import AT_THE_NECK, Site, find_head, returning_as_in_training
+from dskd_mm.sites.base import Site, calling_the_head, returning_as_in_training
 from dskd_mm.structures import BoxEncoding, TapRecord, TapSpec, Target
 from dskd_mm.teacher import FrozenTeacher
 
@@ -55,7 +55,7 @@ class DenseDetectionSite(Site):
 
     def student_spec(self, model: nn.Module) -> TapSpec:
         """See :meth:`Site.student_spec`."""
-        return self._spec(find_head(model, self.part, 'student'), self.classifier, 'student')
+        return self._spec(find_module(model, self.part, 'student'), self.classifier, 'student')
 
     def check(self, data_samples: Sequence[Any], spec: TapSpec) -> None:
         """Refuse labels of objects that the student does not know; see :meth:`Site.check`."""
@@ -75,7 +75,7 @@ class DenseDetectionSite(Site):
         if classes is None or len(per_location) != 1:
             raise ValueError(
                 f"The {owner}'s {type(head).__name__} is expected to predict cls_out_channels classes for the same number of "
-                f'priors at each location, but got {classes} classes and {sorted(per_location)} priors. {AT_THE_NECK}'
+                f'priors at each location, but got {classes} classes and {sorted(per_location)} priors.'
             )
         num_priors = per_location.pop()
         if classifier is None:
@@ -89,7 +89,7 @@ class DenseDetectionSite(Site):
             raise ValueError(
                 f"The {owner}'s classification layers {names} are expected to be convolutions of equal width with "
                 f'{num_priors} x {classes} outputs, but got (inputs, outputs) {sorted(channels, key=str)}. '
-                f'Name others in the site. {AT_THE_NECK}'
+                'Name others in the site.'
             )
         paths = tuple(f'{self.part}.{name}' for name in names)
         normalized = bool(getattr(head, 'norm_on_bbox', False))
@@ -124,7 +124,7 @@ class DenseDetectionSite(Site):
         model: Any = teacher.model
         features = model.extract_feat(teacher.adapt(inputs))
         # mmdet's mode 'tensor' calls the head's forward past its hooks.
-        with returning_as_in_training(model.bbox_head):
+        with calling_the_head(self, model.bbox_head), returning_as_in_training(model.bbox_head):
             model.bbox_head(features)
 
     def target(self, record: TapRecord, data_samples: Sequence[Any], num_classes: int, sigmoid: bool) -> Target:
@@ -174,8 +174,7 @@ def find_classifiers(head: nn.Module, outputs: int, owner: str) -> list[str]:
     raise ValueError(
         f"The {owner}'s {type(head).__name__} is expected to hold one classification convolution of {outputs} outputs (or a "
         f"list of them, one per level) under a name with 'cls', but got "
-        f"{found or [name for name, _ in head.named_children()]}. Name it with site=dict({argument}='bbox_head....'). "
-        f'{AT_THE_NECK}'
+        f"{found or [name for name, _ in head.named_children()]}. Name it with site=dict({argument}='bbox_head....')."
     )
 
 
@@ -186,9 +185,11 @@ def box_encoding(head: nn.Module) -> BoxEncoding | None:
         head (nn.Module): A dense head, or the box head of a two-stage detector.
 
     Returns:
-        BoxEncoding, optional: None if it has no single loss of boxes (RepPoints) or another coder.
+        BoxEncoding, optional: None if it predicts none, has no single loss of them (RepPoints), or another coder.
     """
     coder: Any = getattr(head, 'bbox_coder', None)
+    if not getattr(head, 'with_reg', True):
+        return None  # Grid R-CNN finds boxes by points
     # RepPoints inherits the former, but learns by two others, and returns points while it trains.
     if not hasattr(head, 'loss_bbox') or hasattr(head, 'loss_bbox_init'):
         return None

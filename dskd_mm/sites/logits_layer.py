@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dskd_mm.features.channels import expected_size, images_for, on_meta_device
+from dskd_mm.features.channels import on_first_size, on_meta_device
 from dskd_mm.guidance.classifier import computes_as
 
 
@@ -29,7 +29,8 @@ def find_logits_layer(network: nn.Module, prefix: str, owner: str) -> LogitsLaye
     One pass on the meta device tells, in the mode in which the network will run: nothing depends on names.
 
     Args:
-        network (nn.Module): A network that returns logits (B, K), or an object that holds them as ``logits``.
+        network (nn.Module): A network that returns logits (B, K), as the last of a tuple, or an object that holds them as
+            ``logits``.
         prefix (str): Its own path in the model, with a dot, such as ``model.``.
         owner (str): 'student' or 'teacher'.
 
@@ -40,19 +41,26 @@ def find_logits_layer(network: nn.Module, prefix: str, owner: str) -> LogitsLaye
         ValueError: If there is no such layer, or the pass fails; the message says which option names one.
     """
     argument = 'teacher_classifier' if owner == 'teacher' else 'classifier'
-    shell = on_meta_device(network).train(owner == 'student')
+    shell = on_meta_device(network)
+    shell.train(owner == 'student')
     calls: dict[str, tuple[Any, Any]] = {}
     for name, module in shell.named_modules():
         if name:
             module.register_forward_hook(lambda module, args, output, name=name: calls.update({name: (args, output)}))
+
+    def run(images: Tensor) -> Any:
+        calls.clear()
+        with torch.no_grad():
+            return shell(images)
+
     try:
-        with torch.no_grad(), torch.device('meta'):
-            output = shell(images_for(shell, expected_size(network)))
+        output = on_first_size(shell, run)
     except Exception as error:  # of whatever kind: it is the network's code that runs
         raise ValueError(
             f"The {owner}'s classification layer was not found by passing an image through its {type(network).__name__}: "
             f'{type(error).__name__}: {error} Name it with site=dict({argument}={prefix + "..."!r}).'
         ) from error
+    output = output[-1] if isinstance(output, (tuple, list)) else output  # as ClsHead of mmpretrain reads a backbone
     logits = getattr(output, 'logits', output)
     if isinstance(logits, Tensor) and logits.ndim == 2:
         for path, (args, made) in calls.items():

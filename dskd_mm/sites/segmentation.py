@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dskd_mm.features import find_module
 from dskd_mm.registry import MODELS
 from dskd_mm.sites.annotations import check_annotated
-from dskd_mm.sites.base import AT_THE_NECK, Site, find_head
+from dskd_mm.sites.base import Site, calling_the_head
 from dskd_mm.structures import TapRecord, TapSpec, Target
 from dskd_mm.teacher import FrozenTeacher
 
@@ -45,7 +46,7 @@ class SegmentationSite(Site):
 
     def student_spec(self, model: nn.Module) -> TapSpec:
         """See :meth:`Site.student_spec`."""
-        head = find_head(model, self.part, 'student')
+        head = find_module(model, self.part, 'student')
         stages = list(head) if isinstance(head, nn.ModuleList) else None
         return self._spec(head if stages is None else stages, self.classifier, 'student')
 
@@ -68,7 +69,7 @@ class SegmentationSite(Site):
         names = ' and '.join(type(stage).__name__ for stage in parts.values())
         raise ValueError(
             f"The {owner}'s decode head ({names}) is expected to classify pixels by a convolution "
-            f'{classifier or "conv_seg"!r}, but has none. {AT_THE_NECK}'
+            f'{classifier or "conv_seg"!r}, but has none.'
         )
 
     def check(self, data_samples: Sequence[Any], spec: TapSpec) -> None:
@@ -101,7 +102,8 @@ class SegmentationSite(Site):
         maps = model.extract_feat(teacher.adapt(inputs))
         output: tuple[Tensor, ...] = ()
         for head in model.decode_head[: spec.stage + 1]:
-            output = (head(maps, *output),)
+            with calling_the_head(self, head):
+                output = (head(maps, *output),)
         return None
 
     def target(self, record: TapRecord, data_samples: Sequence[Any], num_classes: int, sigmoid: bool) -> Target:
@@ -129,11 +131,11 @@ def decode_head_spec(head: nn.Module, part: str, name: str, owner: str) -> TapSp
     Raises:
         ValueError: If the classification layer is no convolution.
     """
-    layer: Any = find_head(head, name, f"{owner}'s decode head")
+    layer: Any = find_module(head, name, f"{owner}'s decode head")
     if not isinstance(layer, nn.Conv2d):
         raise ValueError(
             f"The {owner}'s classification layer '{part}.{name}' is expected to be a convolution, but it is {layer}. Name "
-            f'another one in the site. {AT_THE_NECK}'
+            'another one in the site.'
         )
     # The layer's own input has passed the dropout, which differs between student and teacher.
     parent, _, leaf = f'{part}.{name}'.rpartition('.')

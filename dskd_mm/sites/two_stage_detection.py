@@ -1,16 +1,21 @@
 """Two-stage detection: the input of the box head's last linear layer, on the student's sampled proposals."""
 
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
 from torch import Tensor, nn
 
+from dskd_mm.features import find_module
 from dskd_mm.registry import MODELS
 from dskd_mm.sites.annotations import check_objects, read_assignment
-from dskd_mm.sites.base import AT_THE_NECK, Site, find_head
+from dskd_mm.sites.base import Site, calling_the_head
 from dskd_mm.sites.dense_detection import box_encoding
 from dskd_mm.structures import TapRecord, TapSpec, Target
 from dskd_mm.teacher import FrozenTeacher
+
+CONTEXT = dict(semantic_feat='semantic_head', glbctx_feat='glbctx_head')
+"""What a head may be given beside the features and the proposals, and the part of it that makes that."""
 
 
 @MODELS.register_module()
@@ -37,7 +42,14 @@ class TwoStageDetectionSite(Site):
 
     def student_spec(self, model: nn.Module) -> TapSpec:
         """See :meth:`Site.student_spec`."""
-        heads = find_head(model, self.part, 'student')
+        heads = find_module(model, self.part, 'student')
+        roi_head: Any = model.roi_head
+        others = set(signature(roi_head._bbox_forward).parameters) - {'stage', 'x', 'rois', *CONTEXT}
+        if others:
+            raise ValueError(
+                f"The student's {type(roi_head).__name__} is expected to classify proposals by their features alone, but it "
+                f'also takes {sorted(others)}.'
+            )
         stage = self._stage(len(heads)) if isinstance(heads, nn.ModuleList) else None
         return box_head_spec(model.get_submodule(staged(self.part, stage)), stage, self.classifier, 'student')
 
@@ -79,7 +91,7 @@ class TwoStageDetectionSite(Site):
         if not calls:
             raise ValueError(
                 f"The student's {spec.part!r} is expected to read proposals by {student.spec.calls['extractor']!r}, but did "
-                f'not call it. {AT_THE_NECK}'
+                'not call it.'
             )
         args, kwargs = calls[0]
         rois = args[1] if len(args) > 1 else kwargs['rois']
@@ -89,7 +101,15 @@ class TwoStageDetectionSite(Site):
             # The number of the image, and the corners, in the teacher's pixels. Offsets to proposals have no unit.
             height, width = (own / ours for own, ours in zip(teacher.size_of(inputs), inputs.shape[2:], strict=True))
             rois = rois * rois.new_tensor([1, width, height, width, height])
-        model.roi_head._bbox_forward(*(() if spec.stage is None else (spec.stage,)), features, rois)
+        with calling_the_head(self, model.roi_head):
+            context = proposal_context(model.roi_head, features)
+            model.roi_head._bbox_forward(*(() if spec.stage is None else (spec.stage,)), features, rois, **context)
+
+
+def proposal_context(roi_head: Any, features: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Return what a head adds to the features of each proposal: HTC's map of semantics, and SCNet's view of the image."""
+    parts = {name: getattr(roi_head, part, None) for name, part in CONTEXT.items()}
+    return {name: part(features)[1] for name, part in parts.items() if part is not None}
 
 
 def staged(path: str, stage: int | None) -> str:
@@ -104,11 +124,11 @@ def box_head_spec(head: nn.Module, stage: int | None, classifier: str, owner: st
         ValueError: If the classification layer is no linear layer.
     """
     part = staged(TwoStageDetectionSite.part, stage)
-    layer: Any = find_head(head, classifier, f"{owner}'s box head")
+    layer: Any = find_module(head, classifier, f"{owner}'s box head")
     if not isinstance(layer, nn.Linear):
         raise ValueError(
             f"The {owner}'s classification layer '{part}.{classifier}' is expected to be linear, but it is {layer}. Name "
-            f'another one in the site. {AT_THE_NECK}'
+            'another one in the site.'
         )
     sigmoid = bool(getattr(getattr(head, 'loss_cls', None), 'use_sigmoid', False))
     num_labels = int(getattr(head, 'num_classes', layer.out_features - (not sigmoid)))
@@ -117,7 +137,7 @@ def box_head_spec(head: nn.Module, stage: int | None, classifier: str, owner: st
         raise ValueError(
             f"The {owner}'s '{part}.{classifier}' is expected to have an output for each of the {num_labels} classes and one "
             f'for the background, but got {layer.out_features} for its {type(head.loss_cls).__name__}. Give it another '
-            "loss_cls, or distil at the neck with site=dict(type='dskd_mm.NeckSite')."
+            'loss_cls.'
         )
     return TapSpec(
         part=part,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dskd_mm.distillers.base import BatchOutputs
+from dskd_mm.utils.checkpoint import load_report
 
 RANDOM = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.MultiheadAttention)
 """Modules that train otherwise than they predict; others are known by name."""
@@ -18,11 +19,14 @@ def make_identical(distiller: Any) -> None:
 
     Args:
         distiller (Distiller): A distiller whose student is built as its teacher is.
-    """
-    from mmengine.runner import load_state_dict
 
+    Raises:
+        ValueError: If it is not.
+    """
     distiller.load_teacher()
-    load_state_dict(distiller.student, distiller.teacher.require_model().state_dict(), strict=True)
+    report = load_report(distiller.student, distiller.teacher.require_model().state_dict())
+    if report.missing or report.unexpected or report.mismatched:
+        raise ValueError(f'make_identical expects a student that is built as its teacher is, but got: {report}.')
     distiller.train()
     for module in distiller.student.modules():
         if isinstance(module, RANDOM) or type(module).__name__ in ('DropPath', 'StochasticDepth'):

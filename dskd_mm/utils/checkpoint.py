@@ -283,6 +283,10 @@ def load_report(model: nn.Module, state: Mapping[str, Tensor]) -> LoadReport:
             raise
         fitting = {key: value for key, value in state.items() if key not in others}
         missing, unexpected = model.load_state_dict(fitting, strict=False)
+    if missing:
+        # Some compute a buffer themselves whatever a checkpoint holds (Swin v2): what they do not even take of their own.
+        never = set(model.load_state_dict(own, strict=False).missing_keys)
+        missing = [key for key in missing if key not in never]
     missing = [names.get(key, key) for key in missing]
     # Batch norms bring a counter of their own where there is none.
     absent = {*missing, *(key for key in own if 'num_batches_tracked' in key and key not in state)}

@@ -132,7 +132,7 @@ def test_other_poolings_leave_the_classifiers_own_input():
 @pytest.mark.parametrize(
     ('head', 'message'),
     [
-        (dict(type='ClsHead'), r'student.s head \(ClsHead\) is expected to hold one plain linear layer.*linear layer'),
+        (dict(type='ClsHead'), r"logits of the student's CIFARResNet .* are expected to be the output of one linear layer"),
         (
             dict(type='DeiTClsHead', num_classes=5, in_channels=8),
             r"2 of them: \['layers.head', 'layers.head_dist'\]. Name .* site=dict\(classifier='head....'\)",

@@ -252,7 +252,7 @@ def test_levels_of_unequal_anchors_are_refused() -> None:
     sizes = dict(min_sizes=[8, 16], max_sizes=[16, 32], strides=[8, 16], ratios=[[2], [2, 3]])
     anchors = dict(type='SSDAnchorGenerator', scale_major=False, **sizes)
     model = with_head(type='SSDHead', in_channels=(8, 8), anchor_generator=anchors)
-    with pytest.raises(ValueError, match=r'SSDHead is expected .* same number of priors .* \[4, 6\] priors.*dskd_mm.NeckSite'):
+    with pytest.raises(ValueError, match=r'SSDHead is expected .* same number of priors .* \[4, 6\] priors'):
         DenseDetectionSite().student_spec(model)
 
 
