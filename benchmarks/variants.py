@@ -17,6 +17,7 @@ METHODS = {
     'lshfm': 'LSHFM',
     'srrl': 'SRRL',
     'simkd': 'SimKD (linear projector)',
+    'crosskd': 'CrossKD',
     'vkd': 'VkD',
     'sokd': 'SoKD (approximation)',
     'rtk': 'RTK-style',

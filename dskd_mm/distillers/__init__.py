@@ -2,6 +2,7 @@
 
 from dskd_mm.distillers.base import Distiller
 from dskd_mm.distillers.configurable import ConfigurableDistiller
+from dskd_mm.distillers.crosskd import CrossKDDistiller
 from dskd_mm.distillers.diffkd import DiffKDDistiller
 from dskd_mm.distillers.dskd import DSKDDistiller
 from dskd_mm.distillers.lshfm import LSHFMDistiller
@@ -13,6 +14,7 @@ from dskd_mm.distillers.vkd import VkDDistiller
 
 __all__ = [
     'ConfigurableDistiller',
+    'CrossKDDistiller',
     'DSKDDistiller',
     'DiffKDDistiller',
     'Distiller',

@@ -62,7 +62,8 @@ def match_moments(feature: Tensor, like: Tensor, joined: bool = False) -> Tensor
     """
     mean, variance = channel_moments(torch.cat([feature, like], dim=1), joined)
     (own, center), (spread, deviation) = mean.chunk(2, dim=1), variance.chunk(2, dim=1)
-    return (feature - own) * (deviation / (spread + 1e-8)).sqrt() + center
+    # Roots apart: that of a quotient has no gradient where others do not vary at all.
+    return (feature - own) * deviation.sqrt() * (spread + 1e-8).rsqrt() + center
 
 
 def match_space(feature: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dskd_mm.distributed import mean_over_ranks
 from dskd_mm.losses.base import DistillLoss, check_temperature
 from dskd_mm.registry import MODELS
 from dskd_mm.structures import ModelOutputs, TapSpec, Target
@@ -57,7 +58,7 @@ class BoxLoss(DistillLoss):
         """See :meth:`DistillLoss.compare_outputs`."""
         return self(student.boxes, teacher.boxes, target, self.kind)
 
-    def forward(self, student: Tensor, teacher: Tensor, label: Target, kind: str) -> Tensor:
+    def forward(self, student: Tensor, teacher: Tensor, label: Target, kind: str, sure: Tensor | None = None) -> Tensor:
         """Compare two sets of boxes.
 
         Args:
@@ -66,13 +67,26 @@ class BoxLoss(DistillLoss):
             teacher (Tensor): The teacher's, of the same shape and encoding.
             label (Target): The annotations, (B, K, M) or (B, K), which tell foreground and what it is divided by.
             kind (str): 'delta', 'class_delta', 'distance' or 'distribution'.
+            sure (Tensor, optional): How much each prediction counts, (B, M) or (B, ), instead of foreground predictions alone,
+                as in CrossKD. Defaults to None.
 
         Returns:
-            Tensor: A scalar, summed over foreground predictions and divided by :meth:`Target.normalizer`.
+            Tensor: A scalar, summed over the predictions that count and divided by :meth:`Target.normalizer`, distributions
+            with ``sure`` by its sum.
 
         Raises:
             ValueError: If the shapes differ or do not fit the kind.
         """
+        difference = self._differences(student, teacher, label, kind)
+        counts = (label.foreground > 0).float().amax(dim=1) if sure is None else sure
+        if label.weight is not None:
+            counts = counts * (label.weight[:, 0] > 0)
+        is_mean = sure is not None and kind == 'distribution'
+        total = mean_over_ranks(counts.sum()).clamp(min=1e-6) if is_mean else label.normalizer()
+        return self.loss_weight * (difference * counts).sum() / total
+
+    def _differences(self, student: Tensor, teacher: Tensor, label: Target, kind: str) -> Tensor:
+        """Return what each prediction's box differs by, (B, M) or (B, ); see :meth:`forward`."""
         length = 4 * label.foreground.shape[1] if kind == 'class_delta' else 4
         fits = student.shape[1] % 4 == 0 if kind == 'distribution' else student.shape[1] == length
         if student.shape != teacher.shape or not fits:
@@ -82,22 +96,16 @@ class BoxLoss(DistillLoss):
                 f'{tuple(student.shape)} of the student and {tuple(teacher.shape)} of the teacher. Give both heads the same '
                 'encoding of boxes, or leave them out with loss_weights=dict(box=0).'
             )
-        classes = (label.foreground > 0).float()
-        foreground = classes.amax(dim=1)
-        if label.weight is not None:
-            foreground = foreground * (label.weight[:, 0] > 0)
         student, teacher = student.float(), teacher.float()
         if kind == 'delta':
-            difference = (student - teacher).abs().sum(dim=1)
-        elif kind == 'class_delta':
+            return (student - teacher).abs().sum(dim=1)
+        if kind == 'class_delta':
             each = (student - teacher).abs().unflatten(1, (-1, 4)).sum(dim=2)
-            difference = (each * classes).sum(dim=1)
-        elif kind == 'distance':
+            return (each * (label.foreground > 0)).sum(dim=1)
+        if kind == 'distance':
             size, own = (boxes.detach().abs().sum(dim=1) / 2 for boxes in (teacher, student))
             size = torch.maximum(size, own / MAX_RATIO).clamp(min=torch.finfo(size.dtype).tiny)
-            difference = (student - teacher).abs().sum(dim=1) / size
-        else:
-            ours, theirs = (x.unflatten(1, (4, -1)) / self.temperature for x in (student, teacher))
-            divergence = F.kl_div(ours.log_softmax(dim=2), theirs.log_softmax(dim=2), reduction='none', log_target=True)
-            difference = divergence.mean(dim=(1, 2)) * self.temperature**2
-        return self.loss_weight * (difference * foreground).sum() / label.normalizer()
+            return (student - teacher).abs().sum(dim=1) / size
+        ours, theirs = (x.unflatten(1, (4, -1)) / self.temperature for x in (student, teacher))
+        divergence = F.kl_div(ours.log_softmax(dim=2), theirs.log_softmax(dim=2), reduction='none', log_target=True)
+        return divergence.mean(dim=(1, 2)) * self.temperature**2

@@ -266,6 +266,10 @@ RIVALS = (
         trend='falls',
     ),
     LogKey('loss_simkd_feature', "SimKD: distance of the projected map to the teacher's", 'lower its weight', trend='falls'),
+    LogKey(
+        'loss_crosskd_cls', "CrossKD: distance of the cross-head classes to the teacher's", 'lower its weight', trend='falls'
+    ),
+    LogKey('loss_crosskd_box', "CrossKD: distance of the cross-head boxes to the teacher's", 'lower its weight', trend='falls'),
     LogKey('loss_vkd_feature', 'VkD: distance of the projected features', 'lower its weight', trend='falls'),
     LogKey('loss_vkd_logit', "VkD: divergence of the logits from the teacher's", 'lower its weight', trend='falls'),
     LogKey('loss_sokd_feature', "SoKD: distance of the features to the teacher's", 'lower its weight', trend='falls'),

@@ -84,7 +84,7 @@ def test_methods_are_compared_where_the_benchmark_compares_them():
     expected = {
         'resnet8-w16_r14-w32_cifar100-subset': everywhere | {'dkd', 'dist', 'at', 'lskd', 'srrl', 'simkd'},
         'resnet8-w8_r14-w16_fashion-mnist': everywhere | {'dkd', 'dist', 'at', 'lskd', 'srrl', 'simkd'},
-        'retinanet_r18-w8_r18-w32_bccd': everywhere | {'cwd', 'pkd'},
+        'retinanet_r18-w8_r18-w32_bccd': everywhere | {'cwd', 'pkd', 'crosskd'},
         # Two exclusive classes leave DKD nothing to decouple.
         'fcn_r14-w8_r14-w32_dsb2018': everywhere | {'dist', 'at', 'cwd'},
     }

@@ -88,6 +88,8 @@ SETTINGS: dict[str, tuple[str, str, dict]] = {
     'vkd-retinanet': ('VkD', 'retinanet', {}),
     'srrl-gap': ('SRRL', 'gap', {}),
     'simkd-gap': ('SimKD', 'gap', {}),
+    'crosskd-retinanet': ('CrossKD', 'retinanet', {}),
+    'crosskd-gfl': ('CrossKD', 'gfl', {}),
     'sokd-gap': ('SoKD', 'gap', dict(site=MAP)),
     'sokd-retinanet': ('SoKD', 'retinanet', {}),
     'rtk-gap': ('RTK', 'gap', dict(layers=STAGES)),
@@ -114,13 +116,14 @@ SETTINGS: dict[str, tuple[str, str, dict]] = {
     ),
 }
 # Those whose gradient is the joined batch's. Others compare statistics of the batch on a device, as their authors' do: DIST's
-# relations between images, PKD, VkD with 'standardize'; SoKD draws a policy in each process; two-stage detectors sample
-# different numbers of proposals.
+# relations between images, PKD, VkD with 'standardize', CrossKD with 'match_moments'; SoKD draws a policy in each process;
+# two-stage detectors sample different numbers of proposals.
 JOINED: dict[str, tuple[str, str, dict]] = {
     **{
         name: SETTINGS[name] for name in ('dskd-gap', 'dskd-fcn', 'dskd-retinanet', 'lshfm-gap', 'lshfm-fcn', 'lshfm-retinanet')
     },
     **{name: SETTINGS[name] for name in ('diffkd-gap', 'vkd-gap', 'rtk-gap', 'srrl-gap', 'simkd-gap')},
+    'crosskd-retinanet': ('CrossKD', 'retinanet', dict(match_moments=False)),
     'dskd-teacher-gap': ('DSKD', 'gap', dict(prior='teacher', target='local', warmup=0)),
     'dskd-mix-gap': ('DSKD', 'gap', dict(mix=0.5, warmup=0)),
     'dskd-through-gap': ('DSKD', 'gap', dict(detach=False, sampler=dict(noise='adapter'), warmup=0)),
@@ -209,7 +212,7 @@ def losses_of(model: Any, found: dict[str, Any], ours_only: bool) -> Tensor:
     """Sum of the losses; of the student's own only the graph, if ours alone count."""
     base = model.module if hasattr(model, 'module') else model
     plain = {name for name in found if name.startswith(('loss_dskd', 'loss_diffkd', 'loss_lshfm', 'loss_vkd', 'loss_sokd'))}
-    plain |= {name for name in found if name.startswith(('loss_rtk', 'loss_srrl', 'loss_simkd'))} | {
+    plain |= {name for name in found if name.startswith(('loss_rtk', 'loss_srrl', 'loss_simkd', 'loss_crosskd'))} | {
         f'loss_{name}' for name in base.distill_losses
     }
     if not ours_only:
