@@ -95,6 +95,8 @@ def bridge(steps: int) -> dict[str, str]:
 
 
 NULL_HASH = {'model.lsh.project': 'null'}
+NECK_SITE = {'model.site.type': 'dskd_mm.NeckSite'}
+SOFT_NECK = {**NECK_SITE, 'model.target': 'soft'}
 RANDOM_SHIFT = {
     'model.diffusion.type': 'benchmarks.controls.RandomShift',
     'model.gate': 'False',
@@ -120,6 +122,10 @@ VARIANTS = {
     # A bridge from z to the teacher's feature, and a hash of what its classifier cannot see.
     'bridge': Variant("a bridge to the teacher's feature, one step", bridge(1)),
     'bridge-3': Variant("a bridge to the teacher's feature, three steps", bridge(3)),
+    # At a detector's neck, guided by the teacher's whole head.
+    'neck': Variant("at the neck: the teacher's head guides towards the annotations", NECK_SITE),
+    'neck-soft': Variant("at the neck: the teacher's head guides towards its own classes and boxes", SOFT_NECK),
+    'neck-soft-anchor': Variant('control: the same anchor, no diffusion', {**SOFT_NECK, 'model.loss_weights.lsh': '0'}),
     'mix-.5-null': Variant('the same, .5, hash of what the classifier does not see', {'model.mix': '.5', **NULL_HASH}),
     'bridge-null': Variant('bridge, one step, hash of what the classifier does not see', {**bridge(1), **NULL_HASH}),
     # The controls of what is sampled.

@@ -14,6 +14,7 @@ from dskd_mm.distillers.base import Distiller, HeadLoss
 from dskd_mm.distillers.dskd_batch import AlignedBatch, centred, gated
 from dskd_mm.distillers.dskd_options import DSKDOptions
 from dskd_mm.distillers.hashing import hash_levels
+from dskd_mm.distillers.soft_head import SoftHead
 from dskd_mm.features import ChannelAlign, Pyramid, Window, align_levels, modules_of, per_width
 from dskd_mm.functional import hit_rate, mean
 from dskd_mm.guidance import ClassifierGuide, HeadLossGuide, TeacherClassifier, TeacherGuide
@@ -99,6 +100,8 @@ class DSKDDistiller(Distiller):
             # The temperature is its authors', for the logits of segmenters.
             config = dict(type='dskd_mm.CWDLoss', on='logits', temperature=4.0, loss_weight=1.0)
             self.channel_imitation = build_loss('loss_weights.channel', config, *specs)
+        is_soft_neck = options.target == 'soft' and not self.teacher_spec.classifiers
+        self.soft_head = SoftHead(self.teacher, type(self).__name__) if is_soft_neck else None
         make = partial(build, ChannelAlign, options.align)
         self.align = per_width(make, in_channels=self.student_spec.channels, out_channels=channels)
         self.lsh: Any = None
@@ -241,7 +244,7 @@ class DSKDDistiller(Distiller):
         aligned = aligned.float()
         guide: TeacherGuide
         if target is None:
-            guide = HeadLossGuide(pyramid, head_loss)
+            guide = HeadLossGuide(pyramid, self.soft_head.towards(teacher.features) if self.soft_head else head_loss)
         else:
             logits = self._teacher_logits(pyramid, teacher)
             guided_classes = options.guided_classes * len(aligned) if options.guided_classes else None

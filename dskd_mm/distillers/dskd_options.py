@@ -61,7 +61,8 @@ class DSKDOptions(MethodOptions):
             Defaults to 0: from z.
         target (str): What guidance and anchor aim at: 'label' for the ground truth, 'soft' for the teacher's own prediction,
             'local' for the teacher's own prediction at every location of its map, to which its classifier is applied as a 1x1
-            convolution (a class activation map). Defaults to 'soft', and to 'label' where there is no linear classifier.
+            convolution (a class activation map). Defaults to 'soft', and to 'label' where there is no linear classifier: there
+            'soft' is for dense detectors, whose whole head it follows (:class:`~dskd_mm.distillers.soft_head.SoftHead`).
         temperature (float): Softens predictions that follow one another, unless ``imitation`` names another. Defaults to 4, in
             detection to 1.
         imitation (dict): How predictions follow the teacher's own in the anchor (with 'soft' and 'local' targets) and in the
@@ -217,9 +218,9 @@ class DSKDOptions(MethodOptions):
             raise ValueError(f'sampling_interval of {owner} must be at least 1, but got {self.sampling_interval}.')
         self._check_bounds(owner, type(site).__name__, student, teacher)
         weights = self.loss_weights
-        if not teacher.classifiers and (self.target != 'label' or weights['virtual'] or weights['logit']):
+        if not teacher.classifiers and (self.target == 'local' or weights['virtual'] or weights['logit']):
             raise ValueError(
-                f"{type(site).__name__} has no linear classifier and expects target='label' and "
+                f"{type(site).__name__} has no linear classifier and expects target='label' or 'soft' and "
                 f'loss_weights=dict(virtual=0, logit=0), but got target={self.target!r}, loss_weights={weights}.'
             )
         if self.samples and self.sampler.get('noise') == 'adapter':

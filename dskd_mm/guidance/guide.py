@@ -150,7 +150,8 @@ class HeadLossGuide(TeacherGuide):
 
     Args:
         pyramid (Pyramid): The levels.
-        head_loss (Callable): Loss of the frozen head on the maps of all levels, a mean over the batch.
+        head_loss (Callable): Loss of the frozen head on the maps of all levels, a mean over the batch: on annotations, or the
+            distance of its predictions from those that it makes of the teacher's own feature.
     """
 
     def __init__(self, pyramid: Pyramid, head_loss: Callable[[Sequence[Tensor]], Tensor]) -> None:

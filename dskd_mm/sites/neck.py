@@ -27,7 +27,8 @@ class NeckSite(Site):
     is wanted of it is told by the loss of the teacher's frozen head on the annotations, differentiated by autograd: one pass
     forward and back through that head in each sampling step, and one for the anchor. A head that matches queries with objects
     does so there, too. The teacher's backbone runs only with ``prior='teacher'``. There are no class logits, so the target is
-    'label' and the losses 'virtual' and 'logit' are left out.
+    'label' and the losses 'virtual' and 'logit' are left out. With ``target='soft'`` the classes and boxes that the head of a
+    dense detector makes of the teacher's own feature are wanted instead.
 
     Args:
         channels (int | Sequence[int], optional): Channels of what the student's head gets, one number or one for each level.

@@ -105,10 +105,10 @@ def test_one_dict_for_student_and_teacher(tmp_path: Path) -> None:
 
 # kind, how the config is spoilt, what the message says
 REFUSED: dict[str, tuple[str, Callable[[ConfigDict], Any], list[str]]] = {
-    'a soft target': (
+    'a local target': (
         'detr',
-        lambda config: config.update(target='soft'),
-        ['NeckSite has no linear classifier', "expects target='label'", "target='soft'"],
+        lambda config: config.update(target='local'),
+        ['NeckSite has no linear classifier', "expects target='label' or 'soft'", "target='local'"],
     ),
     'a virtual teacher': (
         'retinanet',
