@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dskd_mm.compiled import under_compiler
 from dskd_mm.diffusion.autoencoder import FeatureAutoEncoder
 from dskd_mm.diffusion.denoiser import DiffusionDenoiser, noise_prediction_loss, table_rows
 from dskd_mm.diffusion.levels import draw_like, mixing_weights, on_levels
@@ -139,7 +140,7 @@ class FeatureDiffusion(nn.Module):
         if self.reduction == 'mean':
             noise = draw_like(prior, generator)
             return noise_prediction_loss(on_levels(self.denoiser, pyramid), self.schedule, clean, noise, steps)
-        each = level_modules(self.denoiser, len(pyramid.sizes))
+        each = map(under_compiler, level_modules(self.denoiser, len(pyramid.sizes)))
         levels = [
             noise_prediction_loss(denoiser, self.schedule, level, draw_like(level, generator), steps)
             for denoiser, level in zip(each, pyramid.unpack(clean), strict=True)

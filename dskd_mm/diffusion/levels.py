@@ -5,6 +5,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from dskd_mm.compiled import under_compiler
 from dskd_mm.diffusion.schedule import NoiseModel
 from dskd_mm.features.pyramid import MapFunction, Pyramid
 from dskd_mm.features.widths import level_modules
@@ -20,7 +21,16 @@ def on_levels(denoiser: nn.Module, pyramid: Pyramid, method: str = '__call__') -
 
         return pyramid.map([at(own) for own in each], packed)
 
-    return predict
+    compiled = under_compiler(predict)  # one graph for all levels, not one for each size
+    if compiled is predict:
+        return predict
+
+    def predict_at(packed: Tensor, timestep: int | Tensor) -> Tensor:
+        # Of each number a compiler makes a graph of its own.
+        steps = timestep if isinstance(timestep, Tensor) else torch.full((len(packed),), timestep, device=packed.device)
+        return compiled(packed, steps)
+
+    return predict_at
 
 
 def mixing_weights(adapter: nn.Module, pyramid: Pyramid, packed: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from mmengine.logging import MessageHub
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
+from dskd_mm.compiled import compiled_networks, networks_alone
 from dskd_mm.distillers.batch import BatchOutputs, HeadLoss
 from dskd_mm.distillers.checks import (
     check_loss_names,
@@ -32,9 +33,6 @@ from dskd_mm.sites import SITES_BY_MODEL, Site, build_site, naming_the_neck
 from dskd_mm.structures import ModelOutputs, TapRecord, TapSpec
 from dskd_mm.teacher import FrozenTeacher
 from dskd_mm.utils.checkpoint import STUDENT_PREFIX
-
-# Not torch.compiler.disable, whose import takes two seconds: this is what torch's optimizers use.
-untraced: Any = torch._disable_dynamo  # type: ignore[attr-defined]
 
 
 class Distiller(BaseModel):
@@ -170,6 +168,7 @@ class Distiller(BaseModel):
             )
         return self.loss(inputs, data_samples)
 
+    @networks_alone
     def loss(self, inputs: Tensor, data_samples: list) -> dict[str, Tensor]:
         """Return the losses of one training step; see :meth:`forward`."""
         if self._is_first_step:
@@ -214,7 +213,7 @@ class Distiller(BaseModel):
             ValueError: If there is no image, an annotation is missing or wrong, or a tap has another shape than expected.
         """
         if not self._is_ready:
-            self._get_ready()
+            self.load_teacher()
         if inputs.ndim != 4 or not inputs.numel() or len(inputs) != len(data_samples):
             raise ValueError(
                 "Mode 'loss' expects images (B, C, H, W) of at least one pixel and an annotation for each, but got images of "
@@ -222,7 +221,11 @@ class Distiller(BaseModel):
             )
         spec, teacher_spec = self.student_spec, self.teacher_spec
         self.site.check(data_samples, spec)
-        with naming_the_neck(self.site, self.student, self.teachers), TapRecord(self.student, spec, 'student') as record:
+        with (
+            naming_the_neck(self.site, self.student, self.teachers),
+            compiled_networks(self.student),
+            TapRecord(self.student, spec, 'student') as record,
+        ):
             self._note([('images', inputs)])
             losses = self.student(inputs, data_samples, mode='loss')
             features = record.features
@@ -251,6 +254,7 @@ class Distiller(BaseModel):
         """
         return self.student.get_layer_depth(param_name.removeprefix(STUDENT_PREFIX))
 
+    @networks_alone
     def train_step(self, data: Any, optim_wrapper: Any) -> dict[str, Tensor]:
         """Take one step of mmengine's runner."""
         if self._is_first_step:
@@ -283,11 +287,6 @@ class Distiller(BaseModel):
             spec.layers = self.teacher_spec.layers
             self.teacher_spec = self.teacher.as_student(spec, self.student_spec)
 
-    @untraced  # a compiler cannot trace how models are built
-    def _get_ready(self) -> None:
-        self.load_teacher()
-
-    @untraced  # a compiled step would take numpy's integers for tensors
     def noise_generator(self, device: torch.device, *key: int) -> torch.Generator:
         """Return a generator that follows from seed, rank and iteration alone.
 
@@ -310,7 +309,6 @@ class Distiller(BaseModel):
             self._clock = int(self.noise_seed), int(self.iteration)
         return self._clock
 
-    @untraced
     def _begin_anew(self) -> None:
         """Forget the iteration and the seed of another run, whose weights this one begins with (``load_from``)."""
         # mmengine loads weights in one way, resuming or not, but a run that begins is told by its own counter.
@@ -340,7 +338,8 @@ class Distiller(BaseModel):
     def _run_one(
         self, teacher: FrozenTeacher, spec: TapSpec, inputs: Tensor, data_samples: list, student: TapRecord
     ) -> ModelOutputs:
-        with torch.no_grad(), teacher.precision(), TapRecord(teacher.require_model(), spec, 'teacher') as record:
+        model = teacher.require_model()
+        with torch.no_grad(), teacher.precision(), compiled_networks(model), TapRecord(model, spec, 'teacher') as record:
             self.site.run_teacher(teacher, spec, inputs, data_samples, student)
             self._note(record.captured)
             return ModelOutputs(

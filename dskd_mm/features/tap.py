@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from dskd_mm.compiled import untraced
+
 TapType = TypeVar('TapType', bound='Tap')
 
 
@@ -116,6 +118,7 @@ class Tap(ABC):
 class CallTap(Tap):
     """Captures the arguments of every call of a module, as they are: targets given to a loss, boxes given to an extractor."""
 
+    @untraced
     def _on_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self._is_aside():
             self._captured.append((args, kwargs))
@@ -174,12 +177,14 @@ class FeatureTap(Tap):
     def _hook(self) -> RemovableHandle:
         return super()._hook() if self.io == 'input' else self.module.register_forward_hook(self._on_output)
 
+    @untraced  # what is captured is a tensor, not a place in a graph: changes in place show
     def _on_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._is_aside():
             return
         source = args[0] if args else next(iter(kwargs.values()), None)
         self._capture(self._open(source), copy=False)
 
+    @untraced
     def _on_output(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if not self._is_aside():
             # Networks of transformers return an object that holds their logits.

@@ -27,9 +27,20 @@ ON_IMAGES = [method for method in METHODS if method not in ('teacher', 'plain', 
 PAIRS = [
     *(('images', method) for method in ON_IMAGES),
     *(('fcn', method) for method in ('cwd', 'dskd')),
-    ('retinanet', 'pkd'),
+    *(('retinanet', method) for method in ('pkd', 'dskd')),
 ]
 HOSTS = dict(fcn='mmseg', retinanet='mmdet', images='mmpretrain')
+
+
+
+class Graphs:
+    """A backend that runs what it is given, and counts it."""
+
+    count = 0
+
+    def __call__(self, graph: Any, inputs: Any) -> Any:
+        self.count += 1
+        return graph.forward
 
 
 def config_of(task: str, method: str, folder: Path) -> Config:
@@ -85,7 +96,48 @@ def assert_compiled_is_plain(config: Config, task: str, compiled: dict[str, Any]
             torch.testing.assert_close(found[key], value, rtol=1e-3, atol=tolerance, msg=lambda text, key=key: f'{key}: {text}')
 
 
-@pytest.mark.soak  # tracing takes a minute
+def test_only_networks_are_compiled_and_only_once(tmp_path) -> None:
+    config = config_of('images', 'dskd', tmp_path)
+    graphs = Graphs()
+    assert_compiled_is_plain(config, 'images', dict(backend=graphs))
+    # Backbone, neck and head of both models, cut at the tapped layers; the denoiser in training and in sampling.
+    assert graphs.count == 8
+    distiller: Any = build_distiller(config.model)
+    torch._dynamo.reset()
+    distiller.forward = torch.compile(distiller.forward, backend=graphs)
+    counts = []
+    for _ in range(3):
+        distiller.parse_losses(distiller(**batch_of('images', distiller), mode='loss'))[0].backward()
+        counts.append(graphs.count)
+    assert counts == [16, 16, 16]
+    assert all('forward' not in vars(module) for module in distiller.modules() if module is not distiller)
+
+
+def test_an_error_in_a_compiled_step_leaves_networks_as_they_were(tmp_path, monkeypatch) -> None:
+    distiller: Any = build_distiller(config_of('images', 'dskd', tmp_path).model)
+    step = torch.compile(distiller.loss, backend='eager')
+    batch = batch_of('images', distiller)
+    monkeypatch.setattr(distiller.student.head, 'loss', lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        step(**batch)
+    assert all('forward' not in vars(module) for module in distiller.modules())
+
+
+@pytest.mark.soak  # tracing takes half a minute
+@pytest.mark.skipif(not find_spec('mmdet'), reason='mmdet is not installed')
+def test_other_numbers_of_objects_make_no_other_graphs(tmp_path) -> None:
+    distiller: Any = build_distiller(config_of('retinanet', 'dskd', tmp_path).model)
+    graphs, counts = Graphs(), []
+    torch._dynamo.reset()
+    distiller.forward = torch.compile(distiller.forward, backend=graphs)
+    for first, second in ((3, 2), (1, 6), (0, 4), (5, 1)):
+        batch = detection_batch(distiller, [random_boxes(first), random_boxes(second, seed=1)])
+        distiller.parse_losses(distiller(**batch, mode='loss'))[0].backward()
+        counts.append(graphs.count)
+    assert counts == [counts[0]] * 4 and counts[0] < 40
+
+
+@pytest.mark.soak  # tracing takes half a minute
 @pytest.mark.parametrize(('task', 'method'), PAIRS)
 def test_a_method_trains_compiled(tmp_path, task: str, method: str) -> None:
     if not find_spec(HOSTS[task]):
