@@ -132,7 +132,7 @@ def without_weights(part: Any) -> None:
             part.init_cfg = None
 
 
-def batch(host: str, masks: bool = False, shape: tuple[int, int, int] = (3, *SIZE)) -> dict[str, list]:
+def batch(host: str, masks: bool = False, shape: tuple[int, int, int] = (3, *SIZE), classes: int = 10) -> dict[str, list]:
     """Return two random images with annotations; `masks` are for the detectors that have a head for them."""
     rng = np.random.default_rng(0)
     inputs = [torch.from_numpy(rng.integers(256, size=shape, dtype=np.uint8)) for _ in range(2)]
@@ -140,40 +140,46 @@ def batch(host: str, masks: bool = False, shape: tuple[int, int, int] = (3, *SIZ
         from mmpretrain.structures import DataSample
 
         return dict(inputs=inputs, data_samples=[DataSample().set_gt_label(int(label)) for label in rng.integers(10, size=2)])
-    return dict(inputs=inputs, data_samples=[scene(rng, masks) if host == 'mmdet' else labelled(rng) for _ in inputs])
+    size = shape[1:]
+    samples = [scene(rng, masks, size, classes) if host == 'mmdet' else labelled(rng, size, classes) for _ in inputs]
+    return dict(inputs=inputs, data_samples=samples)
 
 
-def label_map(rng: np.random.Generator) -> torch.Tensor:
-    """Return blocks of ten classes, (1, H, W)."""
-    coarse = rng.integers(10, size=(SIZE[0] // 8, SIZE[1] // 8))
+def label_map(rng: np.random.Generator, size: tuple[int, int], classes: int) -> torch.Tensor:
+    """Return blocks of a class each, (1, H, W)."""
+    coarse = rng.integers(classes, size=(size[0] // 8, size[1] // 8))
     return torch.from_numpy(np.kron(coarse, np.ones((8, 8), np.int64)))[None]
 
 
-def labelled(rng: np.random.Generator) -> Any:
+def labelled(rng: np.random.Generator, size: tuple[int, int], classes: int) -> Any:
+    """Return a sample of mmseg, with the edges that PIDNet asks for."""
     from mmengine.structures import PixelData
     from mmseg.structures import SegDataSample
 
-    return SegDataSample(gt_sem_seg=PixelData(data=label_map(rng)), metainfo=dict(img_shape=SIZE, ori_shape=SIZE))
+    labels = PixelData(data=label_map(rng, size, classes))
+    edges = PixelData(data=labels.data % 2)
+    return SegDataSample(gt_sem_seg=labels, gt_edge_map=edges, metainfo=dict(img_shape=size, ori_shape=size))
 
 
-def scene(rng: np.random.Generator, with_masks: bool) -> Any:
+def scene(rng: np.random.Generator, with_masks: bool, size: tuple[int, int], classes: int) -> Any:
+    """Return a sample of mmdet, with the proposals that Fast R-CNN asks for."""
     from mmdet.structures import DetDataSample
     from mmdet.structures.mask import BitmapMasks
     from mmengine.structures import InstanceData, PixelData
 
     corner = rng.uniform(0, 0.5, (4, 2))
-    boxes = np.concatenate([corner, corner + rng.uniform(0.2, 0.45, (4, 2))], axis=1).astype(np.float32) * SIZE[0]
-    masks = np.zeros((4, *SIZE), np.uint8)
+    boxes = np.concatenate([corner, corner + rng.uniform(0.2, 0.45, (4, 2))], axis=1).astype(np.float32) * size[0]
+    masks = np.zeros((4, *size), np.uint8)
     for mask, (left, top, right, bottom) in zip(masks, boxes.astype(int), strict=True):
         mask[top:bottom, left:right] = 1
-    objects = InstanceData(bboxes=torch.from_numpy(boxes), labels=torch.from_numpy(rng.integers(10, size=4)))
+    objects = InstanceData(bboxes=torch.from_numpy(boxes), labels=torch.from_numpy(rng.integers(classes, size=4)))
     if with_masks:
-        objects.masks = BitmapMasks(masks, *SIZE)
-    shape = dict(img_shape=SIZE, ori_shape=SIZE, pad_shape=SIZE, batch_input_shape=SIZE, scale_factor=(1.0, 1.0))
-    sample = DetDataSample(
-        gt_instances=objects, gt_sem_seg=PixelData(sem_seg=label_map(rng)), metainfo=dict(img_id=0, img_path='', **shape)
-    )
-    sample.set_metainfo(dict(flip=False, border=(0, SIZE[0], 0, SIZE[1])))
+        objects.masks = BitmapMasks(masks, *size)
+    shape = dict(img_shape=size, ori_shape=size, pad_shape=size, batch_input_shape=size, scale_factor=(1.0, 1.0))
+    semantics = PixelData(sem_seg=label_map(rng, size, classes))
+    sample = DetDataSample(gt_instances=objects, gt_sem_seg=semantics, metainfo=dict(img_id=0, img_path='', **shape))
+    sample.set_metainfo(dict(flip=False, border=(0, size[0], 0, size[1])))
+    sample.proposals = InstanceData(bboxes=objects.bboxes + 2, scores=torch.ones(4))
     sample.ignored_instances = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long))
     return sample
 

@@ -1,19 +1,22 @@
 """Distil the models of the hosts' zoos from themselves: there must be nothing to learn.
 
 python benchmarks/model_zoo.py                  # all, to benchmarks/results/model_zoo.jsonl
-python benchmarks/model_zoo.py mmdet mmseg/knet  # a host, a folder of its configs; the rows of the others stay
+python benchmarks/model_zoo.py mmdet mmseg/knet  # a host, a folder of its configs, or one; the rows of the others stay
 
 Of the installed hosts' configs those are taken that bring a type of model, backbone, neck or head that none before had.
-Weights are random, images are two of 64 x 64 (of classifiers as large as they were made for), on the CPU. Most ResNets have a
-quarter of their width, sampling takes one step. Student and teacher are the same model with the same weights. A row says by
-which site a step was taken and how far they differ, or why there is none; what a refusal advises is tried as well. Left out are
-models that learn from other than labels: trackers, self-supervised and multi-modal ones.
+Weights are random, images are two of 64 x 64, or larger where the plain model asks for it (of classifiers as large as they were
+made for), on the CPU. Most ResNets have a quarter of their width, sampling takes one step. Student and teacher are the same
+model with the same weights. A row says by which site a step was taken and how far they differ, or why there is none; what a
+refusal advises is tried as well. Left out are models that learn from other than labels: trackers, self-supervised and
+multi-modal ones, and backbones without a head.
 """
 
 import argparse
+import copy
 import gc
 import importlib
 import json
+import math
 import re
 import sys
 import tempfile
@@ -38,8 +41,10 @@ from dskd_mm.testing import identity_step, make_identical
 
 RESULTS = ROOT / 'benchmarks' / 'results' / 'model_zoo.jsonl'
 HOSTS = ('mmdet', 'mmseg', 'mmpretrain')
-SMALL = ('tiny', 'r18', 'nano', 'small', '-b0', 'w18', 'r50', 's50', 'base')
+SMALL = ('tiny', 'r18', 'nano', 'small', '-b0', 'w18', 'r50', 's50', 'base', '31B')
 """Which config of a folder is taken, by a part of its name: the first that there is, of these the one of the shortest name."""
+SIZES = (64, 256, 512)
+"""Heights and widths of images, the first that the plain model trains on."""
 TOLERANCE = 1e-3
 """What differs by less, relative to the largest value, is equal: heads may resize, round and sum in another order."""
 NECK = dict(type='dskd_mm.NeckSite')
@@ -53,7 +58,7 @@ def zoo(host: str, folders: Collection[str] = ()) -> Iterator[tuple[str, ConfigD
     init_default_scope(host)
     for path in sorted(paths, key=lambda path: (path.parts[0], size_rank(path.name), len(path.name), path.name)):
         try:
-            model = thinned(mmcv_zoo.configured(host, path.as_posix()).model)
+            model = thinned(mmcv_zoo.configured(host, path.as_posix()).model, host)
         except Exception:  # no model, or it needs a package that is not there
             continue
         new = {(name, part) for name, part in parts_of(model).items() if part} - seen
@@ -75,10 +80,10 @@ def parts_of(model: ConfigDict) -> dict[str, str]:
 
 
 def learns_from_labels(model: ConfigDict, host: str) -> bool:
-    """Return whether a site is known for the type of a model."""
+    """Return whether a site is known for the type of a model, and it has a head to learn by."""
     cls = MODELS.get(model.type if '.' in model.type else f'{host}.{model.type}')
     names = {f'{base.__module__.split(".")[0]}.{base.__name__}' for base in getattr(cls, '__mro__', ())}
-    return bool(names & set(SITES_BY_MODEL))
+    return bool(names & set(SITES_BY_MODEL)) and not ('head' in model and not model.head)
 
 
 def part_type(model: ConfigDict, *names: str) -> str:
@@ -96,7 +101,7 @@ def head_type(model: ConfigDict) -> str:
     return next(filter(None, (part_type(model, *path) for path in paths)), '')
 
 
-def distil(model: ConfigDict, host: str, site: dict) -> tuple[str, dict[str, float]]:
+def distil(model: ConfigDict, data: dict[str, Any], site: dict) -> tuple[str, dict[str, float]]:
     """Take a step of a student that is its teacher, and return the site and what differs.
 
     Raises:
@@ -110,7 +115,7 @@ def distil(model: ConfigDict, host: str, site: dict) -> tuple[str, dict[str, flo
         distiller = MODELS.build(ConfigDict(config))
         torch.save(distiller.student.state_dict(), teacher['checkpoint'])  # it is not read before the first step
         make_identical(distiller)
-    batch = distiller.data_preprocessor(batch_for(model, host), True)
+    batch = distiller.data_preprocessor(data, True)
     found, _, losses = identity_step(distiller, batch)
     total, _ = distiller.parse_losses(losses)
     total.backward()
@@ -119,10 +124,13 @@ def distil(model: ConfigDict, host: str, site: dict) -> tuple[str, dict[str, flo
     return type(distiller.site).__name__, found
 
 
-def thinned(model: ConfigDict) -> ConfigDict:
-    """Return a model on a ResNet of a quarter of its width, in place; others as they are."""
+def thinned(model: ConfigDict, host: str) -> ConfigDict:
+    """Return a model on a ResNet of a quarter of its width, or a transformer for small images, in place; others as they are."""
     backbone = model.get('backbone') or {}
-    fixed = 'shared_head' in str(model) or 'kernel_generate_head' in str(model) or 'base_channels' in backbone
+    if host != 'mmpretrain' and 'img_size' in backbone:
+        backbone.img_size = (SIZES[0], SIZES[0])
+    fixed = any(word in str(model) for word in ('shared_head', 'kernel_generate_head', 'JPU'))
+    fixed |= 'base_channels' in backbone or "'GN'" in str(backbone)
     if fixed or backbone.get('type') not in ('ResNet', 'ResNetV1c'):
         return model
     backbone.base_channels = 16
@@ -139,26 +147,33 @@ def thinned(model: ConfigDict) -> ConfigDict:
         for name in ('in_channels', 'c1_in_channels'):
             if name in part:
                 widths = part[name]
-                part[name] = widths // 4 if isinstance(widths, int) else [width // 4 for width in widths]
+                part[name] = widths // 4 if isinstance(widths, int) else type(widths)(width // 4 for width in widths)
     return model
 
 
-def shape_of(model: ConfigDict, host: str) -> tuple[int, int, int]:
-    """Return the shape of images, those of classifiers as large as they were made for."""
-    channels = len(model.data_preprocessor.get('mean') or (0, 0, 0))
-    size = model.backbone.get('img_size', 224) if host == 'mmpretrain' else mmcv_zoo.SIZE[0]
-    return channels, *((size, size) if isinstance(size, int) else size)
+def sizes_for(model: ConfigDict, host: str) -> list[tuple[int, int]]:
+    """Return the sizes of images to try, the first of which the plain model trains on is taken."""
+    if model.type == 'BaseReID':
+        return [(256, 128)]  # its pooling is of that shape
+    sizes = (model.backbone.get('img_size', 224), 32) if host == 'mmpretrain' else SIZES
+    return [(size, size) if isinstance(size, int) else tuple(size) for size in sizes]
 
 
 def try_model(host: str, path: str, model: ConfigDict) -> dict[str, Any]:
     """Return the record of a model."""
     model.setdefault('_scope_', host)
-    row: dict[str, Any] = dict(host=host, config=path, **parts_of(model), refused='', site='')
+    row: dict[str, Any] = dict(host=host, config=path, **parts_of(model), refused='', site='', error='')
     MessageHub.get_current_instance().update_info('epoch', 5)  # TOOD asks for it
-    sites: list[dict] = [{}]
+    for size in sizes_for(model, host):
+        fault = plain_error(model, host, size)
+        row.setdefault('plain', fault)
+        if not fault:
+            row |= dict(size=size, plain='')
+            break
+    sites: list[dict] = [] if row['plain'] else [{}]
     for site in sites:
         try:
-            name, found = distil(model, host, site)
+            name, found = distil(model, batch_for(model, host, size), site)
         except Exception as error:  # of whatever kind: it is the row
             text = re.sub(r'\s+', ' ', f'{type(error).__name__}: {error}')
             if not row['refused']:
@@ -168,8 +183,6 @@ def try_model(host: str, path: str, model: ConfigDict) -> dict[str, Any]:
             continue
         row |= dict(site=name, differences=found, error='')
         break
-    else:
-        row['plain'] = plain_error(model, host)
     return row
 
 
@@ -179,21 +192,27 @@ def advised(refusal: str) -> list[dict]:
     return [dict(classifier=f'head.{found[1]}', teacher_classifier=f'head.{found[1]}')] if found else []
 
 
-def plain_error(model: ConfigDict, host: str) -> str:
-    """Return why a model cannot train by itself on the images here, '' if it can."""
+def plain_error(model: ConfigDict, host: str, size: tuple[int, int]) -> str:
+    """Return why a model cannot train by itself on images of a size, '' if it can."""
+    if host == 'mmseg':
+        model.data_preprocessor.size = size
+    torch.manual_seed(0)
     try:
-        plain = MODELS.build(model)
+        plain = MODELS.build(copy.deepcopy(model))  # some heads write into theirs
         with torch.no_grad():
-            plain(**plain.data_preprocessor(batch_for(model, host), True), mode='loss')
+            losses = plain(**plain.data_preprocessor(batch_for(model, host, size), True), mode='loss')
+        total = float(plain.parse_losses(losses)[0])
     except Exception as error:  # of whatever kind: it is the host's
         return re.sub(r'\s+', ' ', f'{type(error).__name__}: {error}')
-    return ''
+    return '' if math.isfinite(total) else f'ArithmeticError: the loss is {total}'
 
 
-def batch_for(model: ConfigDict, host: str) -> dict[str, Any]:
+def batch_for(model: ConfigDict, host: str, size: tuple[int, int]) -> dict[str, Any]:
     """Return two images with all annotations that a model may ask for, before its preprocessor."""
     masks = re.search('mask_head|Mask2Former|MaskFormer|RTMDetIns', str(model)) is not None
-    return mmcv_zoo.batch(host, masks, shape_of(model, host))
+    channels = len(model.data_preprocessor.get('mean') or (0, 0, 0))
+    classes = min([10, *map(int, re.findall(r"'num_classes': (\d+)", str(model)))])
+    return mmcv_zoo.batch('mmpretrain' if model.type == 'BaseReID' else host, masks, (channels, *size), classes)
 
 
 def is_exact(row: dict[str, Any]) -> bool:
@@ -202,13 +221,18 @@ def is_exact(row: dict[str, Any]) -> bool:
 
 
 def chosen_models(chosen: list[str]) -> Iterator[tuple[str, str, ConfigDict]]:
-    """Yield host, path and model of the chosen hosts or folders, all for none."""
+    """Yield host, path and model of the chosen hosts, folders or configs, all for none."""
     for host in HOSTS:
         names = [name.partition('/') for name in chosen if name.split('/')[0] == host]
         if chosen and not names:
             continue
         importlib.import_module(f'{host}.utils').register_all_modules(init_default_scope=False)
-        folders = [folder for _, _, folder in names]
+        init_default_scope(host)
+        for path in [path for _, _, path in names if path.endswith('.py')]:
+            yield host, path, thinned(mmcv_zoo.configured(host, path).model, host)
+        folders = [folder for _, _, folder in names if not folder.endswith('.py')]
+        if names and not folders:
+            continue
         for path, model in zoo(host, () if '' in folders else folders):
             yield host, path, model
 
@@ -216,7 +240,7 @@ def chosen_models(chosen: list[str]) -> Iterator[tuple[str, str, ConfigDict]]:
 def main() -> None:
     """Write a row for each chosen model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('models', nargs='*', help='hosts, or host/folder; all by default')
+    parser.add_argument('models', nargs='*', help='hosts, host/folder or host/folder/config.py; all by default')
     warnings.filterwarnings('ignore')
     MMLogger.get_instance('mmengine', log_level='ERROR')
     found = {(row['host'], row['config']): row for row in records(RESULTS)}

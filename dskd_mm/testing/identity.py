@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from dskd_mm.distillers.base import BatchOutputs
-from dskd_mm.utils.checkpoint import load_report
 
 RANDOM = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.MultiheadAttention)
-"""Modules that train otherwise than they predict; others are known by name."""
+"""Modules that train otherwise than they predict."""
+OTHERS = ('DropPath', 'StochasticDepth', 'NMF2D')
+"""The same by name. SegNeXt's factorisation takes another number of steps."""
 
 
 def make_identical(distiller: Any) -> None:
@@ -24,12 +25,19 @@ def make_identical(distiller: Any) -> None:
         ValueError: If it is not.
     """
     distiller.load_teacher()
-    report = load_report(distiller.student, distiller.teacher.require_model().state_dict())
-    if report.missing or report.unexpected or report.mismatched:
-        raise ValueError(f'make_identical expects a student that is built as its teacher is, but got: {report}.')
+    # All there is, not the state dict: LoRA's model keeps its backbone out of it, Swin v2 does not load its tables.
+    mine, theirs = (
+        {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        for model in (distiller.student, distiller.teacher.require_model())
+    )
+    if {name: value.shape for name, value in mine.items()} != {name: value.shape for name, value in theirs.items()}:
+        raise ValueError('make_identical expects a student that is built as its teacher is, but got other tensors.')
+    with torch.no_grad():
+        for name, value in mine.items():
+            value.copy_(theirs[name])
     distiller.train()
     for module in distiller.student.modules():
-        if isinstance(module, RANDOM) or type(module).__name__ in ('DropPath', 'StochasticDepth'):
+        if isinstance(module, RANDOM) or type(module).__name__ in OTHERS:
             module.eval()
 
 
@@ -61,14 +69,18 @@ def identity_step(
         seen.append(run(*args))
         return seen[-1]
 
+    def run_teacher(*args: Any) -> Any:
+        draw_anew()  # as the student did: SegNeXt draws where its factorisation begins
+        return of_teacher(*args)
+
     seen: list[BatchOutputs] = []
-    run = distiller.run_models
+    run, of_teacher = distiller.run_models, distiller.run_teacher
     draw_anew()
-    distiller.run_models = noted
+    distiller.run_models, distiller.run_teacher = noted, run_teacher
     try:
         losses = distiller(**batch, mode='loss')
     finally:
-        del distiller.run_models
+        del distiller.run_models, distiller.run_teacher
     (outputs,) = seen
     student, teacher = outputs.student, outputs.teacher
     if teacher is None:
