@@ -28,8 +28,9 @@ from mmengine.device import get_device
 if not __package__:  # called as a script, which sees its own folder only
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from benchmarks.comparison import selected
 from benchmarks.records import RESULTS, append, commit, precision, records, versions
-from benchmarks.report import picture, selected, table
+from benchmarks.report import picture, table
 from benchmarks.runner import ROOT, Training, start
 from benchmarks.settings import SETTINGS, SUITES, Setting, applicable
 from benchmarks.variants import METHODS, VARIANTS, method_of

@@ -17,12 +17,13 @@ from functools import partial
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from scipy.stats import ttest_rel
 
 if not __package__:  # called as a script, which sees its own folder only
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from benchmarks.comparison import paired, ranked, selected, spread, verdict
 from benchmarks.cost_tables import Block, cost, growth
+from benchmarks.health_tables import CONTROL, digits, health
 from benchmarks.mmcv_tables import speed, zoo
 from benchmarks.records import markdown, records
 from benchmarks.runner import ROOT
@@ -34,7 +35,6 @@ from dskd_mm.visualization.style import BLUE, GREY, ORANGE, new_figure, tidy
 
 PICTURE_ROWS = 5
 LABEL_WIDTH = 46
-CONTROL = 'anchor-and-logit'
 PAGES = [
     'README.md',
     'docs/en/benchmark.md',
@@ -45,22 +45,6 @@ PAGES = [
     'docs/en/deploy.md',
 ]
 DENOISED = ROOT / 'benchmarks' / 'results' / 'denoised.jsonl'
-
-
-def spread(values: list[float]) -> str:
-    """Mean and sample deviation; without a deviation for a single run."""
-    mean = statistics.mean(values)
-    return f'{mean:.2f} ± {statistics.stdev(values):.2f}' if len(values) > 1 else f'{mean:.2f}'
-
-
-def selected(dataset: str, split: str, epochs: int, results: Path | None = None) -> dict[str, list[dict]]:
-    """Records of students of one data set, split and budget by variant."""
-    found = defaultdict(list)
-    for record in records(results):
-        fits = (record['dataset'], record['split'], record['epochs']) == (dataset, split, epochs)
-        if fits and record['variant'] != 'teacher':
-            found[record['variant']].append(record)
-    return found
 
 
 def teachers(dataset: str, results: Path | None = None) -> dict[str, float]:
@@ -83,31 +67,6 @@ def gap_closed(pairs: list[tuple[dict, dict]], teacher: dict[str, float]) -> str
     gain = sum(mine['value'] - plain['value'] for mine, plain in pairs)
     gap = sum(known.get(mine.get('teacher', ''), math.nan) - plain['value'] for mine, plain in pairs)
     return f'{gain / gap:.0%}' if gap > 0 else ''
-
-
-def verdict(pairs: list[tuple[dict, dict]]) -> str:
-    """Mean difference of paired records and, if there are several that differ, the p-value of a paired t-test."""
-    if not pairs:
-        return ''
-    values = [(a['value'], b['value']) for a, b in pairs]
-    differences = [a - b for a, b in values]
-    mean = statistics.mean(differences)
-    if max(differences) - min(differences) < 1e-9:  # no spread to compare the mean with
-        return f'{mean:+.2f}'
-    p = float(ttest_rel(*zip(*values, strict=True)).pvalue)
-    return f'{mean:+.2f} (p={p:.2f})' if p >= 0.01 else f'{mean:+.2f} (p<0.01)'
-
-
-def paired(runs: list[dict], others: list[dict]) -> list[tuple[dict, dict]]:
-    """Those of two groups of records that have the same seeds."""
-    by_seed = {r['seed']: r for r in others}
-    return [(r, by_seed[r['seed']]) for r in runs if r['seed'] in by_seed]
-
-
-def ranked(groups: dict[str, list[dict]]) -> list[str]:
-    """Names of groups of records: the plain student first, the best of the others next."""
-    names = [name for name in (*METHODS, *VARIANTS) if groups.get(name)]
-    return sorted(names, key=lambda name: (name != 'plain', -statistics.mean(r['value'] for r in groups[name])))
 
 
 def table(dataset: str, split: str, epochs: int, results: Path | None = None) -> str:
@@ -304,6 +263,8 @@ BLOCKS: dict[str, Callable[..., Block]] = dict(
     overview=overview,
     search=search,
     times=times,
+    health=health,
+    digits=digits,
     denoised=denoised,
     cost=cost,
     growth=growth,

@@ -237,7 +237,9 @@ def applicable(setting: Setting) -> list[str]:
     """Methods and variants that have settings for a data set, the teacher excepted."""
     names = [*METHODS, *VARIANTS]
     if setting.task != 'cls':
-        names = [name for name in names if not name.startswith('coupled')]
+        # Dense tasks hash every location as they are.
+        dense = [name for name, variant in VARIANTS.items() if 'model.site.dense' in variant.options]
+        names = [name for name in names if not name.startswith('coupled') and name not in dense]
     pair = Config.fromfile(ROOT / setting.config('dskd'))
     fitting = {'plain', 'dskd', *(method for method in methods() if suits(method, pair))}
     return [name for name in names if method_of(name) in fitting]

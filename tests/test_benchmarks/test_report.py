@@ -242,3 +242,32 @@ def test_seconds_to_the_plain_students_accuracy(tmp_path, monkeypatch):
         'AT': ['never', '', '120', '0 of 1'],
     }
     assert 'seconds to 80.00' in text
+
+
+def test_what_digits_say_of_the_diffusion_is_tabled(tmp_path, monkeypatch):
+    from benchmarks import health_tables
+
+    late = dict(
+        dskd_kl_student=0.2,
+        dskd_kl_denoised=0.1,
+        dskd_gap_student=1.0,
+        dskd_gap_denoised=0.5,
+        dskd_noise_error=0.2,
+        dskd_trivial_error=0.3,
+        dskd_gate=0.98,
+    )
+    health = dict(early=late, middle=late, late=late)
+    values = [('plain', 0, 50.0, {}), ('dskd', 0, 55.0, health), ('dskd', 1, 90.0, health), ('dskd', 1, 58.0, health)]
+    values += [('anchor-and-logit', 0, 54.0, {}), ('anchor-and-logit', 1, 56.0, {})]
+    rows = [dict(task='cls', variant=name, seed=seed, epochs=2, value=value, health=h) for name, seed, value, h in values]
+    rows.append(dict(rows[0], task='det', value=1.0))
+    recorded.append(tmp_path / 'a.jsonl', rows)
+    monkeypatch.setattr(health_tables, 'HEALTH', tmp_path / 'a.jsonl')
+    lines = health_tables.digits('cls', '2', tmp_path)[0].splitlines()
+    assert lines[2:] == [
+        '| plain student | 50.00 |  | -4.00 | 1 |',
+        '| **DSKD** | 56.50 ± 2.12 | +5.00 | +1.50 (p=0.20) | 2 |',
+        '| control: soft anchor + logit loss (no diffusion) | 55.00 ± 1.41 | +4.00 |  | 2 |',
+    ]
+    lines = health_tables.health('digits', 'cls', '2', tmp_path)[0].splitlines()
+    assert lines[4:] == ['| **DSKD** | late | 0.20 → 0.10 | 1.00 → 0.50 | 0.20 (0.30) | 98 | 2 |']

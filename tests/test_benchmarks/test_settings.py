@@ -80,3 +80,21 @@ def test_a_smaller_training_part_has_the_size_that_its_table_says():
     cfg = Config.fromfile(ROOT / setting.student)
     cfg.merge_from_dict(setting.options)
     assert int(cfg.train_dataloader.dataset.indices) == setting.train_images
+
+
+@pytest.mark.parametrize(('name', 'images'), [('fashion-mnist-10k-unseen', 60000), ('dsb2018-fcn-398', 531)])
+def test_what_is_held_out_is_seen_by_no_teacher(name, images):
+    """The first images are for training, the last ones are held out, and both do not meet."""
+    for run in (accuracy.TeacherRun, accuracy.Run):
+        options = run(name, 'plain', 0, 1, False, Path(), Path()).options
+        trained, judged = (int(options[f'{part}_dataloader.dataset.indices']) for part in ('train', 'val'))
+        # A negative number counts from the end.
+        trained = range(images)[trained:] if trained < 0 else range(images)[:trained]
+        judged = range(images)[judged:] if judged < 0 else range(images)[:judged]
+        assert len(judged) in (133, 10000) and not set(trained) & set(judged)
+
+
+def test_only_images_choose_whether_every_location_is_hashed():
+    assert 'mix-.5-dense' in accuracy.applicable(accuracy.SETTINGS['fashion-mnist'])
+    names = accuracy.applicable(accuracy.SETTINGS['dsb2018-fcn'])
+    assert 'mix-.5' in names and 'mix-.5-dense' not in names

@@ -1,0 +1,54 @@
+"""Tables of what was logged of the diffusion's health, and of what it gives on digits."""
+
+import statistics
+from pathlib import Path
+
+from benchmarks.comparison import paired, ranked, selected, spread, verdict
+from benchmarks.cost_tables import Block
+from benchmarks.records import markdown, records
+from benchmarks.runner import ROOT
+from benchmarks.variants import label_of
+
+HEALTH = ROOT / 'benchmarks' / 'results' / 'diffusion_health.jsonl'
+CONTROL = 'anchor-and-logit'
+METRICS = {'cls': 'top-1, %', 'det': 'mAP, %', 'seg': 'mIoU, %'}
+
+
+def of_digits(task: str, epochs: int) -> dict[str, list[dict]]:
+    """Return the records of a task of the digits by variant; of runs that were repeated the last."""
+    last = {(r['variant'], r['seed']): r for r in records(HEALTH) if (r['task'], r['epochs']) == (task, epochs)}
+    return {name: [r for r in last.values() if r['variant'] == name] for name, _ in last}
+
+
+def digits(task: str, epochs: str, page: Path) -> Block:
+    """Variants on held-out digits: the metric, and in paired seeds the gain over the plain student and over the control."""
+    groups = of_digits(task, int(epochs))
+    rows = []
+    for name in ranked(groups):
+        gains = [verdict(paired(groups[name], groups.get(other, []))) if name != other else '' for other in ('plain', CONTROL)]
+        rows.append((label_of(name), spread([r['value'] for r in groups[name]]), *gains, len(groups[name])))
+    return markdown(('variant', METRICS[task], 'gain over plain', 'gain over the control', 'seeds'), rows), {}
+
+
+def health(dataset: str, split: str, epochs: str, page: Path) -> Block:
+    """What the log of runs said of the diffusion, means over seeds.
+
+    Args:
+        dataset (str): The name of a setting, or 'digits'.
+        split (str): The part of the data; of the digits the task.
+        epochs (str): The budget.
+        page (Path): The page that shows it.
+    """
+    groups = of_digits(split, int(epochs)) if dataset == 'digits' else selected(dataset, split, int(epochs))
+    rows = []
+    for name in ranked(groups):
+        figures = [r['health'] for r in groups[name] if 'dskd_noise_error' in r.get('health', {}).get('late', {})]
+        for place in ('early', 'middle', 'late') if figures else ():
+            value = {key: statistics.mean(f[place][key] for f in figures) for key in figures[0][place]}
+            kl, gap = (
+                f'{value[f"dskd_{figure}_student"]:.2f} → {value[f"dskd_{figure}_denoised"]:.2f}' for figure in ('kl', 'gap')
+            )
+            errors = f'{value["dskd_noise_error"]:.2f} ({value["dskd_trivial_error"]:.2f})'
+            rows.append((label_of(name), place, kl, gap, errors, f'{100 * value["dskd_gate"]:.0f}', len(figures)))
+    heads = ('variant', 'when', 'divergence, z → ẑ', 'gap, z → ẑ', 'noise error (trivial filter)', 'ẑ nearer, %', 'seeds')
+    return markdown(heads, rows) if rows else 'No health was recorded yet.', {}
