@@ -240,6 +240,8 @@ def applicable(setting: Setting) -> list[str]:
         # Dense tasks hash every location as they are.
         dense = [name for name, variant in VARIANTS.items() if 'model.site.dense' in variant.options]
         names = [name for name in names if not name.startswith('coupled') and name not in dense]
+    if setting.task != 'det':
+        names = [name for name in names if 'neck' not in name]
     pair = Config.fromfile(ROOT / setting.config('dskd'))
     fitting = {'plain', 'dskd', *(method for method in methods() if suits(method, pair))}
     return [name for name in names if method_of(name) in fitting]

@@ -70,6 +70,7 @@ FIRST = {
     'model.gate': 'False',
     'model.lsh.soft': 'False',
     'model.lsh_share': '0',
+    'model.loss_weights.virtual': '1',
 }
 # In segmentation and dense detection.
 FIRST_DENSE = {**FIRST, 'model.denoiser.norm': 'GN', 'model.sampler.start': '0.1', 'model.sampler.scale': '100'}
@@ -109,14 +110,22 @@ VARIANTS = {
         f'mix-{share}': Variant(f"sampling from z and {share} of the teacher's feature", {'model.mix': share})
         for share in ('.3', '.5', '.7', '1')
     },
-    'mix-.5-unguided': Variant('the same, .5, guidance off', {'model.mix': '.5', 'model.sampler.scale': '0'}),
-    'mix-.5-dense': Variant('the same, .5, every location hashed', {'model.mix': '.5', **DENSE_HASH}),
-    'mix-.5-share-1': Variant('the same, .5, hash as strong as the anchor', {'model.mix': '.5', **STRONG_HASH}),
+    'mix-.5-unguided': Variant(
+        "sampling from z and .5 of the teacher's feature, guidance off", {'model.mix': '.5', 'model.sampler.scale': '0'}
+    ),
+    'mix-.5-dense': Variant(
+        "sampling from z and .5 of the teacher's feature, every location hashed", {'model.mix': '.5', **DENSE_HASH}
+    ),
+    'mix-.5-share-1': Variant(
+        "sampling from z and .5 of the teacher's feature, hash as strong as the anchor", {'model.mix': '.5', **STRONG_HASH}
+    ),
     'mix-.5-dense-share-1': Variant(
-        'the same, .5, every location hashed, as strong as the anchor', {'model.mix': '.5', **DENSE_HASH, **STRONG_HASH}
+        "sampling from z and .5 of the teacher's feature, every location hashed, as strong as the anchor",
+        {'model.mix': '.5', **DENSE_HASH, **STRONG_HASH},
     ),
     'mix-1-dense-share-1': Variant(
-        "the same, from the teacher's feature alone", {'model.mix': '1', **DENSE_HASH, **STRONG_HASH}
+        "sampling from the teacher's feature alone, every location hashed, as strong as the anchor",
+        {'model.mix': '1', **DENSE_HASH, **STRONG_HASH},
     ),
     'dense-share-1': Variant('every location hashed, as strong as the anchor', {**DENSE_HASH, **STRONG_HASH}),
     # A bridge from z to the teacher's feature, and a hash of what its classifier cannot see.
@@ -126,7 +135,10 @@ VARIANTS = {
     'neck': Variant("at the neck: the teacher's head guides towards the annotations", NECK_SITE),
     'neck-soft': Variant("at the neck: the teacher's head guides towards its own classes and boxes", SOFT_NECK),
     'neck-soft-anchor': Variant('control: the same anchor, no diffusion', {**SOFT_NECK, 'model.loss_weights.lsh': '0'}),
-    'mix-.5-null': Variant('the same, .5, hash of what the classifier does not see', {'model.mix': '.5', **NULL_HASH}),
+    'mix-.5-null': Variant(
+        "sampling from z and .5 of the teacher's feature, hash of what the classifier does not see",
+        {'model.mix': '.5', **NULL_HASH},
+    ),
     'bridge-null': Variant('bridge, one step, hash of what the classifier does not see', {**bridge(1), **NULL_HASH}),
     # The controls of what is sampled.
     'shift': Variant('control: z shifted by guidance alone (no diffusion)', shift(2.3)),
@@ -252,6 +264,14 @@ VARIANTS |= {
     if variant.method == 'dskd' and 'label' not in name
 }
 VARIANTS['coupled'] = Variant("with KD's divergence: **DSKD**", COUPLED)
+
+# With the virtual teacher beside the teacher's own logits, as all had it before.
+VIRTUAL = {'model.loss_weights.virtual': '1'}
+VARIANTS |= {
+    f'virtual-{name}': Variant(f'with the virtual teacher: {VARIANTS[name].label}', {**VARIANTS[name].options, **VIRTUAL})
+    for name in ('no-lsh', 'shift', 'shift-dense', 'bridge', 'mix-.5', 'mix-1', 'mix-.5-null', 'mix-.5-dense-share-1')
+}
+VARIANTS['virtual'] = Variant('with the virtual teacher: **DSKD**', VIRTUAL)
 
 # The small search that every method gets on held-out images: how strong is all that pulls the student?
 FACTORS = ('0.1', '0.3', '1', '3')

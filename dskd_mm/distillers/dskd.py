@@ -38,7 +38,8 @@ class DSKDDistiller(Distiller):
     4. ẑ: z is noised and denoised again in a few guided DDIM steps, outside of the graph (with the option ``mix`` it begins
        between z and the teacher's feature);
     5. ``loss_dskd_lsh``: the hash of z follows that of ẑ, but where ẑ is farther from the target than z (the option ``gate``);
-    6. ``loss_dskd_virtual``: the student's own logits follow the teacher's classifier on ẑ (ours);
+    6. ``loss_dskd_virtual``: the student's own logits follow the teacher's classifier on ẑ (ours; where step 7 is on, off by
+       default);
     7. ``loss_dskd_logit``: and the teacher's own logits;
     8. ``loss_dskd_channel``: and a segmenter's logits as maps, each channel a distribution over its locations (CWD, Shu et al.
        2021): the former say what is at a location, these where a class is;

@@ -113,8 +113,9 @@ class DSKDOptions(MethodOptions):
             ``dict(soft=True)``.
         loss_weights (dict): Weights of 'diff', 'lsh', 'anchor', 'virtual', 'logit', 'channel' and 'box'. A weight of 0 skips
             the work, too, but for 'diff': the denoiser then stays untrained, yet still denoises. The diffusion is left out if
-            both 'lsh' and 'virtual' are 0. Those not named keep their default: 1; for 'box' the weight of 'logit', for
-            'channel' 3 times that in segmentation and 0 elsewhere.
+            both 'lsh' and 'virtual' are 0. Those not named keep their default: 1; for 'virtual' 0 where
+            'logit' is not and ``detach`` is left on; for 'box' the weight of 'logit', for 'channel' 3 times that in
+            segmentation and 0 elsewhere.
     """
 
     task_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = TASK_DEFAULTS
@@ -163,6 +164,9 @@ class DSKDOptions(MethodOptions):
         own = given.get('loss_weights')
         logit = own.get('logit', weights['logit']) if isinstance(own, Mapping) else weights['logit']
         weights |= dict(box=logit, channel=weights['channel'] * logit)
+        if logit and given.get('detach', cls.detach):
+            # What the teacher says itself is followed: its classifier on a guided feature is surer, and no wiser.
+            weights['virtual'] = 0.0
         if teacher.num_classes <= 1 or student.sigmoid or teacher.sigmoid:
             values['imitation'] = None  # the task's tells the true one of several exclusive classes from the others
         latent = values['autoencoder']

@@ -94,7 +94,8 @@ def test_what_is_held_out_is_seen_by_no_teacher(name, images):
         assert len(judged) in (133, 10000) and not set(trained) & set(judged)
 
 
-def test_only_images_choose_whether_every_location_is_hashed():
+def test_variants_fit_their_task():
     assert 'mix-.5-dense' in accuracy.applicable(accuracy.SETTINGS['fashion-mnist'])
     names = accuracy.applicable(accuracy.SETTINGS['dsb2018-fcn'])
     assert 'mix-.5' in names and 'mix-.5-dense' not in names
+    assert 'neck-soft' in accuracy.applicable(accuracy.SETTINGS['bccd-retinanet-w8']) and 'neck-soft' not in names

@@ -172,7 +172,7 @@ def test_guided_classes_need_a_linear_classifier(folder):
 
 
 def test_sampling_takes_place_every_so_many_iterations(folder):
-    distiller = build('images', folder, sampling_interval=3)
+    distiller = build('images', folder, sampling_interval=3, loss_weights=dict(virtual=1.0))
     batch, calls = batch_for(distiller, 'images'), watch(distiller.diffusion.sampler, 'forward')
     for iteration in range(7):
         distiller.zero_grad(set_to_none=True)

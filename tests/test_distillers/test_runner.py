@@ -47,7 +47,7 @@ def storages(module: nn.Module) -> set[int]:
 
 def test_training_reports_all_losses_and_learns_something(trained: Runner) -> None:
     scalars = {key for key in trained.message_hub.log_scalars if key.startswith('train/')}
-    expected = {'loss', 'loss_dskd_diff', 'loss_dskd_lsh', 'loss_dskd_anchor', 'loss_dskd_virtual', 'dskd_bits', 'dskd_std'}
+    expected = {'loss', 'loss_dskd_diff', 'loss_dskd_lsh', 'loss_dskd_anchor', 'loss_dskd_logit', 'dskd_bits', 'dskd_std'}
     assert {f'train/{key}' for key in expected} <= scalars
     losses = trained.message_hub.get_scalar('train/loss_dskd_anchor').data[0]
     assert losses[-1] < losses[0]

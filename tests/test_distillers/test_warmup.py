@@ -10,9 +10,9 @@ from torch import Tensor
 from support import build_distiller
 
 CASES = [
-    pytest.param('gap', {'anchor', 'lsh', 'virtual', 'logit'}, id='gap'),
-    pytest.param('fcn', {'anchor', 'lsh', 'virtual', 'logit', 'channel'}, id='fcn', marks=needs_mmseg),
-    pytest.param('retinanet', {'anchor', 'lsh', 'virtual', 'logit', 'box'}, id='retinanet', marks=needs_mmdet),
+    pytest.param('gap', {'anchor', 'lsh', 'logit'}, id='gap'),
+    pytest.param('fcn', {'anchor', 'lsh', 'logit', 'channel'}, id='fcn', marks=needs_mmseg),
+    pytest.param('retinanet', {'anchor', 'lsh', 'logit', 'box'}, id='retinanet', marks=needs_mmdet),
 ]
 LEARNED = {'diff', 'autoencoder'}
 

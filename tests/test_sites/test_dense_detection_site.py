@@ -170,6 +170,7 @@ def test_the_teachers_classifier_tells_the_teachers_own_logits(configs: dict[str
 @pytest.mark.parametrize('kind', KINDS)
 def test_a_student_that_equals_its_teacher_has_nothing_to_imitate(configs: dict[str, ConfigDict], kind: str) -> None:
     config = copy.deepcopy(configs[kind])
+    config.loss_weights = dict(virtual=1.0)
     config.student = detector_config(kind, width=6)
     distiller = build_distiller(config)
     distiller.load_teacher()

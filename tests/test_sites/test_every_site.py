@@ -49,7 +49,7 @@ def batch_for(distiller: Any, kind: str, images: int = 2) -> dict[str, Any]:
 @pytest.mark.parametrize('kind', KINDS)
 def test_two_iterations_train(configs: dict[str, ConfigDict], kind: str) -> None:
     distiller = build_distiller(configs[kind])
-    expected = {'anchor', 'diff', 'lsh'} if kind in AT_THE_NECK else {'anchor', 'diff', 'lsh', 'virtual', 'logit'}
+    expected = {'anchor', 'diff', 'lsh'} if kind in AT_THE_NECK else {'anchor', 'diff', 'lsh', 'logit'}
     expected |= {'box'} if isinstance(distiller.site, DenseDetectionSite | TwoStageDetectionSite) else set()
     expected |= {'channel'} if kind in SEGMENTORS else set()
     assert_trains(distiller, batch_for(distiller, kind), expected)

@@ -23,7 +23,7 @@ from support import (
 needs_mmdet = pytest.mark.skipif(not find_spec('mmdet'), reason='mmdet is not installed')
 needs_mmseg = pytest.mark.skipif(not find_spec('mmseg'), reason='mmseg is not installed')
 OBJECTS = [random_boxes(3), random_boxes(2, seed=1)]
-PREDICTIONS = {'diff', 'lsh', 'anchor', 'virtual', 'logit'}
+PREDICTIONS = {'diff', 'lsh', 'anchor', 'logit'}
 
 
 def linear(line: np.ndarray, length: int) -> np.ndarray:

@@ -116,6 +116,7 @@ def test_the_teacher_looks_at_the_students_proposals(configs: dict[str, ConfigDi
 @pytest.mark.parametrize('kind', KINDS)
 def test_a_student_that_equals_its_teacher_has_nothing_to_imitate(configs: dict[str, ConfigDict], kind: str) -> None:
     config = copy.deepcopy(configs[kind])
+    config.loss_weights = dict(virtual=1.0)
     config.student = detector_config(kind, width=6)
     distiller = build_distiller(config)
     distiller.load_teacher()

@@ -34,7 +34,7 @@ from support import (
 ROOT = Path(__file__).parents[2]
 TOOLS = ROOT / 'tools'
 MMDET_TOOLS = Path(mmdet.__file__).parent / '.mim' / 'tools'
-LOSSES = {f'loss_dskd_{name}' for name in ('anchor', 'diff', 'lsh', 'virtual', 'logit')}
+LOSSES = {f'loss_dskd_{name}' for name in ('anchor', 'diff', 'lsh', 'logit')}
 
 
 def assert_same_boxes(left: Any, right: Any) -> None:

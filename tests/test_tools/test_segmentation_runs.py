@@ -29,7 +29,7 @@ from support import (
 ROOT = Path(__file__).parents[2]
 TOOLS = ROOT / 'tools'
 MMSEG_TOOLS = Path(mmseg.__file__).parent / '.mim' / 'tools'
-LOSSES = {f'loss_dskd_{name}' for name in ('anchor', 'diff', 'lsh', 'virtual', 'logit')}
+LOSSES = {f'loss_dskd_{name}' for name in ('anchor', 'diff', 'lsh', 'logit')}
 
 
 @pytest.fixture(scope='module')
