@@ -10,8 +10,6 @@ from benchmarks.runner import ROOT
 from benchmarks.zoo_tables import first_sentence, verdict
 
 ROWS = {(row['host'], row['config']): row for row in records(model_zoo.RESULTS)}
-OLDER = {'grid_rcnn', 'hrnet', 'queryinst', 'res2net', 'sparse_rcnn', 'vgg', 'vig'}
-"""Recorded before every refusal named the site that works; tests/test_sites/test_ways_out.py has what they say now."""
 PAGE = (ROOT / 'docs/en/supported_models.md').read_text()
 
 
@@ -20,8 +18,7 @@ def test_every_row_is_exact_or_says_why():
     for key, row in ROWS.items():
         assert model_zoo.is_exact(row) or row['error'] or row.get('plain') or row['differences'], key
         if row['refused'] and row['site']:
-            named = 'NeckSite' in row['refused'] or model_zoo.advised(row['refused'])
-            assert named or row['config'].split('/')[0] in OLDER, key
+            assert 'NeckSite' in row['refused'] or model_zoo.advised(row['refused']), key
 
 
 def test_the_page_has_a_row_for_each_record():

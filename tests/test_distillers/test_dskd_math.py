@@ -610,7 +610,7 @@ def test_a_latent_no_narrower_than_the_features_is_no_default(teachers, monkeypa
 def test_images_have_the_defaults_of_the_core(teachers):
     distiller = build('gap', teachers['gap'])
     assert (distiller.options.target, distiller.options.temperature, distiller.diffusion.autoencoder) == ('soft', 4.0, None)
-    assert {name for name, weight in distiller.options.loss_weights.items() if weight != 1} == {'channel'}
+    assert {name for name, weight in distiller.options.loss_weights.items() if weight != 1} == {'channel', 'virtual'}
     assert 'GroupNorm' in kinds(distiller.diffusion.denoiser) and distiller.diffusion.denoiser.time == 'film'
     assert (type(distiller.imitation), distiller.imitation.temperature, distiller.options.warmup) == (DKDLoss, 4.0, 200)
     sampler = distiller.diffusion.sampler

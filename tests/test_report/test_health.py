@@ -96,7 +96,7 @@ def test_the_page_quotes_the_records() -> None:
     late: dict[tuple[str, str], list[float]] = {}
     for line in RECORDS.read_text(encoding='utf-8').splitlines():
         record = json.loads(line)
-        for name, value in record['health']['late'].items():
+        for name, value in record['health'].get('late', {}).items() if record['task'] == 'cls' else ():
             late.setdefault((record['variant'], name), []).append(value)
     page = (RECORDS.parents[2] / 'docs/en/log.md').read_text(encoding='utf-8')
     rows = [row.split(' | ') for row in page.partition('## Where the bands')[2].splitlines() if row.startswith('| `')]
