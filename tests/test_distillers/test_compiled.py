@@ -22,12 +22,12 @@ from support import (
     segmentation_batch,
 )
 
-ON_IMAGES = [method for method in METHODS if method not in ('teacher', 'plain', 'cwd', 'pkd')]
+ON_IMAGES = [method for method in METHODS if method not in ('teacher', 'plain', 'crosskd', 'cwd', 'pkd')]
 """Without those that have no settings for images."""
 PAIRS = [
     *(('images', method) for method in ON_IMAGES),
     *(('fcn', method) for method in ('cwd', 'dskd')),
-    *(('retinanet', method) for method in ('pkd', 'dskd')),
+    *(('retinanet', method) for method in ('pkd', 'dskd', 'crosskd')),
 ]
 HOSTS = dict(fcn='mmseg', retinanet='mmdet', images='mmpretrain')
 
