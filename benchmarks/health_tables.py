@@ -5,11 +5,10 @@ from pathlib import Path
 
 from benchmarks.comparison import paired, ranked, selected, spread, verdict
 from benchmarks.cost_tables import Block
+from benchmarks.diffusion_health import RESULTS as HEALTH
 from benchmarks.records import markdown, records
-from benchmarks.runner import ROOT
 from benchmarks.variants import label_of
 
-HEALTH = ROOT / 'benchmarks' / 'results' / 'diffusion_health.jsonl'
 CONTROL = 'anchor-and-logit'
 METRICS = {'cls': 'top-1, %', 'det': 'mAP, %', 'seg': 'mIoU, %'}
 

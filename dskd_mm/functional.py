@@ -38,6 +38,11 @@ def standardize(maps: Tensor, eps: float = 1e-8) -> Tensor:
     return centered / (centered.square().mean(dim=dims, keepdim=True) + eps).sqrt()
 
 
+def probabilities(logits: Tensor, sigmoid: bool) -> Tensor:
+    """Return the probabilities of classes, independent ones or exclusive ones, from logits (B, K, ...)."""
+    return logits.sigmoid() if sigmoid else logits.softmax(dim=1)
+
+
 def hit_rate(logits: Tensor, target: Target) -> Tensor:
     """Return how often the most likely class is annotated: the main one of mixed images, any one of several labels.
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dskd_mm.distillers.base import Distiller, HeadLoss
 from dskd_mm.distillers.options import MethodOptions
 from dskd_mm.features import ChannelAlign, match_moments, match_space
+from dskd_mm.functional import probabilities
 from dskd_mm.losses import BoxLoss, KDLoss, build_loss
 from dskd_mm.registry import MODELS
 from dskd_mm.sites import Site
@@ -147,8 +148,7 @@ class CrossKDDistiller(Distiller):
 
     def _compare_boxes(self, crossed: ModelOutputs, teacher: ModelOutputs, target: Target) -> Tensor:
         """Return how far boxes are from the teacher's, weighted by how sure it is that something is there."""
-        logits = teacher.logits
-        probability = logits.sigmoid() if self.teacher_spec.sigmoid else logits.softmax(dim=1)
+        probability = probabilities(teacher.logits, self.teacher_spec.sigmoid)
         sure = replace(target, probability=probability).foreground.amax(dim=1)
         return self.box_imitation(crossed.boxes, teacher.boxes, target, self.box_imitation.kind, sure)
 

@@ -142,6 +142,16 @@ def check_choice(owner: str, name: str, value: Any, known: tuple[Any, ...]) -> N
         raise ValueError(f'{name} of {owner} must be one of {known}, but got {value!r}.')
 
 
+def check_images(owner: str, site: Site) -> None:
+    """Refuse what is no classifier of images.
+
+    Raises:
+        ValueError: If the site is another's.
+    """
+    if site.task != 'classification':
+        raise ValueError(f'{owner} is defined for classifiers of images and expects their site, but got {type(site).__name__}.')
+
+
 def check_weights(owner: str, weights: Mapping[str, float], known: Mapping[str, float], given: Any = None) -> None:
     """Refuse weights of losses that there are not, and negative ones.
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from dskd_mm.distillers.base import Distiller, HeadLoss
-from dskd_mm.distillers.options import MethodOptions
+from dskd_mm.distillers.options import MethodOptions, check_images
 from dskd_mm.features import ChannelAlign, align_levels
 from dskd_mm.functional import mean_squared_error
 from dskd_mm.guidance.classifier import computes_as
@@ -35,10 +35,7 @@ class SimKDOptions(MethodOptions):
     def check(self, owner: str, site: Site, student: TapSpec, teacher: TapSpec) -> None:
         """See :meth:`MethodOptions.check`."""
         super().check(owner, site, student, teacher)
-        if site.task != 'classification':
-            raise ValueError(
-                f'{owner} is defined for classifiers of images and expects their site, but got {type(site).__name__}.'
-            )
+        check_images(owner, site)
         align = self.align or {}
         if align.get('kind', 'conv') not in ('conv', 'identity') or align.get('norm', 'BN') not in ('BN', 'SyncBN', None):
             raise ValueError(

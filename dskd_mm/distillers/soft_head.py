@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dskd_mm.distributed import mean_over_ranks
+from dskd_mm.functional import probabilities
 from dskd_mm.losses import BoxLoss, KDLoss, build_loss
 from dskd_mm.sites import DenseDetectionSite
 from dskd_mm.sites.base import returning_as_in_training
@@ -65,8 +66,9 @@ class SoftHead:
         with torch.no_grad():
             wanted = self.predict(features)
         sigmoid = self.spec.sigmoid
-        probability = wanted.logits.sigmoid() if sigmoid else wanted.logits.softmax(dim=1)
-        target = Target(probability, focus=self.site.focus if sigmoid else 0.0, background=not sigmoid)
+        target = Target(
+            probabilities(wanted.logits, sigmoid), focus=self.site.focus if sigmoid else 0.0, background=not sigmoid
+        )
         sure = target.foreground.amax(dim=1)
         target = replace(target, avg_factor=mean_over_ranks(sure.sum()))
 

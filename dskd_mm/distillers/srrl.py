@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from dskd_mm.distillers.base import Distiller, HeadLoss
-from dskd_mm.distillers.options import MethodOptions
+from dskd_mm.distillers.options import MethodOptions, check_images
 from dskd_mm.features import ChannelAlign, Pyramid, per_location
 from dskd_mm.functional import mean_squared_error
 from dskd_mm.registry import MODELS, build
@@ -34,10 +34,7 @@ class SRRLOptions(MethodOptions):
     def check(self, owner: str, site: Site, student: TapSpec, teacher: TapSpec) -> None:
         """See :meth:`MethodOptions.check`."""
         super().check(owner, site, student, teacher)
-        if site.task != 'classification':
-            raise ValueError(
-                f'{owner} is defined for classifiers of images and expects their site, but got {type(site).__name__}.'
-            )
+        check_images(owner, site)
 
 
 @MODELS.register_module()

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.nn.grad import conv2d_input
 
 from dskd_mm.features.pyramid import fold_priors, unfold_priors
+from dskd_mm.functional import probabilities
 
 Layer = TypeVar('Layer', bound=nn.Module)
 ALSO_PLAIN = ('mmcv.cnn.bricks.wrappers', 'timm.layers.linear')
@@ -191,7 +192,7 @@ class TeacherClassifier(nn.Module):
 
     def predict(self, logits: Tensor) -> Tensor:
         """Return the class probabilities of logits (B, K, ...)."""
-        return logits.sigmoid() if self.sigmoid else logits.softmax(dim=1)
+        return probabilities(logits, self.sigmoid)
 
     def log_prob(self, feature: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         r"""Return :math:`\sum_k q_k \log p_k` (plus :math:`(1-q_k)\log(1-p_k)` for sigmoid classifiers), summed over locations.

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from dskd_mm.functional import probabilities
 from dskd_mm.losses.base import LogitLoss, check_temperature
 from dskd_mm.registry import MODELS
 from dskd_mm.structures import Target
@@ -70,7 +71,7 @@ class DISTLoss(LogitLoss):
     def _predict(self, logits: Tensor, sigmoid: bool) -> Tensor:
         """Return the probabilities (R, K), one row for each prediction."""
         logits = logits.float() / self.temperature
-        probability = logits.sigmoid() if sigmoid else logits.softmax(dim=1)
+        probability = probabilities(logits, sigmoid)
         return probability if probability.ndim == 2 else probability.transpose(1, 2).flatten(0, 1)
 
 

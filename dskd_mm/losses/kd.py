@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dskd_mm.functional import target_cross_entropy
+from dskd_mm.functional import probabilities, target_cross_entropy
 from dskd_mm.losses.base import LogitLoss, check_temperature
 from dskd_mm.registry import MODELS
 from dskd_mm.structures import ModelOutputs, TapSpec, Target
@@ -77,7 +77,7 @@ class KDLoss(LogitLoss):
         if self.standardize:
             student, teacher = (z_scores(logits.float()) for logits in (student, teacher))
         softened = teacher.float() / self.temperature
-        probability = softened.sigmoid() if sigmoid else softened.softmax(dim=1)
+        probability = probabilities(softened, sigmoid)
         target = replace(label, probability=probability)
         return self.loss_weight * target_cross_entropy(student, target, sigmoid, self.temperature)
 
