@@ -84,6 +84,11 @@ class Run:
         return ROOT / self.place
 
     @property
+    def last_checkpoint(self) -> Path:
+        """Where its weights are at the end."""
+        return self.work_dir / f'epoch_{self.epochs}.pth'
+
+    @property
     def config(self) -> str:
         """Its config."""
         return self.setting.config(self.method)
@@ -211,11 +216,12 @@ class Run:
 
     def evaluate(self, split: str) -> dict[str, float]:
         """The metrics of the last checkpoint on a part of the data."""
-        options = {}
+        # What the model is made of, its teacher included: the checkpoint is of both.
+        options = {key: value for key, value in self.options.items() if key.startswith('model.')}
         if split == 'holdout':
-            options = {key.replace('val_dataloader', 'test_dataloader'): value for key, value in self.setting.holdout.items()}
+            options |= {key.replace('val_dataloader', 'test_dataloader'): value for key, value in self.setting.holdout.items()}
         out = self.work_dir / f'{split}.json'
-        checkpoint = self.work_dir / f'epoch_{self.epochs}.pth'
+        checkpoint = self.last_checkpoint
         command = [sys.executable, 'tools/test.py', self.config, str(checkpoint), *self.flags]
         command += ['--work-dir', str(self.work_dir / split)]
         command += ['--out', str(out), '--out-item', 'metrics']
@@ -286,6 +292,11 @@ class TeacherRun(Run):
         return self.setting.teacher_checkpoint.parent
 
     @property
+    def last_checkpoint(self) -> Path:
+        """Where its weights are at the end: where its students look for them."""
+        return ROOT / self.setting.teacher_checkpoint
+
+    @property
     def name(self) -> str:
         """What it is called in messages."""
         return self.place.name
@@ -305,9 +316,12 @@ class TeacherRun(Run):
         return revision
 
     def judge(self) -> tuple[dict[str, dict[str, float]], int]:
-        """See :meth:`Run.judge`."""
+        """See :meth:`Run.judge`; its epochs are those of its own schedule."""
         metrics, last = self.final_metrics()
-        return {self.split: metrics}, last
+        found = {self.split: metrics}
+        if self.setting.trains_alike:
+            found['holdout'] = self.evaluate('holdout')
+        return found, last
 
 
 def show(run: Run) -> None:

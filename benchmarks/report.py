@@ -47,13 +47,13 @@ PAGES = [
 DENOISED = ROOT / 'benchmarks' / 'results' / 'denoised.jsonl'
 
 
-def teachers(dataset: str, results: Path | None = None) -> dict[str, float]:
-    """Results of a data set's teacher by its checkpoint, in the order of its trainings.
+def teachers(dataset: str, split: str, results: Path | None = None) -> dict[str, float]:
+    """Results of a data set's teacher on a part of it by its checkpoint, in the order of its trainings.
 
     It may have been recorded for another student. Early records do not name the checkpoint: theirs is ''.
     """
     where = SETTINGS[dataset].teacher_checkpoint
-    found = [r for r in records(results) if r['variant'] == 'teacher']
+    found = [r for r in records(results) if (r['variant'], r['split']) == ('teacher', split)]
     return {r.get('teacher', ''): r['value'] for r in found if SETTINGS[r['dataset']].teacher_checkpoint == where}
 
 
@@ -79,7 +79,7 @@ def table(dataset: str, split: str, epochs: int, results: Path | None = None) ->
         results (Path, optional): File of the records. Defaults to None: the published ones.
     """
     groups = selected(dataset, split, epochs, results)
-    teacher = teachers(dataset, results) if split == 'test' else {}
+    teacher = teachers(dataset, split, results)
     plain = groups.get('plain', [])
     names = ('teacher', *['teacher, trained again'] * len(teacher))
     rows = [(name, f'{value:.2f}', '', '', '', 1) for name, value in zip(names, teacher.values(), strict=False)]
@@ -158,7 +158,7 @@ def times(dataset: str, split: str, epochs: str, page: Path) -> Block:
 def picture(dataset: str, split: str, epochs: int, results: Path | None = None) -> Figure:
     """The table as points: mean and deviation of each method, beside the plain student and the teacher; see :func:`table`."""
     groups = selected(dataset, split, epochs, results)
-    teacher = list(teachers(dataset, results).values()) if split == 'test' else []
+    teacher = list(teachers(dataset, split, results).values())
     names = ranked(groups)
     figure, axes = new_figure(6.4, 0.9 + 0.27 * len(names))
     for row, name in enumerate(reversed(names)):
@@ -234,7 +234,7 @@ def overview(*columns: str, page: Path) -> Block:
         for name, each in values.items():
             text = spread(each)
             cells[name][column] = f'{f"**{text}**" if name == best else text} ({len(each)})'
-    teacher = [', '.join(f'{value:.2f}' for value in teachers(dataset).values()) for dataset, *_ in places]
+    teacher = [', '.join(f'{value:.2f}' for value in teachers(dataset, split).values()) for dataset, split, _ in places]
     heads = [f'{dataset}, {SETTINGS[dataset].unit}' for dataset, *_ in places]
     rows = [['teacher', *teacher], *([label_of(name).replace('**', ''), *cells[name]] for name in names)]
     return markdown(['method', *heads], rows), {}

@@ -4,8 +4,7 @@
     python benchmarks/search.py --dataset dsb2018-fcn --methods kd,cwd,dskd --epochs 10
 
 The runs are those of benchmarks/accuracy.py, variants such as ``kd-x0.3``, and are recorded and resumed as there. The images
-are those that ``--holdout`` holds out; the test part of cifar100-subset-15k is of such images, too. At its end it prints the
-table and the names to compare on the test images.
+are those that ``--holdout`` holds out. At its end it prints the table and the names to compare on the test images.
 """
 
 import argparse

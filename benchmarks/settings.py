@@ -104,16 +104,14 @@ BCCD = dict(
     unit='mAP',
     holdout_part='the official validation images',
 )
+NUCLEI_TAUGHT = {'train_dataloader.dataset.indices': '-398'}
+NUCLEI_HELD_OUT = {'val_dataloader.dataset.ann_file': 'train.txt', 'val_dataloader.dataset.indices': '133'}
 NUCLEI = dict(
     task='seg',
     metric='mIoU',
     epochs=30,
     train_images=531,
-    holdout={
-        'train_dataloader.dataset.indices': '-398',
-        'val_dataloader.dataset.ann_file': 'train.txt',
-        'val_dataloader.dataset.indices': '133',
-    },
+    holdout=NUCLEI_TAUGHT | NUCLEI_HELD_OUT,
     holdout_images=398,
     schedule=WARMED_UP,
     interval=10,
@@ -164,13 +162,11 @@ SETTINGS = {
         **small_pair('resnet8-w16', 'resnet14-w32', 'cifar100-subset'),
         epochs=20,
         train_images=15000,
-        options={
-            'train_dataloader.dataset.blocks': '[0,1,2]',
-            'val_dataloader.dataset.split': 'train',
-            'val_dataloader.dataset.blocks': '[3]',
-        },
+        options={'train_dataloader.dataset.blocks': '[0,1,2]'},
         own_teacher='resnet14-w32_cifar100-subset-15k',
-        test_part=UNSEEN,
+        holdout={'val_dataloader.dataset.split': 'train', 'val_dataloader.dataset.blocks': '[3]'},
+        holdout_images=15000,
+        holdout_part=UNSEEN,
     ),
     'fashion-mnist': Setting(
         **IMAGES,
@@ -184,28 +180,19 @@ SETTINGS = {
         },
         holdout_images=10000,
     ),
-    # The teacher has seen all training images, its students a sixth of them.
+    # Its students see the first 10,000 images, their teacher the first 50,000, and neither the last ones, which are held out.
     'fashion-mnist-10k': Setting(
         **IMAGES,
         **small_pair('resnet8-w8', 'resnet14-w16', 'fashion-mnist'),
         epochs=12,
         train_images=10000,
         options={'train_dataloader.dataset.indices': '10000'},
-    ),
-    # The same with the last training images held out of both: its teacher sees the 50,000 before them.
-    'fashion-mnist-10k-unseen': Setting(
-        **IMAGES,
-        **small_pair('resnet8-w8', 'resnet14-w16', 'fashion-mnist'),
-        epochs=12,
-        train_images=10000,
-        options={
-            'train_dataloader.dataset.indices': '10000',
-            'val_dataloader.dataset.split': 'train',
-            'val_dataloader.dataset.indices': '-10000',
-        },
         own_teacher='resnet14-w16_fashion-mnist-50k',
         own_teacher_options={'train_dataloader.dataset.indices': '50000'},
-        test_part=UNSEEN,
+        holdout={'val_dataloader.dataset.split': 'train', 'val_dataloader.dataset.indices': '-10000'},
+        holdout_images=10000,
+        holdout_part=UNSEEN,
+        interval=2,
     ),
     'bccd-retinanet': Setting(**BCCD, **small_pair('retinanet_r18-w16', 'retinanet_r18-w32', 'bccd')),
     'bccd-retinanet-w8': Setting(**{**BCCD, 'epochs': 36}, **small_pair('retinanet_r18-w8', 'retinanet_r18-w32', 'bccd')),
@@ -213,11 +200,10 @@ SETTINGS = {
     'bccd-faster-rcnn': Setting(
         **{**BCCD, 'epochs': 40, 'amp': False}, **small_pair('faster-rcnn_r18-w16', 'faster-rcnn_r18-w32', 'bccd')
     ),
-    'dsb2018-fcn': Setting(**{**NUCLEI, 'epochs': 20}, **small_pair('fcn_r14-w8', 'fcn_r14-w32', 'dsb2018')),
-    'dsb2018-fcn-398': Setting(
-        **{**NUCLEI, 'epochs': 20, 'train_images': 398, 'holdout': {}, 'test_part': UNSEEN},
+    'dsb2018-fcn': Setting(
+        **{**NUCLEI, 'epochs': 20, 'train_images': 398, 'holdout': NUCLEI_HELD_OUT, 'holdout_part': UNSEEN, 'interval': 4},
         **small_pair('fcn_r14-w8', 'fcn_r14-w32', 'dsb2018'),
-        options=NUCLEI['holdout'],
+        options=NUCLEI_TAUGHT,
         own_teacher='fcn_r14-w32_dsb2018-398',
     ),
     'dsb2018-pspnet': Setting(**NUCLEI, **small_pair('pspnet_r14-w8', 'pspnet_r14-w32', 'dsb2018')),

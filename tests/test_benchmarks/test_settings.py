@@ -68,11 +68,12 @@ def test_a_teacher_of_its_own_sees_what_its_students_see_and_takes_no_place_of_a
     for run in (teacher, student):
         cfg = Config.fromfile(ROOT / run.config)
         cfg.merge_from_dict({key: DictAction._parse_iterable(value) for key, value in run.options.items() if 'dataset' in key})
+        cfg.merge_from_dict({key: DictAction._parse_iterable(value) for key, value in setting.holdout.items()})
         trained, judged = cfg.train_dataloader.dataset, cfg.val_dataloader.dataset
         assert (trained.split, list(trained.blocks), judged.split, list(judged.blocks)) == ('train', [0, 1, 2], 'train', [3])
     assert 'model.teacher.checkpoint' not in accuracy.Run('cifar100-subset-15k', 'plain', *where).options
     # That of the configs is trained as they say.
-    assert accuracy.TeacherRun('fashion-mnist-10k', 'teacher', *where).options == {'randomness.seed': 0}
+    assert accuracy.TeacherRun('fashion-mnist', 'teacher', *where).options == {'randomness.seed': 0}
 
 
 def test_a_smaller_training_part_has_the_size_that_its_table_says():
@@ -82,11 +83,11 @@ def test_a_smaller_training_part_has_the_size_that_its_table_says():
     assert int(cfg.train_dataloader.dataset.indices) == setting.train_images
 
 
-@pytest.mark.parametrize(('name', 'images'), [('fashion-mnist-10k-unseen', 60000), ('dsb2018-fcn-398', 531)])
+@pytest.mark.parametrize(('name', 'images'), [('fashion-mnist-10k', 60000), ('dsb2018-fcn', 531)])
 def test_what_is_held_out_is_seen_by_no_teacher(name, images):
     """The first images are for training, the last ones are held out, and both do not meet."""
     for run in (accuracy.TeacherRun, accuracy.Run):
-        options = run(name, 'plain', 0, 1, False, Path(), Path()).options
+        options = run(name, 'plain', 0, 1, False, Path(), Path()).options | accuracy.SETTINGS[name].holdout
         trained, judged = (int(options[f'{part}_dataloader.dataset.indices']) for part in ('train', 'val'))
         # A negative number counts from the end.
         trained = range(images)[trained:] if trained < 0 else range(images)[:trained]
