@@ -39,6 +39,7 @@ PAGES = [
     'README.md',
     'docs/en/benchmark.md',
     'docs/en/ablations.md',
+    'docs/en/ablations_first.md',
     'docs/en/cost.md',
     'docs/en/mmcv_ops.md',
     'docs/en/supported_models.md',

@@ -48,6 +48,7 @@ NAVIGATION = {
     'Results': [
         'docs/en/benchmark',
         'docs/en/ablations',
+        'docs/en/ablations_first',
         'docs/en/cost',
     ],
     'Extend': [
