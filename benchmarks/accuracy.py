@@ -115,6 +115,11 @@ class Run:
         return options | setting.options | (setting.holdout if self.holdout else {})
 
     @property
+    def train_images(self) -> int:
+        """Size of its training part."""
+        return self.setting.holdout_images if self.holdout else self.setting.train_images
+
+    @property
     def training(self) -> Training:
         """The process that it takes."""
         flags = (*self.flags, '--resume', *(('--amp',) if self.setting.amp else ()))
@@ -255,7 +260,7 @@ class Run:
             seed=self.seed,
             metric=setting.metric,
             epochs=epochs,
-            train_images=setting.holdout_images if self.split == 'holdout' else setting.train_images,
+            train_images=self.train_images,
             seconds=seconds,
             command=shlex.join(['python', *self.training.command[1:]]),
             commit=revision,
@@ -300,6 +305,11 @@ class TeacherRun(Run):
     def name(self) -> str:
         """What it is called in messages."""
         return self.place.name
+
+    @property
+    def train_images(self) -> int:
+        """Size of its training part."""
+        return self.setting.own_teacher_images or self.setting.train_images
 
     @property
     def options(self) -> dict:

@@ -44,8 +44,12 @@ def health(dataset: str, split: str, epochs: str, page: Path) -> Block:
         figures = [r['health'] for r in groups[name] if 'dskd_noise_error' in r.get('health', {}).get('late', {})]
         for place in ('early', 'middle', 'late') if figures else ():
             value = {key: statistics.mean(f[place][key] for f in figures) for key in figures[0][place]}
+            # Whoever never looks at the teacher's feature has no gap to it.
             kl, gap = (
-                f'{value[f"dskd_{figure}_student"]:.2f} → {value[f"dskd_{figure}_denoised"]:.2f}' for figure in ('kl', 'gap')
+                f'{value[f"dskd_{figure}_student"]:.2f} → {value[f"dskd_{figure}_denoised"]:.2f}'
+                if f'dskd_{figure}_student' in value
+                else ''
+                for figure in ('kl', 'gap')
             )
             errors = f'{value["dskd_noise_error"]:.2f} ({value["dskd_trivial_error"]:.2f})'
             rows.append((label_of(name), place, kl, gap, errors, f'{100 * value["dskd_gate"]:.0f}', len(figures)))

@@ -235,8 +235,12 @@ def overview(*columns: str, page: Path) -> Block:
         for name, each in values.items():
             text = spread(each)
             cells[name][column] = f'{f"**{text}**" if name == best else text} ({len(each)})'
-    teacher = [', '.join(f'{value:.2f}' for value in teachers(dataset, split).values()) for dataset, split, _ in places]
-    heads = [f'{dataset}, {SETTINGS[dataset].unit}' for dataset, *_ in places]
+    # One that was trained again may well be the same.
+    teacher = [
+        ', '.join(dict.fromkeys(f'{value:.2f}' for value in teachers(dataset, split).values())) for dataset, split, _ in places
+    ]
+    parts = dict(test='', holdout=' (held out)')
+    heads = [f'{dataset}, {SETTINGS[dataset].unit}{parts[split]}' for dataset, split, _ in places]
     rows = [['teacher', *teacher], *([label_of(name).replace('**', ''), *cells[name]] for name in names)]
     return markdown(['method', *heads], rows), {}
 

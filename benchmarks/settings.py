@@ -26,6 +26,7 @@ class Setting:
         options (dict): Settings of every student, such as a smaller training part than the teacher's.
         own_teacher (str): Folder among work_dirs of a teacher trained with the same options; '' for that of the configs.
         own_teacher_options (dict): What is different in the options of that teacher.
+        own_teacher_images (int): Size of that teacher's training part; 0 for that of its students.
         holdout (dict): Settings that train on a part of the training images and validate on another.
         holdout_images (int): Size of the training part under ``holdout``.
         scale (float): What the logged metric is multiplied with: records are in percent, mmdet logs fractions.
@@ -48,6 +49,7 @@ class Setting:
     options: dict[str, str] = field(default_factory=dict)
     own_teacher: str = ''
     own_teacher_options: dict[str, str] = field(default_factory=dict)
+    own_teacher_images: int = 0
     holdout: dict[str, str] = field(default_factory=dict)
     holdout_images: int = 0
     scale: float = 1
@@ -189,6 +191,7 @@ SETTINGS = {
         options={'train_dataloader.dataset.indices': '10000'},
         own_teacher='resnet14-w16_fashion-mnist-50k',
         own_teacher_options={'train_dataloader.dataset.indices': '50000'},
+        own_teacher_images=50000,
         holdout={'val_dataloader.dataset.split': 'train', 'val_dataloader.dataset.indices': '-10000'},
         holdout_images=10000,
         holdout_part=UNSEEN,

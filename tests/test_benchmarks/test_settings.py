@@ -91,6 +91,7 @@ def test_what_is_held_out_is_seen_by_no_teacher(name, images):
         trained, judged = (int(options[f'{part}_dataloader.dataset.indices']) for part in ('train', 'val'))
         # A negative number counts from the end.
         trained = range(images)[trained:] if trained < 0 else range(images)[:trained]
+        assert len(trained) == run(name, 'plain', 0, 1, False, Path(), Path()).train_images
         judged = range(images)[judged:] if judged < 0 else range(images)[:judged]
         assert len(judged) in (133, 10000) and not set(trained) & set(judged)
 
