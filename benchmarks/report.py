@@ -161,7 +161,7 @@ def picture(dataset: str, split: str, epochs: int, results: Path | None = None) 
     groups = selected(dataset, split, epochs, results)
     teacher = list(teachers(dataset, split, results).values())
     names = ranked(groups)
-    figure, axes = new_figure(6.4, 0.9 + 0.27 * len(names))
+    figure, axes = new_figure(6.4, 0.9 + 0.34 * len(names))
     for row, name in enumerate(reversed(names)):
         values = [r['value'] for r in groups[name]]
         deviation = statistics.stdev(values) if len(values) > 1 else 0
