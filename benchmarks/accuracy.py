@@ -84,11 +84,6 @@ class Run:
         return ROOT / self.place
 
     @property
-    def last_checkpoint(self) -> Path:
-        """Where its weights are at the end."""
-        return self.work_dir / f'epoch_{self.epochs}.pth'
-
-    @property
     def config(self) -> str:
         """Its config."""
         return self.setting.config(self.method)
@@ -206,12 +201,12 @@ class Run:
         metrics, last = self.final_metrics()
         if last != self.epochs:
             # It was interrupted in its last validation: its last checkpoint is there, its result is not.
-            metrics = self.evaluate(self.split)
+            metrics = self.evaluate(self.split, self.epochs)
         found = {self.split: metrics}
         if self.setting.trains_alike:
             # One training serves both parts.
             other = 'test' if self.holdout else 'holdout'
-            found[other] = self.evaluate(other)
+            found[other] = self.evaluate(other, self.epochs)
         return found, self.epochs
 
     def final_metrics(self) -> tuple[dict[str, float], int]:
@@ -219,14 +214,14 @@ class Run:
         last = [row for row in self.training.evaluations() if self.setting.metric in row][-1:] or [dict(step=0)]
         return {key: value for key, value in last[0].items() if key not in ('step', 'time', 'data_time')}, last[0]['step']
 
-    def evaluate(self, split: str) -> dict[str, float]:
-        """The metrics of the last checkpoint on a part of the data."""
+    def evaluate(self, split: str, epochs: int) -> dict[str, float]:
+        """The metrics of the checkpoint after so many epochs on a part of the data."""
         # What the model is made of, its teacher included: the checkpoint is of both.
         options = {key: value for key, value in self.options.items() if key.startswith('model.')}
         if split == 'holdout':
             options |= {key.replace('val_dataloader', 'test_dataloader'): value for key, value in self.setting.holdout.items()}
         out = self.work_dir / f'{split}.json'
-        checkpoint = self.last_checkpoint
+        checkpoint = self.work_dir / f'epoch_{epochs}.pth'
         command = [sys.executable, 'tools/test.py', self.config, str(checkpoint), *self.flags]
         command += ['--work-dir', str(self.work_dir / split)]
         command += ['--out', str(out), '--out-item', 'metrics']
@@ -297,11 +292,6 @@ class TeacherRun(Run):
         return self.setting.teacher_checkpoint.parent
 
     @property
-    def last_checkpoint(self) -> Path:
-        """Where its weights are at the end: where its students look for them."""
-        return ROOT / self.setting.teacher_checkpoint
-
-    @property
     def name(self) -> str:
         """What it is called in messages."""
         return self.place.name
@@ -330,7 +320,7 @@ class TeacherRun(Run):
         metrics, last = self.final_metrics()
         found = {self.split: metrics}
         if self.setting.trains_alike:
-            found['holdout'] = self.evaluate('holdout')
+            found['holdout'] = self.evaluate('holdout', last)
         return found, last
 
 
