@@ -163,7 +163,7 @@ class Run:
                 if code:
                     raise RuntimeError(f'exit status {code} of the training, see {self.work_dir / "train.log"}')
                 seconds = round(time.time() - begin, 1)
-                rows = self.record(*self.judge(), seconds, revision)
+                rows = self.record(self.judge(), seconds, revision)
             except Exception as error:  # the other runs go on
                 print(f'FAILED {self.name}: {type(error).__name__}: {error}', flush=True)
                 return False
@@ -196,32 +196,32 @@ class Run:
         mark.write_text(f'{found} {begun or revision}')
         return begun or revision
 
-    def judge(self) -> tuple[dict[str, dict[str, float]], int]:
-        """The metrics of the trained model on each part that it may be judged on, and its epochs."""
+    def judge(self) -> dict[str, dict[str, float]]:
+        """The metrics of the trained model on each part that it may be judged on."""
         metrics, last = self.final_metrics()
         if last != self.epochs:
             # It was interrupted in its last validation: its last checkpoint is there, its result is not.
-            metrics = self.evaluate(self.split, self.epochs)
+            metrics = self.evaluate(self.split)
         found = {self.split: metrics}
         if self.setting.trains_alike:
             # One training serves both parts.
-            other = 'test' if self.holdout else 'holdout'
-            found[other] = self.evaluate(other, self.epochs)
-        return found, self.epochs
+            other = 'holdout' if self.split == 'test' else 'test'
+            found[other] = self.evaluate(other)
+        return found
 
     def final_metrics(self) -> tuple[dict[str, float], int]:
         """What was logged with the metric at last, and its epoch; not the best: choosing it on the test part would flatter."""
         last = [row for row in self.training.evaluations() if self.setting.metric in row][-1:] or [dict(step=0)]
         return {key: value for key, value in last[0].items() if key not in ('step', 'time', 'data_time')}, last[0]['step']
 
-    def evaluate(self, split: str, epochs: int) -> dict[str, float]:
-        """The metrics of the checkpoint after so many epochs on a part of the data."""
+    def evaluate(self, split: str) -> dict[str, float]:
+        """The metrics of the last checkpoint on a part of the data."""
         # What the model is made of, its teacher included: the checkpoint is of both.
         options = {key: value for key, value in self.options.items() if key.startswith('model.')}
         if split == 'holdout':
             options |= {key.replace('val_dataloader', 'test_dataloader'): value for key, value in self.setting.holdout.items()}
         out = self.work_dir / f'{split}.json'
-        checkpoint = self.work_dir / f'epoch_{epochs}.pth'
+        checkpoint = self.work_dir / f'epoch_{self.epochs}.pth'
         command = [sys.executable, 'tools/test.py', self.config, str(checkpoint), *self.flags]
         command += ['--work-dir', str(self.work_dir / split)]
         command += ['--out', str(out), '--out-item', 'metrics']
@@ -233,12 +233,11 @@ class Run:
             raise RuntimeError(f'exit status {code} of the test, see {self.work_dir / f"{split}.log"}')
         return json.loads(out.read_text())
 
-    def record(self, found: dict[str, dict[str, float]], epochs: int, seconds: float, revision: str) -> list[dict]:
+    def record(self, found: dict[str, dict[str, float]], seconds: float, revision: str) -> list[dict]:
         """Append what was found on each part of the data to the results, at once.
 
         Args:
             found (dict[str, dict[str, float]]): The metrics on each part, as they are logged.
-            epochs (int): How long the model was trained.
             seconds (float): Time of this call's training.
             revision (str): The commit at which it began.
 
@@ -254,7 +253,7 @@ class Run:
             variant=self.variant,
             seed=self.seed,
             metric=setting.metric,
-            epochs=epochs,
+            epochs=self.epochs,
             train_images=self.train_images,
             seconds=seconds,
             command=shlex.join(['python', *self.training.command[1:]]),
@@ -315,14 +314,6 @@ class TeacherRun(Run):
         """Nothing to claim: anyone may train a teacher where the configs expect it."""
         return revision
 
-    def judge(self) -> tuple[dict[str, dict[str, float]], int]:
-        """See :meth:`Run.judge`; its epochs are those of its own schedule."""
-        metrics, last = self.final_metrics()
-        found = {self.split: metrics}
-        if self.setting.trains_alike:
-            found['holdout'] = self.evaluate('holdout', last)
-        return found, last
-
 
 def show(run: Run) -> None:
     """Print the table of what is recorded beside a run, and draw it above its folder."""
@@ -376,7 +367,7 @@ def main(argv: list[str] | None = None) -> None:
         is_missing = not (ROOT / SETTINGS[dataset].teacher_checkpoint).is_file()
         if 'teacher' in names or (is_missing and any(run.is_taught for run in left)):
             # One for all students, of seed 0: they look for it in one place.
-            teachers.append(TeacherRun(variant='teacher', seed=0, **given))
+            teachers.append(TeacherRun(variant='teacher', seed=0, **given | dict(epochs=SETTINGS[dataset].teacher_epochs)))
         runs += left
         shown += planned[:1]
     done = [teacher.finish() for teacher in teachers]

@@ -29,6 +29,12 @@ def digits(task: str, epochs: str, page: Path) -> Block:
     return markdown(('variant', METRICS[task], 'gain over plain', 'gain over the control', 'seeds'), rows), {}
 
 
+def moved(value: dict[str, float], figure: str) -> str:
+    """From where to where denoising moves a figure; '' where it was not logged, as the gap of who never sees the teacher."""
+    ends = [value.get(f'dskd_{figure}_{name}') for name in ('student', 'denoised')]
+    return '' if None in ends else ' → '.join(f'{end:.2f}' for end in ends)
+
+
 def health(dataset: str, split: str, epochs: str, page: Path) -> Block:
     """What the log of runs said of the diffusion, means over seeds.
 
@@ -44,13 +50,7 @@ def health(dataset: str, split: str, epochs: str, page: Path) -> Block:
         figures = [r['health'] for r in groups[name] if 'dskd_noise_error' in r.get('health', {}).get('late', {})]
         for place in ('early', 'middle', 'late') if figures else ():
             value = {key: statistics.mean(f[place][key] for f in figures) for key in figures[0][place]}
-            # Whoever never looks at the teacher's feature has no gap to it.
-            kl, gap = (
-                f'{value[f"dskd_{figure}_student"]:.2f} → {value[f"dskd_{figure}_denoised"]:.2f}'
-                if f'dskd_{figure}_student' in value
-                else ''
-                for figure in ('kl', 'gap')
-            )
+            kl, gap = moved(value, 'kl'), moved(value, 'gap')
             errors = f'{value["dskd_noise_error"]:.2f} ({value["dskd_trivial_error"]:.2f})'
             rows.append((label_of(name), place, kl, gap, errors, f'{100 * value["dskd_gate"]:.0f}', len(figures)))
     heads = ('variant', 'when', 'divergence, z → ẑ', 'gap, z → ẑ', 'noise error (trivial filter)', 'ẑ nearer, %', 'seeds')

@@ -76,8 +76,12 @@ class Setting:
     @property
     def teacher_checkpoint(self) -> Path:
         """Where its students find the teacher: unless it is one of their own, where their configs look for it."""
-        epochs = Config.fromfile(ROOT / self.teacher).train_cfg.max_epochs
-        return Path('work_dirs') / (self.own_teacher or Path(self.teacher).stem) / f'epoch_{epochs}.pth'
+        return Path('work_dirs') / (self.own_teacher or Path(self.teacher).stem) / f'epoch_{self.teacher_epochs}.pth'
+
+    @property
+    def teacher_epochs(self) -> int:
+        """The budget of the teacher, by its own schedule."""
+        return Config.fromfile(ROOT / self.teacher).train_cfg.max_epochs
 
     @property
     def teacher_options(self) -> dict[str, str]:

@@ -36,6 +36,7 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return exited(0)
 
     monkeypatch.setattr(accuracy.Setting, 'teacher_checkpoint', property(lambda self: tmp_path / 'teacher' / 'epoch.pth'))
+    monkeypatch.setattr(accuracy.Setting, 'teacher_epochs', EPOCHS)
     for module in (runner, accuracy):
         monkeypatch.setattr(module, 'start', train)
     return found

@@ -86,12 +86,13 @@ def test_a_smaller_training_part_has_the_size_that_its_table_says():
 @pytest.mark.parametrize(('name', 'images'), [('fashion-mnist-10k', 60000), ('dsb2018-fcn', 531)])
 def test_what_is_held_out_is_seen_by_no_teacher(name, images):
     """The first images are for training, the last ones are held out, and both do not meet."""
-    for run in (accuracy.TeacherRun, accuracy.Run):
-        options = run(name, 'plain', 0, 1, False, Path(), Path()).options | accuracy.SETTINGS[name].holdout
+    for kind in (accuracy.TeacherRun, accuracy.Run):
+        run = kind(name, 'plain', 0, 1, False, Path(), Path())
+        options = run.options | run.setting.holdout
         trained, judged = (int(options[f'{part}_dataloader.dataset.indices']) for part in ('train', 'val'))
         # A negative number counts from the end.
         trained = range(images)[trained:] if trained < 0 else range(images)[:trained]
-        assert len(trained) == run(name, 'plain', 0, 1, False, Path(), Path()).train_images
+        assert len(trained) == run.train_images
         judged = range(images)[judged:] if judged < 0 else range(images)[:judged]
         assert len(judged) in (133, 10000) and not set(trained) & set(judged)
 
