@@ -98,6 +98,8 @@ def bridge(steps: int) -> dict[str, str]:
 NULL_HASH = {'model.lsh.project': 'null'}
 NECK_SITE = {'model.site.type': 'dskd_mm.NeckSite'}
 SOFT_NECK = {**NECK_SITE, 'model.target': 'soft'}
+AVERAGE = {'model.type': 'benchmarks.controls.AveragedPrior'}
+FADING = {'model.type': 'benchmarks.controls.FadingAnchor'}
 RANDOM_SHIFT = {
     'model.diffusion.type': 'benchmarks.controls.RandomShift',
     'model.gate': 'False',
@@ -131,6 +133,19 @@ VARIANTS = {
     # A bridge from z to the teacher's feature, and a hash of what its classifier cannot see.
     'bridge': Variant("a bridge to the teacher's feature, one step", bridge(1)),
     'bridge-3': Variant("a bridge to the teacher's feature, three steps", bridge(3)),
+    # A running average of the student as prior and start, and an anchor that fades.
+    'average': Variant('prior and start: a running average of the student', AVERAGE),
+    'mix-.5-average': Variant(
+        "prior and start: a running average of the student, mixed with .5 of the teacher's feature",
+        {'model.mix': '.5', **AVERAGE},
+    ),
+    'fading': Variant('an anchor that fades', FADING),
+    'mix-.5-fading': Variant(
+        "sampling from z and .5 of the teacher's feature, an anchor that fades", {'model.mix': '.5', **FADING}
+    ),
+    'anchor-and-logit-fading': Variant(
+        'control: soft anchor that fades + logit loss (no diffusion)', {**NO_DIFFUSION, **FADING}
+    ),
     # At a detector's neck, guided by the teacher's whole head.
     'neck': Variant("at the neck: the teacher's head guides towards the annotations", NECK_SITE),
     'neck-soft': Variant("at the neck: the teacher's head guides towards its own classes and boxes", SOFT_NECK),

@@ -1,10 +1,14 @@
 """Where DSKD's sampling begins: the student's feature, the teacher's, or between; and the controls of the benchmark."""
 
+import copy
 import math
+from unittest.mock import patch
 
 import pytest
 import torch
 from mmengine.config import DictAction
+from mmengine.logging import MessageHub
+from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
@@ -134,3 +138,52 @@ def test_a_bridge_leads_to_the_teachers_feature(teacher):
     assert losses['dskd_gap_denoised'] < 0.7 * losses['dskd_gap_student']
     with pytest.raises(ValueError, match="leads to the teacher's feature: set prior='teacher' instead of 'student'"):
         build(teacher, diffusion=type_)
+
+
+def train_steps(distiller: nn.Module, steps: int) -> None:
+    """Train as a runner does."""
+    wrapper = OptimWrapper(torch.optim.SGD([p for p in distiller.parameters() if p.requires_grad], lr=0.1))
+    inputs, data_samples = random_batch()
+    for _ in range(steps):
+        distiller.train_step(dict(inputs=inputs, data_samples=data_samples), wrapper)
+
+
+def test_an_averaged_prior_samples_from_a_running_average_of_the_student(teacher):
+    distiller = of_variant(teacher, 'average')
+    train_steps(distiller, 3)
+    other = copy.deepcopy(distiller)
+    with torch.no_grad():
+        for parameter in (*other.student.backbone.parameters(), *other.align.parameters()):
+            parameter.add_(torch.randn_like(parameter))
+    (batch, found), (moved, again) = (
+        distiller.denoise(*random_batch(), guided=False),
+        other.denoise(*random_batch(), guided=False),
+    )
+    assert (batch.aligned - moved.aligned).abs().max() > 0.1
+    torch.testing.assert_close(found, again)
+
+
+def test_the_average_follows_the_student(teacher):
+    distiller = of_variant(teacher, 'average')
+    before = [value.clone() for value in distiller.average.module.parameters()]
+    train_steps(distiller, 1)
+    first = [value.clone() for value in distiller._networks.parameters()]
+    train_steps(distiller, 1)
+    expected = [0.99 * old + 0.01 * new for old, new in zip(first, distiller._networks.parameters(), strict=True)]
+    assert any((old != new).any() for old, new in zip(before, first, strict=True))
+    torch.testing.assert_close(list(distiller.average.module.parameters()), expected)
+
+
+def test_a_fading_anchor_is_gone_at_the_end(teacher):
+    """What is left of it halfway is half, and the hash is as strong as before."""
+    messages = MessageHub.get_instance('fading')
+    found = {}
+    for name in ('no-virtual', 'fading'):
+        distiller = of_variant(teacher, name)
+        distiller.iteration.fill_(30)
+        with patch.object(MessageHub, 'get_current_instance', lambda: messages):
+            messages.update_info('max_iters', 40)
+            found[name] = distiller(*random_batch(), mode='loss')
+    whole, fading = found.values()
+    torch.testing.assert_close(fading['loss_dskd_anchor'], 0.25 * whole['loss_dskd_anchor'])
+    torch.testing.assert_close(fading['loss_dskd_lsh'], whole['loss_dskd_lsh'])
