@@ -349,8 +349,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         for name in args.names[dataset]:
             if name not in (*known, 'teacher'):
                 parser.error(f'--methods knows {", ".join(known)}, teacher or all for {dataset}, but got {name!r}')
-        if args.holdout and not SETTINGS[dataset].holdout:
-            parser.error(f'--holdout is not defined for {dataset}')
     return args
 
 

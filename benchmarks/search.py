@@ -39,13 +39,13 @@ def main(argv: list[str] | None = None) -> None:
     names = ['plain', *(scaled(method, factor) for method in methods for factor in args.factors.split(','))]
     epochs = args.epochs or setting.epochs
     call = ['--dataset', args.dataset, '--methods', ','.join(names), '--seeds', args.seeds, '--epochs', str(epochs)]
-    call += ['--results', str(args.results), '--work-dir', args.work_dir, *(['--holdout'] if setting.holdout else [])]
+    call += ['--results', str(args.results), '--work-dir', args.work_dir, '--holdout']
     failed: object = None
     try:
         accuracy.main(call)
     except SystemExit as error:  # some runs failed: the others are worth a table
         failed = error.code
-    where = args.dataset, 'holdout' if setting.holdout else 'test', epochs, args.results
+    where = args.dataset, 'holdout', epochs, args.results
     print(f'\n{search_table(*where)}\n\nchosen: {",".join(chosen(*where).values())}')
     if failed:
         sys.exit(1)

@@ -23,12 +23,12 @@ class Setting:
         metric (str): Key of the metric in the logs.
         epochs (int): Default budget of a student: that of the table of all methods, where there is one.
         train_images (int): Size of the training part.
+        holdout (dict): Settings that train on a part of the training images and validate on another.
+        holdout_images (int): Size of the training part under ``holdout``.
         options (dict): Settings of every student, such as a smaller training part than the teacher's.
         own_teacher (str): Folder among work_dirs of a teacher trained with the same options; '' for that of the configs.
         own_teacher_options (dict): What is different in the options of that teacher.
         own_teacher_images (int): Size of that teacher's training part; 0 for that of its students.
-        holdout (dict): Settings that train on a part of the training images and validate on another.
-        holdout_images (int): Size of the training part under ``holdout``.
         scale (float): What the logged metric is multiplied with: records are in percent, mmdet logs fractions.
         schedule (tuple): Where a student's config counts its epochs.
         interval (int): Epochs between validations and checkpoints of a student.
@@ -46,12 +46,12 @@ class Setting:
     metric: str
     epochs: int
     train_images: int
+    holdout: dict[str, str]
+    holdout_images: int
     options: dict[str, str] = field(default_factory=dict)
     own_teacher: str = ''
     own_teacher_options: dict[str, str] = field(default_factory=dict)
     own_teacher_images: int = 0
-    holdout: dict[str, str] = field(default_factory=dict)
-    holdout_images: int = 0
     scale: float = 1
     schedule: tuple[str, ...] = ('train_cfg.max_epochs', 'param_scheduler.T_max', 'param_scheduler.end')
     interval: int = 5
@@ -91,7 +91,7 @@ class Setting:
     @property
     def trains_alike(self) -> bool:
         """Whether ``holdout`` leaves the training as it is, so that a run is judged on both parts."""
-        return bool(self.holdout) and all(key.startswith('val_dataloader.') for key in self.holdout)
+        return all(key.startswith('val_dataloader.') for key in self.holdout)
 
 
 # The schedules of configs/_base_/schedules/adamw_*.py: a warm-up, then the cosine.

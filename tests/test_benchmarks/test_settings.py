@@ -50,7 +50,7 @@ def test_a_folder_with_a_run_of_another_config_is_no_run_of_this_one(tmp_path, m
         run.claim('abc')
 
 
-@pytest.mark.parametrize('name', [name for name, setting in accuracy.SETTINGS.items() if setting.holdout])
+@pytest.mark.parametrize('name', accuracy.SETTINGS)
 def test_holdout_judges_on_other_images_than_the_results(name):
     setting = accuracy.SETTINGS[name]
     cfg = Config.fromfile(ROOT / setting.student)
