@@ -288,6 +288,15 @@ VARIANTS |= {
 }
 VARIANTS['virtual'] = Variant('with the virtual teacher: **DSKD**', VIRTUAL)
 
+# What ran on blood cells with the first construction: rows of before.
+VARIANTS |= {
+    f'first-dense-{name}': Variant(f'first construction: {VARIANTS[name].label}', {**FIRST_DENSE, **VARIANTS[name].options})
+    for name in (
+        *('no-anchor', 'no-box', 'strong-box', 'with-pkd', 'with-neck'),
+        *('guidance-once', 'anchor-and-logit', 'anchor-and-logit-no-box'),
+    )
+}
+
 # The small search that every method gets on held-out images: how strong is all that pulls the student?
 FACTORS = ('0.1', '0.3', '1', '3')
 
