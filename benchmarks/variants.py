@@ -135,16 +135,9 @@ VARIANTS = {
     'bridge-3': Variant("a bridge to the teacher's feature, three steps", bridge(3)),
     # A running average of the student as prior and start, and an anchor that fades.
     'average': Variant('prior and start: a running average of the student', AVERAGE),
-    'mix-.5-average': Variant(
-        "prior and start: a running average of the student, mixed with .5 of the teacher's feature",
-        {'model.mix': '.5', **AVERAGE},
-    ),
     'fading': Variant('an anchor that fades', FADING),
     'mix-.5-fading': Variant(
         "sampling from z and .5 of the teacher's feature, an anchor that fades", {'model.mix': '.5', **FADING}
-    ),
-    'anchor-and-logit-fading': Variant(
-        'control: soft anchor that fades + logit loss (no diffusion)', {**NO_DIFFUSION, **FADING}
     ),
     # At a detector's neck, guided by the teacher's whole head.
     'neck': Variant("at the neck: the teacher's head guides towards the annotations", NECK_SITE),
@@ -192,7 +185,9 @@ VARIANTS = {
     'middle-start': Variant('sampling from t=400, guidance 1, as for images', sampling(0.5, 1)),
     # What bounds the cost of large maps; those of these data sets are small.
     'window-8': Variant('8x8 locations of a level are seen', {'model.window': '8'}),
-    'guidance-once': Variant('guidance evaluated once', {**FIRST_DENSE, 'model.sampler.guidance_interval': '5'}),
+    'guidance-once': Variant(
+        'first construction: guidance evaluated once', {**FIRST_DENSE, 'model.sampler.guidance_interval': '5'}
+    ),
     # With a rival's loss added.
     'with-fitnet': Variant(
         '**DSKD** + FitNet',
@@ -291,10 +286,7 @@ VARIANTS['virtual'] = Variant('with the virtual teacher: **DSKD**', VIRTUAL)
 # What ran on blood cells with the first construction: rows of before.
 VARIANTS |= {
     f'first-dense-{name}': Variant(f'first construction: {VARIANTS[name].label}', {**FIRST_DENSE, **VARIANTS[name].options})
-    for name in (
-        *('no-anchor', 'no-box', 'strong-box', 'with-pkd', 'with-neck'),
-        *('guidance-once', 'anchor-and-logit', 'anchor-and-logit-no-box'),
-    )
+    for name in ('no-anchor', 'no-box', 'strong-box', 'with-pkd', 'with-neck', 'anchor-and-logit', 'anchor-and-logit-no-box')
 }
 
 # The small search that every method gets on held-out images: how strong is all that pulls the student?

@@ -174,8 +174,8 @@ def test_the_average_follows_the_student(teacher):
     torch.testing.assert_close(list(distiller.average.module.parameters()), expected)
 
 
-def test_a_fading_anchor_is_gone_at_the_end(teacher):
-    """What is left of it halfway is half, and the hash is as strong as before."""
+def test_a_fading_anchor_fades_with_the_training_and_the_hash_does_not(teacher):
+    """After three quarters of the steps a quarter of it is left."""
     messages = MessageHub.get_instance('fading')
     found = {}
     for name in ('no-virtual', 'fading'):
