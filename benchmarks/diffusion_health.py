@@ -10,7 +10,6 @@ benchmarks/results/diffusion_health.jsonl:
 """
 
 import argparse
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -92,9 +91,9 @@ def main() -> None:
             if not known:
                 training = train(config, f'{task.name}/{variant}_{epochs}_{seed}', epochs, seed, options)
                 value = round(task.unit * training.evaluations()[-1].get(task.key, 0.0), 2)
-                known = [
-                    key | dict(value=value, health=training.health(), command=shlex.join(['python', *sys.argv]), **origin())
-                ]
+                again = f'python benchmarks/diffusion_health.py --task {task.name} --variants {variant} --seeds {seed}-{seed}'
+                command = f'{again} --epochs {epochs}'
+                known = [key | dict(value=value, health=training.health(), command=command, **origin())]
                 append(args.results, known)
             found.append(known[-1]['value'])
         print(f'{variant}: {mean(found):.2f} ± {stdev(found) if len(found) > 1 else 0:.2f}', flush=True)
