@@ -48,14 +48,18 @@ PAGES = [
 DENOISED = ROOT / 'benchmarks' / 'results' / 'denoised.jsonl'
 
 
-def teachers(dataset: str, split: str, results: Path | None = None) -> dict[str, float]:
-    """Results of a data set's teacher on a part of it by its checkpoint, in the order of its trainings.
+def teachers(dataset: str, split: str, epochs: int, results: Path | None = None) -> dict[str, float]:
+    """Results of the teachers of a table's students, on that part of the data, by checkpoint in the order of their trainings.
 
-    It may have been recorded for another student. Early records do not name the checkpoint: theirs is ''.
+    They may have been recorded for other students. Early records do not name the checkpoint: theirs is ''. Where a student's
+    does not, each teacher of the data set may have been its own.
     """
     where = SETTINGS[dataset].teacher_checkpoint
+    groups = selected(dataset, split, epochs, results)
+    had = {r.get('teacher', '') for name, runs in groups.items() if name != 'plain' for r in runs}
     found = [r for r in records(results) if (r['variant'], r['split']) == ('teacher', split)]
-    return {r.get('teacher', ''): r['value'] for r in found if SETTINGS[r['dataset']].teacher_checkpoint == where}
+    trained = {r.get('teacher', ''): r['value'] for r in found if SETTINGS[r['dataset']].teacher_checkpoint == where}
+    return {name: value for name, value in trained.items() if not had or '' in had or name in had}
 
 
 def gap_closed(pairs: list[tuple[dict, dict]], teacher: dict[str, float]) -> str:
@@ -80,7 +84,7 @@ def table(dataset: str, split: str, epochs: int, results: Path | None = None) ->
         results (Path, optional): File of the records. Defaults to None: the published ones.
     """
     groups = selected(dataset, split, epochs, results)
-    teacher = teachers(dataset, split, results)
+    teacher = teachers(dataset, split, epochs, results)
     plain = groups.get('plain', [])
     names = ('teacher', *['teacher, trained again'] * len(teacher))
     rows = [(name, f'{value:.2f}', '', '', '', 1) for name, value in zip(names, teacher.values(), strict=False)]
@@ -159,7 +163,7 @@ def times(dataset: str, split: str, epochs: str, page: Path) -> Block:
 def picture(dataset: str, split: str, epochs: int, results: Path | None = None) -> Figure:
     """The table as points: mean and deviation of each method, beside the plain student and the teacher; see :func:`table`."""
     groups = selected(dataset, split, epochs, results)
-    teacher = list(teachers(dataset, split, results).values())
+    teacher = list(teachers(dataset, split, epochs, results).values())
     names = ranked(groups)
     figure, axes = new_figure(6.4, 0.9 + 0.34 * len(names))
     for row, name in enumerate(reversed(names)):
@@ -236,9 +240,7 @@ def overview(*columns: str, page: Path) -> Block:
             text = spread(each)
             cells[name][column] = f'{f"**{text}**" if name == best else text} ({len(each)})'
     # One that was trained again may well be the same.
-    teacher = [
-        ', '.join(dict.fromkeys(f'{value:.2f}' for value in teachers(dataset, split).values())) for dataset, split, _ in places
-    ]
+    teacher = [', '.join(dict.fromkeys(f'{value:.2f}' for value in teachers(*place).values())) for place in places]
     parts = dict(test='', holdout=' (held out)')
     heads = [f'{dataset}, {SETTINGS[dataset].unit}{parts[split]}' for dataset, split, _ in places]
     rows = [['teacher', *teacher], *([label_of(name).replace('**', ''), *cells[name]] for name in names)]

@@ -32,6 +32,12 @@ def test_every_record_is_complete_and_recorded_once():
     assert len(runs) == len(set(runs))
 
 
+def test_records_name_no_place_of_a_machine():
+    for path in recorded.RESULTS.parent.glob('*.jsonl'):
+        words = {word for record in recorded.records(path) for word in record.get('command', '').replace('=', ' ').split()}
+        assert not [word for word in words if word.startswith('/')], path.name
+
+
 def test_pages_are_up_to_date():
     result = subprocess.run([sys.executable, 'benchmarks/report.py', '--check'], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, f'{result.stdout}{result.stderr}\nRun: python benchmarks/report.py'
@@ -98,6 +104,16 @@ def test_the_gap_is_that_to_the_teacher_of_each_run(tmp_path):
     assert cells[label_of('sokd')] == ''
     write_records(path, [('fashion-mnist', *row) for row in (('teacher', 0, 80.0), *rows[2:3], *rows[7:8])])
     assert '| +5.00 |  |' in report.table('fashion-mnist', 'test', 5, path), 'there is no gap to close'
+
+
+def test_a_table_shows_the_teachers_of_its_students(tmp_path):
+    teachers = [('teacher', 0, 90.0, 'first'), ('teacher', 0, 94.0, 'again'), ('plain', 0, 80.0)]
+    path = tmp_path / 'accuracy.jsonl'
+    for taught, shown in ((('again',), ['94.00']), (('again', 'first'), ['90.00', '94.00'])):
+        students = [('kd', seed, 87.0, teacher) for seed, teacher in enumerate(taught)]
+        write_records(path, [('fashion-mnist', *row) for row in teachers + students])
+        lines = report.table('fashion-mnist', 'test', 5, path).splitlines()[2:]
+        assert [line.split('|')[2].strip() for line in lines if line.startswith('| teacher')] == shown
 
 
 def test_the_commands_reproduce_what_is_recorded_and_no_more(tmp_path, monkeypatch):
