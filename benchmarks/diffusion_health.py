@@ -91,8 +91,8 @@ def main() -> None:
             if not known:
                 training = train(config, f'{task.name}/{variant}_{epochs}_{seed}', epochs, seed, options)
                 value = round(task.unit * training.evaluations()[-1].get(task.key, 0.0), 2)
-                again = f'python benchmarks/diffusion_health.py --task {task.name} --variants {variant} --seeds {seed}-{seed}'
-                command = f'{again} --epochs {epochs}'
+                command = f'python benchmarks/diffusion_health.py --task {task.name} --variants {variant}'
+                command += f' --seeds {seed}-{seed} --epochs {epochs}'
                 known = [key | dict(value=value, health=training.health(), command=command, **origin())]
                 append(args.results, known)
             found.append(known[-1]['value'])

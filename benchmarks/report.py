@@ -48,14 +48,13 @@ PAGES = [
 DENOISED = ROOT / 'benchmarks' / 'results' / 'denoised.jsonl'
 
 
-def teachers(dataset: str, split: str, epochs: int, results: Path | None = None) -> dict[str, float]:
-    """Results of the teachers of a table's students, on that part of the data, by checkpoint in the order of their trainings.
+def teachers(dataset: str, split: str, groups: dict[str, list[dict]], results: Path | None = None) -> dict[str, float]:
+    """Results of the teachers of a table's students on that part of the data, by checkpoint in the order of their trainings.
 
-    They may have been recorded for other students. Early records do not name the checkpoint: theirs is ''. Where a student's
-    does not, each teacher of the data set may have been its own.
+    The students are those of :func:`selected`. Their teachers may have been recorded for others. Early records do not name the
+    checkpoint: theirs is ''. Where a student's does not, each teacher of the data set may have been its own.
     """
     where = SETTINGS[dataset].teacher_checkpoint
-    groups = selected(dataset, split, epochs, results)
     had = {r.get('teacher', '') for name, runs in groups.items() if name != 'plain' for r in runs}
     found = [r for r in records(results) if (r['variant'], r['split']) == ('teacher', split)]
     trained = {r.get('teacher', ''): r['value'] for r in found if SETTINGS[r['dataset']].teacher_checkpoint == where}
@@ -84,7 +83,7 @@ def table(dataset: str, split: str, epochs: int, results: Path | None = None) ->
         results (Path, optional): File of the records. Defaults to None: the published ones.
     """
     groups = selected(dataset, split, epochs, results)
-    teacher = teachers(dataset, split, epochs, results)
+    teacher = teachers(dataset, split, groups, results)
     plain = groups.get('plain', [])
     names = ('teacher', *['teacher, trained again'] * len(teacher))
     rows = [(name, f'{value:.2f}', '', '', '', 1) for name, value in zip(names, teacher.values(), strict=False)]
@@ -163,7 +162,7 @@ def times(dataset: str, split: str, epochs: str, page: Path) -> Block:
 def picture(dataset: str, split: str, epochs: int, results: Path | None = None) -> Figure:
     """The table as points: mean and deviation of each method, beside the plain student and the teacher; see :func:`table`."""
     groups = selected(dataset, split, epochs, results)
-    teacher = list(teachers(dataset, split, epochs, results).values())
+    teacher = list(teachers(dataset, split, groups, results).values())
     names = ranked(groups)
     figure, axes = new_figure(6.4, 0.9 + 0.34 * len(names))
     for row, name in enumerate(reversed(names)):
@@ -240,7 +239,10 @@ def overview(*columns: str, page: Path) -> Block:
             text = spread(each)
             cells[name][column] = f'{f"**{text}**" if name == best else text} ({len(each)})'
     # One that was trained again may well be the same.
-    teacher = [', '.join(dict.fromkeys(f'{value:.2f}' for value in teachers(*place).values())) for place in places]
+    teacher = [
+        ', '.join(dict.fromkeys(f'{value:.2f}' for value in teachers(dataset, split, groups).values()))
+        for (dataset, split, _), groups in zip(places, found, strict=True)
+    ]
     parts = dict(test='', holdout=' (held out)')
     heads = [f'{dataset}, {SETTINGS[dataset].unit}{parts[split]}' for dataset, split, _ in places]
     rows = [['teacher', *teacher], *([label_of(name).replace('**', ''), *cells[name]] for name in names)]
