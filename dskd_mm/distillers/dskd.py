@@ -15,7 +15,7 @@ from dskd_mm.distillers.dskd_batch import AlignedBatch, centred, gated
 from dskd_mm.distillers.dskd_options import DSKDOptions
 from dskd_mm.distillers.hashing import hash_levels
 from dskd_mm.distillers.soft_head import SoftHead
-from dskd_mm.features import ChannelAlign, Pyramid, Window, align_levels, modules_of, per_width
+from dskd_mm.features import ChannelAlign, Pyramid, Window, align_levels, per_width
 from dskd_mm.functional import hit_rate, mean
 from dskd_mm.guidance import ClassifierGuide, HeadLossGuide, TeacherClassifier, TeacherGuide
 from dskd_mm.losses import BoxLoss, GradientShare, KDLoss, LogitLoss, LSHDistillLoss, build_loss
@@ -124,9 +124,6 @@ class DSKDDistiller(Distiller):
                 autoencoder=options.autoencoder or None,
                 normalize=options.normalize,
             )
-            if options.compile:
-                for module in (*modules_of(self.diffusion.denoiser), self.diffusion.sampler):
-                    module.compile(**({} if options.compile is True else options.compile))
 
     def _accept_checkpoint(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._accept_checkpoint(state_dict, prefix, *args)

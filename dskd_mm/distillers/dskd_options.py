@@ -93,8 +93,6 @@ class DSKDOptions(MethodOptions):
             concerned. False for all. Defaults to 4 in dense detection, else all.
         sampling_interval (int): In every so many-th iteration ẑ is sampled, and the losses that rest on it are taken; the
             denoiser learns in each. Defaults to 1.
-        compile (bool | dict): Whether denoiser and sampler are compiled, or arguments of :func:`torch.compile`, such as
-            ``dict(backend='inductor', mode='reduce-overhead')``. Defaults to False.
         diffusion (dict): ``dict(type=...)`` for another class than :class:`~dskd_mm.diffusion.FeatureDiffusion`, which is built
             of the options below and of ``autoencoder``: ``dict(type='dskd_mm.FeatureBridge')`` leads from z to the teacher's
             feature instead, with ``prior='teacher'``. Defaults to none.
@@ -137,7 +135,6 @@ class DSKDOptions(MethodOptions):
     window: int | Literal[False] | None = None
     guided_classes: int | Literal[False] | None = None
     sampling_interval: int = 1
-    compile: bool | dict = False
     diffusion: dict | None = None
     align: dict | None = None
     denoiser: dict = field(default_factory=lambda: dict(time='film', norm='GN'))

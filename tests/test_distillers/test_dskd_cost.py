@@ -1,6 +1,5 @@
-"""What bounds DSKD's cost: windows, intervals, compilation, a light teacher or none, and steps that wait for no device."""
+"""What bounds DSKD's cost: windows, intervals, a light teacher or none, and steps that wait for no device."""
 
-import copy
 import gc
 import sys
 from importlib.util import find_spec
@@ -195,21 +194,6 @@ def test_sampling_takes_place_every_so_many_iterations(folder):
 def test_intervals_that_cannot_be_are_refused(folder, switches, message):
     with pytest.raises(ValueError, match=message):
         build('images', folder, **switches)
-
-
-# --------------------------------------------------------------------------------------------- compilation
-
-
-def test_compiled_modules_compute_the_same(folder):
-    plain = losses_of(build('images', folder), 'images')
-    distiller = build('images', folder, compile=dict(backend='eager'))
-    torch._dynamo.reset()
-    compiled = losses_of(distiller, 'images')
-    for name, value in plain.items():
-        torch.testing.assert_close(compiled[name], value, msg=name)
-    # Neither checkpoints nor copies (EMA) know of it.
-    assert distiller.state_dict().keys() == build('images', folder).state_dict().keys()
-    copy.deepcopy(distiller)
 
 
 # ------------------------------------------------------------------------------------------------- teachers
