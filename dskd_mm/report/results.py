@@ -7,6 +7,8 @@ from statistics import mean, stdev
 from dskd_mm.report.runs import METRICS, RunLog, role
 from dskd_mm.utils.config import type_name
 
+KINDS = dict(plain='plain student', teacher='teacher')
+
 
 @dataclass(frozen=True)
 class Group:
@@ -32,23 +34,31 @@ class Group:
 
 
 def group_runs(runs: Sequence[RunLog]) -> list[Group]:
-    """Put runs of the same config together: plain ones first, then distilled ones, then teachers."""
-    found: dict[tuple[str, str], list[RunLog]] = {}
+    """Put runs that differ by their seeds together: plain ones first, then distilled ones, then teachers."""
+    found: list[tuple[str, list[RunLog]]] = []
     for run in runs:
-        found.setdefault((role(run, runs), run.name), []).append(run)
-    kinds = [kind for kind, _ in found]
+        kind = role(run, runs)
+        same = (group for own, group in found if (own, group[0].name, group[0].settings) == (kind, run.name, run.settings))
+        group = next(same, None)
+        if group is None:
+            found.append((kind, [run]))
+        else:
+            group.append(run)
     groups = []
     for kind in ('plain', 'distilled', 'teacher'):
-        for (own, config), members in found.items():
-            if own == kind:
-                name = (
-                    f'{members[0].method} student'
-                    if kind == 'distilled'
-                    else dict(plain='plain student', teacher='teacher')[kind]
-                )
-                name = name if kinds.count(kind) == 1 else f'{name} ({config})'
-                groups.append(Group(kind, name[0].upper() + name[1:], members))
+        members = [group for own, group in found if own == kind]
+        for group, name in zip(members, tell_apart([group[0] for group in members], kind), strict=True):
+            groups.append(Group(kind, name[0].upper() + name[1:], group))
     return groups
+
+
+def tell_apart(runs: Sequence[RunLog], kind: str) -> list[str]:
+    """Return names of runs of a kind: with the config where the kind is not enough, with the folder where both are not."""
+    short = [f'{run.method} student' if kind == 'distilled' else KINDS[kind] for run in runs]
+    full = [f'{name} ({run.name})' for name, run in zip(short, runs, strict=True)]
+    folders = [f'{name} ({run.folder.resolve().name})' for name, run in zip(short, runs, strict=True)]
+    ways = [way for way in (short, full) if len(set(way)) == len(runs)]
+    return [*ways, folders][0]
 
 
 def main_metric(runs: Sequence[RunLog]) -> str | None:
@@ -149,7 +159,9 @@ def compare(groups: Sequence[Group], metric: str) -> Comparison:
     best = max(distilled, key=lambda group: mean(group.last(metric)), default=None)
     plain = [group for group in groups if group.role == 'plain']
     if best is not None:
-        plain = [group for group in plain if group.runs[0].model == best.runs[0].model]
+        # First those of exactly that model, then those that are trained by another loss.
+        plain = [group for group in plain if group.runs[0].network == best.runs[0].network]
+        plain.sort(key=lambda group: group.runs[0].model != best.runs[0].model)
     teachers = [group for group in groups if group.role == 'teacher']
     taught = [group for group in teachers if best is not None and any(best.runs[0].taught_by(run) for run in group.runs)]
     return Comparison(metric, factor, best, next(iter(plain), None), next(iter([*taught, *teachers]), None))

@@ -115,6 +115,18 @@ class RunLog:
         """The config of the plain model that is trained."""
         return model_config(student_config(self.cfg)).to_dict()
 
+    @cached_property
+    def network(self) -> Any:
+        """The plain model without its losses, which a method may weigh."""
+        return without_losses(self.model)
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """Settings of model, data and schedule: the same for runs that differ by their seeds."""
+        cfg = self.cfg.to_dict()
+        cfg['model'].pop('noise_seed', None)
+        return {key: cfg.get(key) for key in ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler')}
+
     @property
     def teachers(self) -> list[dict[str, Any]]:
         """The arguments of its teacher, or teachers."""
@@ -185,7 +197,8 @@ def read_runs(folders: Sequence[str | Path]) -> list[RunLog]:
     Args:
         folders (Sequence[str | Path]): Work dirs.
     """
-    runs = [RunLog.read(folder) for folder in dict.fromkeys(map(str, folders))]
+    given = {Path(folder).resolve(): folder for folder in folders}
+    runs = [RunLog.read(folder) for folder in given.values()]
     for run in list(runs):
         for teacher in run.teachers:
             folder = Path(str(teacher.get('checkpoint', ''))).parent
@@ -204,7 +217,14 @@ def role(run: RunLog, runs: Sequence[RunLog]) -> str:
     if any(other.taught_by(run) for other in distilled):
         return 'teacher'
     teachers = [config for other in distilled for config in teacher_models(other)]
-    return 'teacher' if run.model in teachers and run.model not in [other.model for other in distilled] else 'plain'
+    return 'teacher' if run.model in teachers and run.network not in [other.network for other in distilled] else 'plain'
+
+
+def without_losses(model: Any) -> Any:
+    """Return a model's config without what its ``loss...`` keys say."""
+    if isinstance(model, dict):
+        return {key: without_losses(value) for key, value in model.items() if not str(key).startswith('loss')}
+    return [without_losses(value) for value in model] if isinstance(model, (list, tuple)) else model
 
 
 def teacher_models(run: RunLog) -> list[dict[str, Any]]:

@@ -82,6 +82,41 @@ def verdict(tmp_path: Path, plain: list[float], distilled: list[float]) -> str:
     return compare(group_runs([RunLog.read(run.folder) for run in runs]), 'mIoU').verdict()
 
 
+def test_methods_and_options_of_one_config_are_no_seeds(tmp_path: Path) -> None:
+    """`--method` and `--cfg-options` leave a config its name."""
+    head = "student=dict(type='X', head=dict(type='H', loss=dict(type='L', loss_weight={}))), teacher=dict(checkpoint='x')"
+    models = dict(
+        dskd=f"dict(type='dskd_mm.DSKDDistiller', {head.format(1)})",
+        other=f"dict(type='dskd_mm.DSKDDistiller', {head.format(1)}, mix=0.5)",
+        kd=f"dict(type='dskd_mm.ConfigurableDistiller', {head.format(0.1)}, distill_losses=dict(kd=dict(type='KD')))",
+        plain="dict(type='X', head=dict(type='H', loss=dict(type='L', loss_weight=1)))",
+    )
+    for name, model in models.items():
+        for seed in range(2):
+            config = f'model = {model}\nrandomness = dict(seed={seed})\n'
+            write_run(tmp_path / f'{name}{seed}', [{'mIoU': 50.0 + seed, 'step': 1}], config=config)
+            (tmp_path / f'{name}{seed}/{"plain" if name == "plain" else "pair"}.py').touch()
+
+    def found(*names: str) -> dict[str, int]:
+        groups = group_runs(read_runs([tmp_path / name for name in names]))
+        return {group.name: len(group.runs) for group in groups}
+
+    assert found('dskd0', 'dskd1', 'kd0', 'kd1') == {'DSKD student': 2, 'Kd student': 2}
+    assert found('dskd0', 'other0', 'other1', 'kd0') == {
+        'DSKD student (dskd0)': 1,
+        'DSKD student (other0)': 2,
+        'Kd student (kd0)': 1,
+    }
+    # KD weighs the student's own loss; the plain student is the same network.
+    runs = read_runs([tmp_path / 'kd0', tmp_path / 'plain0'])
+    assert [role(run, runs) for run in runs] == ['distilled', 'plain']
+    assert '0.0 points above the plain one (50.0)' in compare(group_runs(runs), 'mIoU').verdict()
+
+
+def test_a_folder_given_twice_is_one_run(work_dirs: dict[str, Path]) -> None:
+    assert len(read_runs([f'{work_dirs["plain"]}/', work_dirs['plain'], work_dirs['plain'] / '../plain'])) == 1
+
+
 @pytest.mark.parametrize(
     ('plain', 'distilled', 'expected'),
     [
