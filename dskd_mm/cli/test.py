@@ -81,6 +81,8 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
     if missing:
         raise ValueError(f'Testing expects {missing} in {args.config}, but there is none.')
     apply_common_arguments(cfg, args)
+    # Without its name, which that of the training has in the same folder, the runner names it after the time.
+    object.__setattr__(cfg, '_filename', None)
     # The checkpoint is loaded by main(), strictly and as the student's.
     cfg.load_from, cfg.resume = None, False
     if args.amp:

@@ -23,9 +23,10 @@ from dskd_mm.cli import test, train
 from dskd_mm.cli.common import build_runner, read_config
 from dskd_mm.distillers import DSKDDistiller
 from dskd_mm.optim import SLOW_BF16
+from dskd_mm.report import RunLog
 from dskd_mm.testing import classifier_config, random_teacher
 from dskd_mm.utils.checkpoint import load_checkpoint_file, load_plain_model
-from dskd_mm.utils.config import load_config, model_config, student_config
+from dskd_mm.utils.config import is_distiller_config, load_config, model_config, student_config
 from support import distiller_run_config, free_port, plain_run_config, predictions, run_process, run_script, toy_runner
 
 ROOT = Path(__file__).parents[2]
@@ -75,6 +76,13 @@ def tested(run: dict[str, Path]) -> dict[str, Path]:
 def test_training_exports_the_student_without_being_asked(run: dict[str, Path]) -> None:
     assert run['student'].exists() and (run['work_dir'] / 'student_best.pth').exists()
     assert not (run['folder'] / 'teacher').exists()
+
+
+def test_testing_leaves_the_config_of_the_training(tested: dict[str, Path]) -> None:
+    assert is_distiller_config(Config.fromfile(tested['work_dir'] / 'distiller.py')), (
+        'of which a report tells how to train again'
+    )
+    assert RunLog.read(tested['work_dir']).config == tested['work_dir'] / 'distiller.py'
 
 
 def test_testing_gives_the_accuracy_of_the_last_validation(tested: dict[str, Path]) -> None:
