@@ -122,7 +122,8 @@ class LSHDistillLoss(nn.Module):
             # Of the joined batch; without vectors of its own a process takes part, or the others would wait for it.
             share = weight / mean_over_ranks(weight.sum()).clamp(min=1)
             if self.bias != 'zero' and self.training:
-                self._update_center(target.detach() * self.std, weight)
+                # Directions are scaled when they are taken, projections before.
+                self._update_center(target.detach() * (1.0 if self.soft else self.std), weight)
             if feature.shape[0] == 0:
                 return feature.sum() * 0, feature.new_zeros(())
             # W's deviation is taken in by the vectors, the smaller operands.

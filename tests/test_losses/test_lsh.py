@@ -306,17 +306,18 @@ def soft_loop(loss: LSHDistillLoss, feature: Tensor, target: Tensor, center: Ten
     for ours, theirs, share in zip((feature - center).tolist(), (target - center).tolist(), weight, strict=True):
         own, wanted = (math.sqrt(sum(x * x for x in v)) for v in (ours, theirs))
         for row in loss.projection.tolist():
-            a = sum(w * f for w, f in zip(row, ours, strict=True)) / own
-            b = sum(w * f for w, f in zip(row, theirs, strict=True)) / wanted
+            a = float(loss.std) * sum(w * f for w, f in zip(row, ours, strict=True)) / own
+            b = float(loss.std) * sum(w * f for w, f in zip(row, theirs, strict=True)) / wanted
             p, h = 1 / (1 + math.exp(-a)), 1 / (1 + math.exp(-b))
             total += share * (h * math.log(h / p) + (1 - h) * math.log((1 - h) / (1 - p))) / len(loss.projection)
     return total / sum(weight)
 
 
+@pytest.mark.parametrize('std', [None, 0.3, 2.0])
 @pytest.mark.parametrize('bias', ['zero', 'mean', 'median'])
-def test_soft_bits_are_the_plain_loop(bias):
+def test_soft_bits_are_the_plain_loop(bias, std):
     torch.manual_seed(0)
-    loss = LSHDistillLoss(6, bits=9, bias=bias, soft=True)
+    loss = LSHDistillLoss(6, bits=9, bias=bias, std=std, soft=True)
     feature, target = torch.randn(2, 7, 6) + 1
     weight = [1.0, 0.0, 2.0, 1.0, 1.0, 0.5, 1.0]
     value, _ = loss(feature, target, torch.tensor(weight))
