@@ -70,7 +70,8 @@ class KDLoss(LogitLoss):
         enlarged = [F.interpolate(x.float(), scale_factor=self.upsample, mode='bilinear').flatten(2) for x in (ours, theirs)]
         weight = target.apply_weight(torch.ones_like(ours[:, :1]).flatten(2)).unflatten(2, ours.shape[2:])
         weight = F.interpolate(weight, scale_factor=self.upsample).flatten(2)
-        return self(*enlarged, Target(enlarged[1], weight), self.sigmoid)
+        count = None if target.avg_factor is None else target.avg_factor * self.upsample**2
+        return self(*enlarged, replace(target, probability=enlarged[1], weight=weight, avg_factor=count), self.sigmoid)
 
     def forward(self, student: Tensor, teacher: Tensor, label: Target, sigmoid: bool = False) -> Tensor:
         """See :meth:`LogitLoss.forward`; averaged over the predictions that count."""

@@ -317,6 +317,10 @@ def test_maps_of_logits_are_compared_enlarged(weighted: bool) -> None:
     counts = torch.ones(2, 3, 2) if weight is None else weight.reshape(2, 3, 2)
     counts = counts.repeat_interleave(4, dim=1).repeat_interleave(4, dim=2)
     torch.testing.assert_close(found, 3 * 4 * (each * counts).sum() / counts.sum(), rtol=1e-4, atol=1e-5)
+    # Of several processes the target says by how many locations of the joined batch losses are divided.
+    joined = replace(target, avg_factor=torch.tensor(20.0))
+    found = loss.compare_outputs(ModelOutputs([], [student]), ModelOutputs([], [teacher]), joined)
+    torch.testing.assert_close(found, 3 * 4 * (each * counts).sum() / (20 * 4**2), rtol=1e-4, atol=1e-5)
 
 
 def test_only_maps_of_a_segmenter_are_enlarged() -> None:
