@@ -11,7 +11,7 @@ from mmengine.config import Config, DictAction
 from dskd_mm.cli import train
 from dskd_mm.cli.check import print_findings
 from dskd_mm.preflight import CHEAP, check_config
-from dskd_mm.utils.config import is_distiller_config, load_config, resolve_config_path
+from dskd_mm.utils.config import imported_modules, is_distiller_config, load_config, resolve_config_path
 from dskd_mm.utils.methods import PAIR_KEYS, ROWS, apply_method, method_path
 
 DSKD = 'dskd_mm.DSKDDistiller'
@@ -109,20 +109,22 @@ def distiller_text(student: str, teacher: str, checkpoint: str, method: str, out
             f'Expected the config of a plain model as the student, but {student} '
             f'{"distils one: give the config that it inherits" if "model" in cfg else "has no model"}.'
         )
-    imports = list((cfg.get('custom_imports') or {}).get('imports', []))
-    others: dict[str, Any] = {}
+    imports, others = imported_modules(cfg), {}
+    is_python = path.endswith('.py') and Config._is_lazy_import(path)
+    given = 'model' if is_python else '_base_.model'
     model: dict[str, Any] = dict(type=DSKD)
     if method != 'dskd':
         cfg.model = dict(type=DSKD, student=cfg.model, teacher={})
         overlay = Config.fromfile(method_path(method))
         others = {key: value for key, value in overlay.to_dict().items() if key not in (*ROWS, 'custom_imports')}
-        imports += (overlay.get('custom_imports') or {}).get('imports', [])
+        imports += imported_modules(overlay)
         changed = apply_method(cfg, method).model.to_dict()
         model = {key: value for key, value in changed.items() if key not in PAIR_KEYS}
+        if changed['student'] != cfg.model.student.to_dict():  # a base's model cannot be changed where it is named
+            given = source(changed['student'])
     kind = model.pop('type')
-    is_python = path.endswith('.py') and Config._is_lazy_import(path)
     lines = [] if is_python else ['_delete_=True']
-    lines += [f'type={kind!r}', f'student={"model" if is_python else "_base_.model"}']
+    lines += [f'type={kind!r}', f'student={given}']
     lines += [
         f'{key}={source(value)}' for key, value in {'teacher': dict(config=teacher, checkpoint=checkpoint), **model}.items()
     ]

@@ -8,6 +8,9 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
+HOSTS = ('mmpretrain', 'mmdet', 'mmseg')
+"""The libraries whose models are distilled, as scopes and as packages."""
+
 
 def resolve_config_path(path: str) -> str:
     """Find a config file.
@@ -115,6 +118,20 @@ def type_name(config: dict) -> str:
     return (kind if isinstance(kind, str) else kind.__name__).split('.')[-1]
 
 
+def host_of(cfg: Config) -> str:
+    """Return the library that a config's model is of, '' if that is not told: that of the scope, else that of the type."""
+    model = cfg.get('model') or {}
+    student = (model.get('student') if is_distiller_config(cfg) else model) or {}
+    scopes = (student.get('_scope_'), model.get('_scope_'), cfg.get('default_scope'))
+    return next((scope for scope in scopes if scope in HOSTS), None) or type_module(student)
+
+
+def imported_modules(cfg: Config) -> list[str]:
+    """Return what a config's ``custom_imports`` names: mmengine takes a list, or a single name."""
+    names = (cfg.get('custom_imports') or {}).get('imports') or []
+    return [names] if isinstance(names, str) else list(names)
+
+
 def nodes(config: Any) -> Iterator[Any]:
     """Yield all dicts in a config, itself included."""
     if isinstance(config, dict):
@@ -176,12 +193,14 @@ def show_student(optim_wrapper: dict) -> ConfigDict:
 
 
 def hide_student(optim_wrapper: dict) -> ConfigDict:
-    """Return what :func:`show_student` was given: the ``optim_wrapper`` of the plain student."""
+    """Return the ``optim_wrapper`` of the plain student, without what :func:`show_student` and ``--amp`` put there."""
     hidden = ConfigDict(optim_wrapper)
     rules = dict(hidden.get('paramwise_cfg') or {})
     if _constructor_name(hidden) == SHOWS_STUDENT.split('.')[-1] and 'constructor' in rules:
         hidden.constructor = rules.pop('constructor')
         hidden.paramwise_cfg = rules
+    if type_name(hidden) == 'BF16OptimWrapper':  # of --amp on a CPU
+        hidden.type = 'OptimWrapper'
     return hidden
 
 
@@ -214,8 +233,6 @@ def student_config(cfg: Config) -> Config:
         cfg.optim_wrapper = hide_student(cfg.optim_wrapper)
     if cfg.get('custom_hooks'):
         cfg.custom_hooks = [hook for hook in cfg.custom_hooks if type_module(hook) != 'dskd_mm']
-    imports = cfg.get('custom_imports')
-    if imports is not None:
-        names = [imports.imports] if isinstance(imports.imports, str) else imports.imports
-        cfg.custom_imports.imports = [name for name in names if name != 'dskd_mm']
+    if cfg.get('custom_imports') is not None:
+        cfg.custom_imports.imports = [name for name in imported_modules(cfg) if name != 'dskd_mm']
     return cfg

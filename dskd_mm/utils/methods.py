@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
 
-from dskd_mm.utils.config import is_distiller_config, resolve_config_path
+from dskd_mm.utils.config import host_of, is_distiller_config, resolve_config_path
 
 TASKS = dict(mmpretrain='classification', mmdet='detection', mmseg='segmentation')
 """What a method's file calls the task of each host."""
@@ -23,7 +23,8 @@ def apply_method(cfg: Config, method: str) -> Config:
     ``_delete_`` included, each over the ones before:
 
     1. ``model``,
-    2. that of the task: ``classification``, ``detection`` or ``segmentation``, which the default scope tells,
+    2. that of the task: ``classification``, ``detection`` or ``segmentation``, which the scope tells, or else the package in
+       the student's type,
     3. ``two_stage_detection``, if the student has a ``roi_head``,
     4. those of ``pairs`` whose regular expression is found in the name of the config's file.
 
@@ -60,7 +61,13 @@ def method_settings(overlay: Config, cfg: Config) -> list[ConfigDict]:
     Raises:
         ValueError: If the last that applies is None: the method is not for such models.
     """
-    student, task = cfg.model.student, TASKS.get(cfg.get('default_scope') or '')
+    student, task = cfg.model.student, TASKS.get(host_of(cfg))
+    if task is None and any(name in overlay for name in TASKS.values()):
+        raise ValueError(
+            f'{overlay.filename} has settings for each task, which the scope tells: expected default_scope to be one of '
+            f'{", ".join(TASKS)}, but {cfg.filename or "the config"} has {cfg.get("default_scope")!r}, and the type of its '
+            f"student is {student.get('type')!r}. Set default_scope, or name the type with its package ('mmdet.RetinaNet')."
+        )
     names = ['model', task, *(['two_stage_detection'] if 'roi_head' in student else [])]
     found = {name: overlay[name] for name in names if name in overlay}
     pair = Path(cfg.filename or '').stem

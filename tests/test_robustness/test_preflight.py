@@ -3,6 +3,7 @@
 import ast
 import copy
 import logging
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from dskd_mm.preflight import CHEAP, PARTS, Report, check_config, refuse_faults
 from dskd_mm.preflight.data import dataset_paths, pipeline_size, spread
 from dskd_mm.preflight.environment import MINIMUM
 from dskd_mm.preflight.models import skeleton
-from dskd_mm.preflight.step import build_optimizer, take_step, weight_bytes
+from dskd_mm.preflight.step import Step, build_optimizer, report_step, take_step, weight_bytes
 from dskd_mm.registry import MODELS
 from dskd_mm.testing import classifier_config, random_teacher
 from dskd_mm.utils.config import load_config
@@ -210,6 +211,14 @@ def test_losses_that_are_not_finite_are_a_fault(run: Config) -> None:
     report = check_config(run)
     (fault,) = report.faults
     assert fault.subject == 'step' and ('finite' in fault.text)
+
+
+@pytest.mark.parametrize(('student', 'is_fault'), [(1.0, True), (math.nan, False)])
+def test_whose_loss_is_not_finite_is_told_of_every_method(run: Config, student: float, is_fault: bool) -> None:
+    report = Report(run)
+    report_step(report, Step(dict(loss=math.nan, loss_student=student, loss_kd=math.nan), [], 1.0, 0))
+    (finding,) = report.findings
+    assert finding.is_fault == is_fault and 'loss_kd' in finding.text
 
 
 def test_frozen_parameters_are_not_listed_one_by_one(run: Config) -> None:

@@ -63,6 +63,23 @@ def test_a_method_leaves_its_settings_in_the_file(plain: Path, tmp_path: Path) -
     assert set(cfg.custom_imports.imports) == {'dskd_mm', 'support.runs'}, "the student's own are kept"
 
 
+@pytest.mark.parametrize('lazy', [False, True])
+def test_what_a_method_sets_on_the_student_is_in_the_file(plain: Path, tmp_path: Path, lazy: bool) -> None:
+    cfg = Config.fromfile(plain)
+    cfg.custom_imports.imports = 'support.runs'  # as mmengine allows
+    cfg.model.head.loss = dict(type='CrossEntropyLoss', loss_weight=1.0)
+    named_after = plain.with_name('mine_cifar100.py')
+    cfg.dump(str(named_after))
+    if lazy:
+        named_after.write_text('from mmpretrain.models import ImageClassifier\n' + named_after.read_text())
+    distill(named_after, '--method', 'kd', '--out', tmp_path / 'kd.py')
+    found = Config.fromfile(tmp_path / 'kd.py')
+    assert found.model.student.head.loss.loss_weight == 0.1, 'beside which the loss of KD weighs 0.9'
+    cfg.model.head.loss.loss_weight = 0.1
+    assert found.model.student == cfg.model
+    assert found.custom_imports.imports == ['dskd_mm', 'support.runs']
+
+
 def test_a_config_in_pure_python_is_inherited_by_an_import(tmp_path: Path, plain: Path) -> None:
     lazy = plain.with_name('lazy.py')
     lazy.write_text(

@@ -50,12 +50,13 @@ def test_what_only_distillation_needs_is_dropped() -> None:
     cfg = distiller()
     cfg.custom_hooks = [dict(type='dskd_mm.StudentExportHook'), dict(type='EMAHook')]
     cfg.custom_imports = dict(imports=['dskd_mm', 'my_package'], allow_failed_imports=False)
+    cfg.optim_wrapper = dict(type='dskd_mm.BF16OptimWrapper', optimizer=dict(type='SGD', lr=0.1))  # of --amp on a CPU
     before = cfg.to_dict()
     plain = student_config(cfg)
     assert plain.model == dict(type='ImageClassifier')
     assert plain.default_scope == 'mmpretrain'
     assert [hook.type for hook in plain.custom_hooks] == ['EMAHook']
-    assert plain.custom_imports.imports == ['my_package']
+    assert plain.custom_imports.imports == ['my_package'] and plain.optim_wrapper.type == 'OptimWrapper'
     assert cfg.to_dict() == before
     assert is_distiller_config(cfg) and not is_distiller_config(plain)
 

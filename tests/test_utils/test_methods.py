@@ -13,7 +13,9 @@ from dskd_mm.utils.methods import apply_method, methods
 STUDENT = dict(type='ImageClassifier', head=dict(type='LinearClsHead', loss=dict(type='CrossEntropyLoss')))
 
 
-def pair(folder: Path, name: str = 'pair', scope: str = 'mmpretrain', student: dict | None = None, **model: Any) -> Config:
+def pair(
+    folder: Path, name: str = 'pair', scope: str | None = 'mmpretrain', student: dict | None = None, **model: Any
+) -> Config:
     """The config of a pair as read from a file, distilled by a method with settings of its own."""
     whole = dict(type='dskd_mm.DSKDDistiller', student=student or STUDENT, teacher=dict(config='t.py', checkpoint='t.pth'))
     cfg = Config(dict(default_scope=scope, custom_imports=dict(imports=['dskd_mm']), model=whole | model, seed=3))
@@ -57,11 +59,12 @@ custom_imports = dict(imports=['dskd_mm', 'support.runs'])
         ('mmdet', {}, dict(a=1, b=3, c=3, d=5)),
         ('mmdet', dict(roi_head=dict(type='R')), dict(a=1, b=3, c=4, d=5)),
         ('mmseg', {}, dict(a=1, b=1, c=1, d=5)),
-        (None, {}, dict(a=1, b=1, c=1, d=5)),
+        (None, dict(type='mmdet.RetinaNet'), dict(a=1, b=3, c=3, d=5)),
+        (None, dict(_scope_='mmpretrain'), dict(a=1, b=2, c=2, d=5)),
     ],
 )
 def test_settings_are_merged_from_the_general_to_the_special(tmp_path: Path, scope: Any, student: dict, expected: dict) -> None:
-    found = apply_method(pair(tmp_path, scope=scope, student=dict(type='S', **student)), method(tmp_path, ROWS))
+    found = apply_method(pair(tmp_path, scope=scope, student=dict(type='S') | student), method(tmp_path, ROWS))
     assert {key: found.model[key] for key in expected} == expected
     assert found.model.nested == dict(z=7)
     assert '_delete_' not in found.pretty_text
@@ -87,6 +90,16 @@ def test_the_result_is_whole(tmp_path: Path) -> None:
 def test_what_cannot_be_applied_is_told(tmp_path: Path, name: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         apply_method(pair(tmp_path), name)
+
+
+def test_a_task_that_nothing_tells_is_asked_for(tmp_path: Path) -> None:
+    cfg = pair(tmp_path, scope=None, student=dict(type='S'))
+    with pytest.raises(
+        ValueError, match=r"default_scope to be one of mmpretrain, .*has None, .*student is 'S'. Set default_scope"
+    ):
+        apply_method(cfg, 'at')
+    cfg.default_scope = 'mmpretrain'  # the mend
+    assert 'at1' in apply_method(cfg, 'at').model.distill_losses
 
 
 def test_a_special_setting_may_allow_or_refuse(tmp_path: Path) -> None:
