@@ -91,7 +91,8 @@ def distiller_config(meta: dict[str, Any], path: str | None) -> Config:
     if not is_distiller_config(cfg):
         raise ValueError(
             f'Expected the config of a distiller, with student and teacher, but the model of {path or "the checkpoint"} is a '
-            f'{type_name(cfg.get("model") or {})}: give the checkpoint that training wrote (epoch_*.pth), or --config.'
+            f'{type_name(cfg.get("model") or {})}: give the checkpoint that training wrote (epoch_*.pth)'
+            f'{"" if path is None else ", or its own config"}.'
         )
     return cfg
 

@@ -134,7 +134,7 @@ def test_published_is_the_student_with_its_hash_and_its_record(trained: Path, tm
 
 
 def test_what_cannot_be_published_is_one_line(trained: Path, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=r'give the checkpoint that training wrote \(epoch_\*\.pth\), or --config'):
+    with pytest.raises(SystemExit, match=r'give the checkpoint that training wrote \(epoch_\*\.pth\)\.'):
         student = tmp_path / 'student.pth'
         main(['export', str(trained / 'epoch_1.pth'), str(student)])
         torch.save(dict(torch.load(student), meta=dict(cfg="model = dict(type='X')")), student)
