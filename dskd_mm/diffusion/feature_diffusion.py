@@ -199,4 +199,5 @@ class FeatureDiffusion(nn.Module):
         # One batch that is not finite must not stay in the average for good.
         batch = torch.where(torch.isfinite(batch), batch, self.std)
         first = (self.std == 0).to(batch.dtype)
-        self.std.lerp_(batch, torch.clamp(first, min=0.01))
+        # Features that are only evaluated move nothing, but something must divide the very first.
+        self.std.lerp_(batch, torch.clamp(first, min=0.01) if self.training else first)

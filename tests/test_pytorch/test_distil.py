@@ -244,6 +244,17 @@ def test_a_checkpoint_goes_on_as_before() -> None:
     assert not [name for name in one.state_dict() if 'teacher' in name]
 
 
+def test_the_loss_of_a_validation_is_no_step() -> None:
+    distiller = dskd_mm.distil(Net(), Net(6))
+    distiller(*batch())
+    before = {name: value.clone() for name, value in distiller.state_dict().items()}
+    with torch.no_grad():
+        distiller.eval()(*batch())
+    assert all(torch.equal(value, before[name]) for name, value in distiller.state_dict().items())
+    # Nothing was trained before: there is a loss all the same.
+    assert torch.isfinite(dskd_mm.distil(Net(), Net(6)).eval()(*batch()))
+
+
 @pytest.mark.parametrize(
     ('change', 'words'),
     [
