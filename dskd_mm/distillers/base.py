@@ -19,8 +19,8 @@ from dskd_mm.distillers.checks import (
     check_parameter_groups,
     check_pooling,
     check_specs,
+    explain_single_vector,
     named_losses,
-    norm_options,
 )
 from dskd_mm.distillers.ensemble import average_predictions, build_teachers, check_method, check_others
 from dskd_mm.distillers.layers import split_layers
@@ -178,16 +178,13 @@ class Distiller(BaseModel):
             own = self.distill(batch.student, batch.teacher, batch.target, batch.head_loss)
             added = self._compare(batch)
         except SingleVectorError as error:
-            raise ValueError(
-                f'A batch norm of {type(self).__name__} expects several vectors, but got the only one of a single image or '
-                'proposal. Train on at least 2 images at a time (drop_last=True in the train dataloader), or take group norms: '
-                f'{" ".join(f"{option}=GN" for option in norm_options(self))}.'
-            ) from error
+            raise ValueError(explain_single_vector(self)) from error
         check_names(batch.losses, own, added)
         taught = self.options.weigh({**own, **added}, self.iteration, self.learned_losses)
         self._is_first_step = False
         self._student_losses = tuple(batch.losses)
-        self._tick()
+        if self.training:  # the loss of a validation is no step
+            self._tick()
         found = {**batch.losses, **taught}
         self._note(named_losses(found))
         return found

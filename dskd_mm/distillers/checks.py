@@ -82,7 +82,7 @@ def check_specs(student: TapSpec, teacher: TapSpec) -> None:
         raise ValueError(
             f'The student classifies {student.num_classes} classes ({", ".join(student.classifiers)}), the teacher '
             f'{teacher.num_classes} ({", ".join(teacher.classifiers)}): both must know the same classes. A teacher that knows '
-            'the classes of the data and others needs teacher=dict(..., match_classes=True).'
+            'the classes of the data and others needs teacher=dict(..., match_classes=True) in a config.'
         )
     if (student.num_priors, student.strides) != (teacher.num_priors, teacher.strides):
         raise ValueError(
@@ -131,12 +131,16 @@ def named_losses(losses: Mapping[str, Tensor | Sequence[Tensor]]) -> Iterable[tu
                 yield f'loss {name!r}', level
 
 
-def norm_options(distiller: nn.Module) -> list[str]:
-    """Return the options that choose the batch norms of a distiller, such as 'model.align.norm'."""
+def explain_single_vector(distiller: nn.Module) -> str:
+    """Return what a batch norm of a distiller lacks that got a single vector, and the options that mend it."""
     found: dict[str, None] = {}
     for path, module in distiller.named_modules():
         if isinstance(module, BatchNorm2d):
             names = path.replace('noise_adapter', 'denoiser').split('.')  # the adapter takes the denoiser's
             inner = next((i for i, name in enumerate(names) if name in ('layers', 'features', 'encoder', 'attention')), None)
-            found['.'.join(['model', *(name for name in names[:inner] if name != 'diffusion'), 'norm'])] = None
-    return list(found)
+            found['.'.join(name for name in names[:inner] if name != 'diffusion')] = None
+    return (
+        f'A batch norm of {type(distiller).__name__} expects several vectors, but got the only one of a single image or '
+        'proposal. Train on at least 2 images at a time (drop_last=True in the train dataloader), or take group norms: '
+        f"norm='GN' in {', '.join(found)} (--cfg-options {' '.join(f'model.{option}.norm=GN' for option in found)})."
+    )

@@ -1,6 +1,7 @@
 """DSKD: teacher-guided student diffusion self-distillation."""
 
 import logging
+from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -128,22 +129,33 @@ class DSKDDistiller(Distiller):
     def _accept_checkpoint(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._accept_checkpoint(state_dict, prefix, *args)
         own = self.state_dict()
-        for part, mend in (
-            ('diffusion.denoiser.', f"denoiser=dict(time='table', norm={self.site.norm!r})"),
-            ('lsh', 'lsh=dict(soft=False), lsh_share=0'),
-        ):
+        hashes = any(key.startswith(f'{prefix}lsh.') for key in state_dict)
+        for part in ('diffusion.denoiser.', 'lsh.', 'lsh_share.'):
             theirs = {key: value for key, value in state_dict.items() if key.startswith(prefix + part)}
             ours = {prefix + key: value for key, value in own.items() if key.startswith(part)}
-            if theirs and ours and {k: v.shape for k, v in theirs.items()} != {k: v.shape for k, v in ours.items()}:
+            if {k: v.shape for k, v in theirs.items()} == {k: v.shape for k, v in ours.items()}:
+                continue
+            if theirs and ours:
                 print_log(
                     f"The checkpoint's {part.strip('.')} is of another construction than the config's and begins anew; the "
-                    f'student is loaded as it is. To go on with what it has: {mend}.',
+                    f'student is loaded as it is. To go on with what it has: {self._mend(part, theirs)}.',
                     'current',
                     logging.WARNING,
                 )
+            # How large gradients are is soon known again, and a run without a share of them has none to tell.
+            if (theirs and ours) or (part == 'lsh_share.' and hashes):
                 for key in theirs:
                     del state_dict[key]
                 state_dict.update(ours)
+
+    def _mend(self, part: str, theirs: Mapping[str, Tensor]) -> str:
+        """Return the options by which a part of an older checkpoint, or of another run, is what it was."""
+        centers = [key for key in theirs if key.endswith('center')]  # of bits, or of soft ones' vectors
+        if part == 'lsh.' and all(len(theirs[key]) == len(theirs[key.replace('center', 'projection')]) for key in centers):
+            return 'lsh=dict(soft=False), lsh_share=0'
+        if part == 'diffusion.denoiser.' and any('time_embedding' in key for key in theirs):
+            return f"denoiser=dict(time='table', norm={self.site.norm!r})"
+        return f'give {"denoiser" if part == "diffusion.denoiser." else "lsh"} the options of the run that wrote it'
 
     @property
     def uses_teacher_forward(self) -> bool:

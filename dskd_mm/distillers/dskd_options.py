@@ -4,10 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from dskd_mm.distillers.hashing import check_projection
 from dskd_mm.distillers.options import MethodOptions, check_choice
 from dskd_mm.losses.base import check_temperature
 from dskd_mm.sites import Site
 from dskd_mm.structures import TapSpec
+from dskd_mm.utils.config import type_name
 
 PRESETS: dict[str, dict[str, Any]] = {
     # With terms of ours: the anchor, the virtual teacher on logits, and the teacher's own logits, maps and boxes.
@@ -117,7 +119,7 @@ class DSKDOptions(MethodOptions):
     """
 
     task_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = TASK_DEFAULTS
-    merged: ClassVar[tuple[str, ...]] = ('denoiser', 'sampler', 'lsh', 'loss_weights')
+    merged: ClassVar[tuple[str, ...]] = ('denoiser', 'sampler', 'autoencoder', 'lsh', 'loss_weights')
     losses: ClassVar[Mapping[str, float]] = dict(diff=1.0, lsh=1.0, anchor=1.0, virtual=1.0, logit=1.0, channel=0.0, box=1.0)
 
     preset: str = 'default'
@@ -188,6 +190,10 @@ class DSKDOptions(MethodOptions):
         return bool(self.loss_weights['lsh'] or self.loss_weights['virtual'])
 
     @property
+    def _is_bridge(self) -> bool:
+        return type_name(self.diffusion or {}) == 'FeatureBridge'
+
+    @property
     def compares_with_teacher(self) -> bool:
         """Return whether any loss, boxes aside, needs what the teacher makes of the images."""
         weights = self.loss_weights
@@ -213,10 +219,16 @@ class DSKDOptions(MethodOptions):
             raise ValueError(f'lsh_share of {owner} must not be negative, but got {self.lsh_share}.')
         if not 0 <= self.mix <= 1:
             raise ValueError(f'mix of {owner} must be between 0 (the student) and 1 (the teacher), but got {self.mix}.')
-        if str((self.diffusion or {}).get('type')).endswith('FeatureBridge') and self.prior != 'teacher':
+        if self._is_bridge and self.prior != 'teacher':
             raise ValueError(f"FeatureBridge leads to the teacher's feature: set prior='teacher' instead of {self.prior!r}.")
         if self.sampling_interval < 1:
             raise ValueError(f'sampling_interval of {owner} must be at least 1, but got {self.sampling_interval}.')
+        check_projection(owner, self.lsh, site, teacher)
+        if self.autoencoder and 'latent_channels' not in self.autoencoder:
+            raise ValueError(
+                f'autoencoder of {owner} expects latent_channels, fewer than the {teacher.channels} of the feature, but got '
+                f'{dict(self.autoencoder)}: add them, or leave autoencoder out.'
+            )
         self._check_bounds(owner, type(site).__name__, student, teacher)
         weights = self.loss_weights
         if not teacher.classifiers and (self.target == 'local' or weights['virtual'] or weights['logit']):
@@ -245,6 +257,8 @@ class DSKDOptions(MethodOptions):
 
     def _check_adapter(self) -> None:
         """Refuse a noise adapter that nothing would train."""
+        if self._is_bridge:
+            raise ValueError("FeatureBridge has no noise to adapt: leave out noise='adapter' of the sampler.")
         if self.detach:
             raise ValueError(
                 "noise='adapter' has to be trained through the sampler, but detach=True samples without a graph: set "

@@ -1,13 +1,27 @@
 """The hash loss over the levels of a site, whatever their widths."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dskd_mm.features import Pyramid, modules_of
 from dskd_mm.sites import Site
-from dskd_mm.structures import Target
+from dskd_mm.structures import TapSpec, Target
+
+
+def check_projection(owner: str, lsh: Mapping[str, Any], site: Site, teacher: TapSpec) -> None:
+    """Refuse to hash what a classifier cannot see where there is none.
+
+    Raises:
+        ValueError: If ``lsh`` says so.
+    """
+    if lsh.get('project') and not teacher.classifiers:
+        raise ValueError(
+            f'lsh=dict(project={lsh["project"]!r}) of {owner} expects a linear classifier of the teacher, but '
+            f'{type(site).__name__} has none: leave project out.'
+        )
 
 
 def hash_levels(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dskd_mm.distillers.base import Distiller, HeadLoss
-from dskd_mm.distillers.hashing import hash_levels
+from dskd_mm.distillers.hashing import check_projection, hash_levels
 from dskd_mm.distillers.options import MethodOptions
 from dskd_mm.features import ChannelAlign, Pyramid, align_levels, per_width
 from dskd_mm.losses import LSHDistillLoss
@@ -58,6 +58,7 @@ class LSHFMOptions(MethodOptions):
         super().check(owner, site, student, teacher)
         if self.beta < 0:
             raise ValueError(f'{owner} expects beta >= 0, but got beta={self.beta}.')
+        check_projection(owner, self.lsh, site, teacher)
         if self.correct_only and (not teacher.classifiers or teacher.sigmoid or teacher.num_priors > 1):
             raise ValueError(
                 f'correct_only of {owner} expects one prediction of exclusive classes for each vector, but the teacher at '

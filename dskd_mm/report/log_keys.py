@@ -98,7 +98,7 @@ LOSSES = (
         'at `dskd_trivial_error` for thousands of iterations the denoiser learns nothing: check `dskd_std`, and the learning '
         "rate. With `denoiser=dict(time='table')` it starts near 2, as an untrained prediction has a spread of its own",
         high=1,
-        note='see `dskd_noise_error`; a pyramid at a neck sums its levels',
+        note='see `dskd_noise_error`',
     ),
     LogKey(
         'loss_dskd_autoencoder',

@@ -607,6 +607,12 @@ def test_a_latent_no_narrower_than_the_features_is_no_default(teachers, monkeypa
     assert build('gap', teachers['gap'], site=ToySite()).diffusion.autoencoder is None
 
 
+def test_of_an_autoencoder_what_is_not_named_keeps_the_advice(teachers, monkeypatch):
+    monkeypatch.setitem(TASK_DEFAULTS, 'toy', dict(autoencoder=dict(latent_channels=8)))
+    diffusion = build('gap', teachers['gap'], site=ToySite(), autoencoder=dict(norm='GN')).diffusion
+    assert diffusion.denoiser.channels == 8 and 'GroupNorm' in kinds(diffusion.autoencoder)
+
+
 def test_images_have_the_defaults_of_the_core(teachers):
     distiller = build('gap', teachers['gap'])
     assert (distiller.options.target, distiller.options.temperature, distiller.diffusion.autoencoder) == ('soft', 4.0, None)
@@ -759,6 +765,11 @@ def test_background_is_no_hit_but_it_can_be_mistaken_for_an_object():
             'embeds 1500 timesteps, but the schedule has 2000',
         ),
         (dict(align=dict(kind='identity')), 'student has 16 and the teacher 24'),
+        (dict(autoencoder=dict(norm='GN')), 'autoencoder .* expects latent_channels, fewer than the 24'),
+        (
+            dict(diffusion=dict(type='dskd_mm.FeatureBridge'), prior='teacher', detach=False, sampler=dict(noise='adapter')),
+            "no noise to adapt: leave out noise='adapter'",
+        ),
     ],
 )
 def test_switches_that_cannot_train_are_refused(teachers, switches, message):
@@ -839,6 +850,28 @@ def test_what_was_built_otherwise_begins_anew(teachers, monkeypatch):
     mended.load_state_dict(first.state_dict())
     assert all(torch.equal(value, first.state_dict()[key]) for key, value in mended.state_dict().items())
     assert len(said) == 2
+
+
+@pytest.mark.parametrize(
+    ('then', 'now', 'part', 'words'),
+    [
+        (dict(), dict(lsh=dict(bits=64)), 'lsh.', ['lsh is of another', 'give lsh the options of the run that wrote it']),
+        (dict(), dict(denoiser=dict(norm='BN')), 'diffusion.denoiser.', ['give denoiser the options of the run']),
+        (dict(lsh_share=0), dict(), 'lsh_share.', []),
+        (dict(), dict(lsh_share=0), 'lsh_share.', []),
+    ],
+)
+def test_only_what_was_built_otherwise_begins_anew(teachers, monkeypatch, then, now, part, words):
+    one, other = build('gap', teachers['gap'], **then), build('gap', teachers['gap'], **now)
+    step(one)
+    said: list[str] = []
+    monkeypatch.setattr('dskd_mm.distillers.dskd.print_log', lambda message, *args: said.append(message))
+    other.load_state_dict(one.state_dict())
+    assert [word for word in words if word not in ' '.join(said)] == [] and len(said) == bool(words)
+    kept = {key: value for key, value in other.state_dict().items() if not key.startswith(part)}
+    assert kept and all(torch.equal(value, one.state_dict()[key]) for key, value in kept.items())
+    build('gap', teachers['gap'], **then).load_state_dict(one.state_dict())  # the mend
+    assert len(said) == bool(words)
 
 
 # ------------------------------------------------------------------------------------------- what is mended

@@ -51,6 +51,14 @@ def configured(kind: str, directory: Path, **options: Any) -> Any:
     return dense_distiller_config(kind, str(directory), **{'site': NECK, **options})
 
 
+@pytest.mark.parametrize('method', ['DSKDDistiller', 'LSHFMDistiller'])
+def test_nothing_is_hashed_as_unseen_where_no_classifier_sees(tmp_path: Path, method: str) -> None:
+    config = configured('ssd', tmp_path)
+    config.update(type=f'dskd_mm.{method}', lsh=dict(project='null'))
+    with pytest.raises(ValueError, match=f"project='null'.* of {method} .*NeckSite has none: leave project out"):
+        build_distiller(config)
+
+
 @pytest.mark.parametrize('kind', WIDTHS)
 @pytest.mark.parametrize('method', METHODS)
 def test_every_method_trains(tmp_path: Path, kind: str, method: str) -> None:
