@@ -29,7 +29,7 @@ from benchmarks.records import markdown, records
 from benchmarks.runner import ROOT
 from benchmarks.settings import SETTINGS
 from benchmarks.shipped_tables import shipped
-from benchmarks.variants import FACTORS, METHODS, VARIANTS, label_of, scaled
+from benchmarks.variants import FACTORS, METHODS, SCALED, VARIANTS, label_of, scaled
 from benchmarks.zoo_tables import models
 from dskd_mm.visualization.style import BLUE, GREY, ORANGE, new_figure, tidy
 
@@ -82,7 +82,7 @@ def table(dataset: str, split: str, epochs: int, results: Path | None = None) ->
         epochs (int): The budget.
         results (Path, optional): File of the records. Defaults to None: the published ones.
     """
-    groups = selected(dataset, split, epochs, results)
+    groups = compared(dataset, split, epochs, results)
     teacher = teachers(dataset, split, groups, results)
     plain = groups.get('plain', [])
     names = ('teacher', *['teacher, trained again'] * len(teacher))
@@ -100,6 +100,14 @@ def table(dataset: str, split: str, epochs: int, results: Path | None = None) ->
     return markdown(('method', metric, 'gain over plain', 'teacher gap closed', 'DSKD is ahead by', 'seeds'), rows)
 
 
+def compared(dataset: str, split: str, epochs: int, results: Path | None = None) -> dict[str, list[dict]]:
+    """What a table shows of :func:`selected`: each method at its default weight, and at the one that a search chose."""
+    best = chosen(dataset, 'holdout', epochs, results).values()
+    return {
+        name: runs for name, runs in selected(dataset, split, epochs, results).items() if name in best or name not in SCALED
+    }
+
+
 def search_table(dataset: str, split: str, epochs: int, results: Path | None = None) -> str:
     """Methods with all that pulls the student multiplied by the same few factors: the metric, and which is the best."""
     groups, best = selected(dataset, split, epochs, results), chosen(dataset, split, epochs, results)
@@ -112,16 +120,22 @@ def search_table(dataset: str, split: str, epochs: int, results: Path | None = N
 
 
 def chosen(dataset: str, split: str, epochs: int, results: Path | None = None) -> dict[str, str]:
-    """The best variant of each method by its weight, where more than one was tried."""
-    groups = selected(dataset, split, epochs, results)
-    tried = {method: [name for f in FACTORS if groups.get(name := scaled(method, f))] for method in METHODS}
-    means = {name: statistics.mean(r['value'] for r in runs) for name, runs in groups.items()}
-    return {method: max(names, key=means.__getitem__) for method, names in tried.items() if len(names) > 1}
+    """The best variant of each method by its weight, where more than one was tried, in the seeds that all of them have."""
+    groups, best = selected(dataset, split, epochs, results), {}
+    for method in METHODS:
+        tried = {name: {r['seed']: r['value'] for r in groups[name]} for f in FACTORS if groups.get(name := scaled(method, f))}
+        if len(tried) > 1:
+            common = set.intersection(*map(set, tried.values())) or set().union(*tried.values())
+            means = {name: statistics.mean(v for seed, v in found.items() if seed in common) for name, found in tried.items()}
+            best[method] = max(means, key=means.__getitem__)
+    return best
 
 
 def search(dataset: str, split: str, epochs: str, page: Path) -> Block:
     """See :func:`search_table`."""
-    return search_table(dataset, split, int(epochs)), {}
+    searched = [scaled(method, f) for method in chosen(dataset, split, int(epochs)) for f in FACTORS]
+    groups = {name: runs for name, runs in selected(dataset, split, int(epochs)).items() if name in searched}
+    return f'{search_table(dataset, split, int(epochs))}\n\n{caption(dataset, split, epochs, groups)}', {}
 
 
 def reached(curve: list[list[float]], value: float) -> float | None:
@@ -141,7 +155,7 @@ def times(dataset: str, split: str, epochs: str, page: Path) -> Block:
     Evaluations are some epochs apart: between them lines are drawn, and before the first one nothing is known, so that a time
     is an upper bound there. All runs of a table are expected on one machine that does nothing else.
     """
-    groups = {name: [r for r in runs if r.get('curve')] for name, runs in selected(dataset, split, int(epochs)).items()}
+    groups = {name: [r for r in runs if r.get('curve')] for name, runs in compared(dataset, split, int(epochs)).items()}
     plain = groups.get('plain', [])
     if not plain:
         return 'No curve of the plain student was recorded yet.', {}
@@ -161,7 +175,7 @@ def times(dataset: str, split: str, epochs: str, page: Path) -> Block:
 
 def picture(dataset: str, split: str, epochs: int, results: Path | None = None) -> Figure:
     """The table as points: mean and deviation of each method, beside the plain student and the teacher; see :func:`table`."""
-    groups = selected(dataset, split, epochs, results)
+    groups = compared(dataset, split, epochs, results)
     teacher = list(teachers(dataset, split, groups, results).values())
     names = ranked(groups)
     figure, axes = new_figure(6.4, 0.9 + 0.34 * len(names))
@@ -185,9 +199,8 @@ def picture(dataset: str, split: str, epochs: int, results: Path | None = None) 
     return figure
 
 
-def caption(dataset: str, split: str, epochs: int) -> str:
-    """What a table shows and the commands that reproduce its records, one for each group of methods with the same seeds."""
-    groups = selected(dataset, split, epochs)
+def caption(dataset: str, split: str, epochs: str, groups: dict[str, list[dict]]) -> str:
+    """What a table of records shows and the commands that reproduce them, one for each group of methods with the same seeds."""
     if not groups:
         return ''
     setting = SETTINGS[dataset]
@@ -217,8 +230,9 @@ def picture_path(dataset: str, split: str, epochs: str) -> Path:
 
 def block(dataset: str, split: str, epochs: str, page: Path) -> Block:
     """Methods on one data set: the table, its picture if there is one to draw, and the command."""
-    parts, pictures = [table(dataset, split, int(epochs)), caption(dataset, split, int(epochs))], {}
-    if len(selected(dataset, split, int(epochs))) >= PICTURE_ROWS:
+    groups = compared(dataset, split, int(epochs))
+    parts, pictures = [table(dataset, split, int(epochs)), caption(dataset, split, epochs, groups)], {}
+    if len(groups) >= PICTURE_ROWS:
         path = picture_path(dataset, split, epochs)
         parts.insert(1, f'![{dataset}: methods compared]({os.path.relpath(path, page.parent)})')
         pictures[path] = partial(picture, dataset, split, int(epochs))

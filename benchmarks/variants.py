@@ -298,12 +298,13 @@ def scaled(method: str, factor: str) -> str:
     return method if factor == '1' else f'{method}-x{factor}'
 
 
-VARIANTS |= {
+SCALED = {
     scaled(method, factor): Variant(f'{label}, weight × {factor}', {'model.distill_weight': factor}, method)
     for method, label in METHODS.items()
     for factor in FACTORS
     if method not in ('teacher', 'plain') and factor != '1'
 }
+VARIANTS |= SCALED
 
 
 def method_of(name: str) -> str:

@@ -120,7 +120,8 @@ def test_the_commands_reproduce_what_is_recorded_and_no_more(tmp_path, monkeypat
     rows = [('plain', 0), ('plain', 1), ('kd', 1), ('kd', 0), ('dskd', 0), ('no-lsh', 2)]
     write_records(tmp_path / 'accuracy.jsonl', [('fashion-mnist', *row, 80.0) for row in rows])
     monkeypatch.setattr(recorded, 'RESULTS', tmp_path / 'accuracy.jsonl')
-    commands = [line for line in report.caption('fashion-mnist', 'test', 5).splitlines() if line.startswith('python')]
+    text, _ = report.block('fashion-mnist', 'test', '5', ROOT / 'README.md')
+    commands = [line for line in text.splitlines() if line.startswith('python')]
     assert [command.split('fashion-mnist ')[1] for command in commands] == [
         '--methods dskd --seeds 0 --epochs 5',
         '--methods plain,kd --seeds 0,1 --epochs 5',
@@ -221,11 +222,18 @@ def test_the_best_weight_of_each_method_is_chosen(tmp_path, monkeypatch):
         ('at', 0, 60.0),  # of which nothing was searched
     ]
     write_records(tmp_path / 'accuracy.jsonl', [('fashion-mnist', *row) for row in rows])
-    where = 'fashion-mnist', 'test', 5, tmp_path / 'accuracy.jsonl'
+    where = 'fashion-mnist', 'holdout', 5, tmp_path / 'accuracy.jsonl'
+    records = [json.loads(line) for line in where[-1].read_text().splitlines()]
+    where[-1].write_text(''.join(json.dumps(record | dict(split='holdout')) + '\n' for record in records))
     assert report.chosen(*where) == {'kd': 'kd-x0.3', 'dskd': 'dskd'}
+    # Tables show no other of the weights.
+    assert list(report.compared(*where)) == ['kd-x0.3', 'kd', 'dskd', 'at']
     kd, dskd = report.search_table(*where).splitlines()[2:]
     assert [cell.strip() for cell in kd.split('|')[1:-1]] == ['KD', '', '82.00 ± 2.83', '81.00', '70.00', '0.3']
     assert [cell.strip() for cell in dskd.split('|')[1:-1]] == ['**DSKD**', '84.00', '', '85.00', '', '1']
+    # Methods are judged in the seeds that all their weights have: the second one of × 0.3 does not count.
+    where[-1].write_text(where[-1].read_text().replace('80.0', '60.0'))
+    assert report.chosen(*where)['kd'] == 'kd-x0.3'
 
 
 @pytest.mark.parametrize(
