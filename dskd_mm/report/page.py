@@ -75,10 +75,11 @@ def header(about: Group, result: Comparison, findings: Sequence[Finding]) -> str
     cards.append((f'{healthy} of {len(judged)}' if judged else None, 'figures of the log are healthy'))
     listed = ''.join(f'<li><b>{value}</b><span>{escape(name)}</span></li>' for value, name in cards if value is not None)
     count = len(about.runs)
+    metric = f'{escape(metric_name(result.metric))}, after the last evaluation; ' if result.metric else ''
     return (
         f'<header><p class="eyebrow">Distillation report</p><h1>{escape(about.runs[0].name)}</h1>'
         f'<p class="verdict">{escape(result.verdict())}</p>'
-        f'<p class="soft">{escape(metric_name(result.metric))}, after the last evaluation; {count} run{"s" * (count > 1)} of '
+        f'<p class="soft">{metric}{count} run{"s" * (count > 1)} of '
         f'this config. Written on {date.today():%d %B %Y} by dskd_mm {__version__}.</p><ul class="cards">{listed}</ul></header>'
     )
 

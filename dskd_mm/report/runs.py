@@ -26,18 +26,25 @@ def read_scalars(work_dir: str | Path) -> Scalars:
     """Read what the runs in a folder have logged, as mmengine's ``LocalVisBackend`` writes it.
 
     Args:
-        work_dir (str | Path): The work dir. A run that was resumed has left several logs.
+        work_dir (str | Path): The work dir. A run that was resumed has left several logs. What another one trained over, after
+            it was resumed or began anew, does not count.
 
     Returns:
         list[dict]: One dict per logged step, oldest first: losses, ``time``, ``epoch`` and ``step`` in training, metrics and
         ``step`` in validation. Empty if nothing has been logged yet.
     """
-    rows = []
+    rows: Scalars = []
     # mmengine names a run's log by the time of its start.
     for log in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
+        own: Scalars = []
         for line in log.read_text(encoding='utf-8').splitlines():
             with suppress(json.JSONDecodeError):  # being written right now, or the last one of a killed run
-                rows.append(json.loads(line))
+                own.append(json.loads(line))
+        begin = next((row.get('step', 0) for row in own if 'loss' in row), None)
+        if begin is not None:
+            again = (i for i, row in enumerate(rows) if 'loss' in row and row.get('step', 0) >= begin)
+            rows = rows[: next(again, len(rows))]
+        rows += own
     return rows
 
 
@@ -79,10 +86,13 @@ class RunLog:
         dumped = sorted(folder.glob('*.py'), key=lambda path: path.stat().st_mtime)
         # Named after the time are those of configs without a file.
         dumped = [path for path in dumped if not re.fullmatch(r'\d{8}_\d{6}', path.stem)]
+        cfg = Config.fromfile(configs[-1], import_custom_modules=False)
+        # Not those that were exported: of the plain student.
+        dumped = [path for path in dumped if not is_distiller_config(cfg) or is_distiller_file(path)]
         return cls(
             folder=folder,
             config=dumped[-1] if dumped else configs[-1],
-            cfg=Config.fromfile(configs[-1], import_custom_modules=False),
+            cfg=cfg,
             training=[row for row in rows if 'loss' in row],
             evaluations=[row for row in rows if 'loss' not in row],
         )
@@ -189,6 +199,13 @@ class RunLog:
     def pictures(self) -> list[Path]:
         """Return the pictures that ``dskd see`` left in the folder."""
         return sorted((self.folder / 'see').glob('*.png'))
+
+
+def is_distiller_file(path: Path) -> bool:
+    """Return whether a file is the config of a distiller."""
+    with suppress(Exception):  # any code may lie there
+        return is_distiller_config(Config.fromfile(path, import_custom_modules=False))
+    return False
 
 
 def read_runs(folders: Sequence[str | Path]) -> list[RunLog]:

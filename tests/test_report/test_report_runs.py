@@ -78,7 +78,7 @@ def verdict(tmp_path: Path, plain: list[float], distilled: list[float]) -> str:
         for seed, value in enumerate(values):
             folder = tmp_path / f'{kind}{seed}'
             runs.append(write_run(folder, [{'mIoU': value, 'step': 1}], config=f'model = {config}\n'))
-            (folder / f'{kind}.py').touch()
+            (folder / f'{kind}.py').write_text(f'model = {config}\n')
     return compare(group_runs([RunLog.read(run.folder) for run in runs]), 'mIoU').verdict()
 
 
@@ -95,7 +95,7 @@ def test_methods_and_options_of_one_config_are_no_seeds(tmp_path: Path) -> None:
         for seed in range(2):
             config = f'model = {model}\nrandomness = dict(seed={seed})\n'
             write_run(tmp_path / f'{name}{seed}', [{'mIoU': 50.0 + seed, 'step': 1}], config=config)
-            (tmp_path / f'{name}{seed}/{"plain" if name == "plain" else "pair"}.py').touch()
+            (tmp_path / f'{name}{seed}/{"plain" if name == "plain" else "pair"}.py').write_text(config)
 
     def found(*names: str) -> dict[str, int]:
         groups = group_runs(read_runs([tmp_path / name for name in names]))
@@ -111,6 +111,41 @@ def test_methods_and_options_of_one_config_are_no_seeds(tmp_path: Path) -> None:
     runs = read_runs([tmp_path / 'kd0', tmp_path / 'plain0'])
     assert [role(run, runs) for run in runs] == ['distilled', 'plain']
     assert '0.0 points above the plain one (50.0)' in compare(group_runs(runs), 'mIoU').verdict()
+
+
+def test_an_exported_config_is_not_that_of_the_training(tmp_path: Path) -> None:
+    config = "model = dict(type='dskd_mm.DSKDDistiller', student=dict(type='X'), teacher=dict(checkpoint='x'))\n"
+    write_run(tmp_path, [{'mIoU': 50.0, 'step': 1}], config=config)
+    (tmp_path / 'pair.py').write_text(config)
+    (tmp_path / 'student.py').write_text("model = dict(type='X')\n")
+    (tmp_path / 'broken.py').write_text('import nothing.of.the.kind\n')
+    assert RunLog.read(tmp_path).config == tmp_path / 'pair.py'
+
+
+def test_what_was_trained_again_counts_once(tmp_path: Path) -> None:
+    """After a kill training goes on from the last checkpoint; without --resume it begins anew, in the same folder."""
+
+    def log(name: str, steps: range, evaluations: dict[int, float]) -> None:
+        data = tmp_path / name / 'vis_data'
+        data.mkdir(parents=True)
+        (data / 'config.py').write_text("model = dict(type='X')\n")
+        rows: list[dict] = []
+        for step in steps:
+            rows.append({'loss': 1.0, 'step': step})
+            rows += [{METRIC: evaluations[step // 2], 'step': step // 2}] if step % 2 == 0 and step // 2 in evaluations else []
+        (data / 'scalars.json').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+
+    def told() -> tuple[list[int], dict[int, float]]:
+        run = RunLog.read(tmp_path)
+        return [row['step'] for row in run.training], run.curve(METRIC)
+
+    log('20260101_000000', range(1, 6), {1: 10.0, 2: 20.0})
+    log('20260101_000001', range(5, 9), {3: 30.0, 4: 40.0})
+    assert told() == ([1, 2, 3, 4, 5, 6, 7, 8], {1: 10.0, 2: 20.0, 3: 30.0, 4: 40.0})
+    log('20260101_000002', range(1, 4), {1: 11.0})
+    assert told() == ([1, 2, 3], {1: 11.0})
+    log('20260101_000003', range(0), {})
+    assert told() == ([1, 2, 3], {1: 11.0})
 
 
 def test_a_folder_given_twice_is_one_run(work_dirs: dict[str, Path]) -> None:
