@@ -21,6 +21,10 @@ segmentation = dict(
 )
 pairs = {
     'resnet20_r56_cifar100': dict(distill_losses=dict(mgd=dict(loss_weight=4e-4))),  # 64x8x8
+    'resnet8x4_r32x4_cifar100': dict(distill_losses=dict(mgd=dict(loss_weight=1e-4))),  # 256x8x8
+    'wrn40-1_wrn40-2_cifar100': dict(distill_losses=dict(mgd=dict(loss_weight=2e-4))),  # 128x8x8
+    'shufflenet.*_r32x4_cifar100': dict(distill_losses=dict(mgd=dict(loss_weight=4e-4))),  # 256x4x4
+    'mobilenetv2_r50_cifar100': dict(distill_losses=dict(mgd=dict(loss_weight=2e-4))),  # 2048x2x2
     'cifar100-subset': dict(distill_losses=dict(mgd=dict(loss_weight=2e-4))),  # 128x8x8
     'fashion-mnist': dict(distill_losses=dict(mgd=dict(loss_weight=6e-4))),  # 64x7x7
     'bccd': dict(distill_losses=dict(mgd=dict(loss_weight=1e-3))),
