@@ -1,6 +1,6 @@
 """A student and a teacher that are plain modules, made into one module that returns the loss of a batch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -81,7 +81,7 @@ def distil(
     if layers is not None:
         model['layers'] = layer_pairs(layers, ours, theirs)
     elif 'layers' in model:
-        model |= at_stages(model, ours, theirs)
+        model |= at_stages(model, ours, theirs, options.get('distill_losses') or {})
     device = next(student.parameters()).device
     own = NetworkClassifier(student, ours, criterion)
     frozen = [NetworkTeacher(one.to(device, torch.float32), where) for one, where in zip(teachers, all_theirs, strict=True)]
@@ -189,7 +189,7 @@ def layer_pairs(layers: dict[str, tuple[str, str]], student: Anatomy, teacher: A
     return found
 
 
-def at_stages(model: dict[str, Any], student: Anatomy, teacher: Anatomy) -> dict[str, Any]:
+def at_stages(model: dict[str, Any], student: Anatomy, teacher: Anatomy, own: Mapping[str, Any]) -> dict[str, Any]:
     """Return the layers and losses of a method that compares stages, for as many as both networks have.
 
     Args:
@@ -212,5 +212,7 @@ def at_stages(model: dict[str, Any], student: Anatomy, teacher: Anatomy) -> dict
     losses = model.get('distill_losses')
     if losses:
         known = {*layers, 'feature', 'logits'}
-        changed['distill_losses'] = {name: loss for name, loss in losses.items() if loss.get('on', 'feature') in known}
+        changed['distill_losses'] = {
+            name: loss for name, loss in losses.items() if name in own or loss.get('on', 'feature') in known
+        }
     return changed

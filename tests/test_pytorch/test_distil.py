@@ -275,6 +275,14 @@ def test_what_cannot_be_distilled_is_told(change: dict, words: str) -> None:
         dskd_mm.distil(**{'student': Net(), 'teacher': Net(6), **change})
 
 
+def test_no_loss_of_the_users_is_dropped() -> None:
+    own = dict(mine=dict(type='dskd_mm.FitNetLoss', on='stge1'))
+    with pytest.raises(ValueError, match="'stge1'"):
+        dskd_mm.distil(Net(), Net(6), method='at', distill_losses=own)
+    own['mine']['on'] = 'stage1'  # the mend
+    assert 'mine' in dskd_mm.distil(Net(), Net(6), method='at', distill_losses=own).distiller.distill_losses
+
+
 def test_the_mends_of_refusals_work() -> None:
     flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, CLASSES))
     assert torch.isfinite(dskd_mm.distil(flat, Net(6), image_size=8)(*batch(8)))
