@@ -21,9 +21,7 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
     add_config_arguments(parser)
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings of the config: key=value pairs')
     parser.add_argument('--skip', nargs='+', choices=PARTS, default=[], help='parts to leave out: data where they are not')
-    parser.add_argument(
-        '--quick', action='store_true', help='read no data set and download nothing, as tools/train.py does by default'
-    )
+    parser.add_argument('--quick', action='store_true', help='read no data set and download nothing')
     return parser.parse_args(argv)
 
 

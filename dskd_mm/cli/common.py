@@ -4,6 +4,8 @@ import argparse
 import os
 import os.path as osp
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -16,6 +18,19 @@ from mmengine.runner import Runner
 from dskd_mm.utils.checkpoint import load_safely_everywhere
 from dskd_mm.utils.config import resolve_config_path
 from dskd_mm.utils.methods import apply_method
+
+
+@contextmanager
+def in_one_line(prog: str) -> Iterator[None]:
+    """End a command with a line instead of a traceback where a file or a setting is wrong.
+
+    Args:
+        prog (str): The command, with which the line begins.
+    """
+    try:
+        yield
+    except (OSError, ValueError, ImportError) as error:
+        raise SystemExit(f'{prog}: {error}') from error
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from mmengine.config import DictAction
 
-from dskd_mm.cli.common import add_config_arguments, read_config
+from dskd_mm.cli.common import add_config_arguments, in_one_line, read_config
 
 
 def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> argparse.Namespace:
@@ -19,6 +19,7 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Run the command."""
     args = parse_args(argv, prog)
-    cfg = read_config(args)
+    with in_one_line(prog or 'config'):
+        cfg = read_config(args)
     cfg.merge_from_dict(args.cfg_options or {})
     print(cfg.pretty_text)

@@ -10,6 +10,7 @@ from mmengine.config import Config, DictAction
 
 from dskd_mm.cli import train
 from dskd_mm.cli.check import print_findings
+from dskd_mm.cli.common import in_one_line
 from dskd_mm.preflight import CHEAP, check_config
 from dskd_mm.utils.config import imported_modules, is_distiller_config, load_config, resolve_config_path
 from dskd_mm.utils.methods import PAIR_KEYS, ROWS, apply_method, method_path
@@ -68,12 +69,10 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Run the command."""
     args = parse_args(argv, prog)
     out = Path(args.out or f'{Path(args.config).stem}_{Path(args.method).stem}.py')
-    try:
+    with in_one_line(prog or 'distill'):
         text = distiller_text(args.config, args.teacher, args.teacher_checkpoint, args.method, out)
         if out.exists():
             raise FileExistsError(f'{out} is there already: remove it, or name another file with --out.')
-    except (OSError, ValueError, ModuleNotFoundError) as error:
-        raise SystemExit(f'{prog or "distill"}: {error}') from error
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(text, encoding='utf-8')
     print(f'{out} is written:\n\n{text}')

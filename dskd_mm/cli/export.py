@@ -3,10 +3,9 @@
 import argparse
 from collections.abc import Sequence
 
-from mmengine.config import Config
-
+from dskd_mm.cli.common import in_one_line
 from dskd_mm.utils.checkpoint import export_student
-from dskd_mm.utils.config import student_config
+from dskd_mm.utils.config import load_config, student_config
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
@@ -18,8 +17,9 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         '--config', help="the distiller's config: its plain student's is put into the checkpoint and beside it, as TARGET.py"
     )
     args = parser.parse_args(argv)
-    config = student_config(Config.fromfile(args.config)) if args.config else None
-    student = export_student(args.source, args.target, config.pretty_text if config else None)
+    with in_one_line(prog or 'export'):
+        config = student_config(load_config(args.config)) if args.config else None
+        student = export_student(args.source, args.target, config.pretty_text if config else None)
     print(f'{len(student["state_dict"])} tensors of the student in {args.source} are written to {args.target}.')
     if config:
         path = args.target.removesuffix('.pth') + '.py'

@@ -16,7 +16,7 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
-from dskd_mm.cli.common import add_config_arguments, read_config
+from dskd_mm.cli.common import add_config_arguments, in_one_line, read_config
 from dskd_mm.features import images_for
 from dskd_mm.input_adapter import channel_map
 from dskd_mm.utils.checkpoint import load_plain_model
@@ -46,18 +46,14 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Run the command."""
     args = parse_args(argv, prog)
-    cfg = student_config(read_config(args))
-    with DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmengine'):
-        model = MMENGINE_MODELS.build(model_config(cfg))
-        load_plain_model(model, args.checkpoint)
-        graph = Graph(model).eval()
-        images = torch.rand(
-            2, images_for(model, 1).shape[1], args.size[0], args.size[-1], generator=torch.Generator().manual_seed(0)
-        )
-        try:
-            names, difference, largest = export_checked(graph, images, args.out, args.opset)
-        except (ImportError, ValueError) as error:
-            raise SystemExit(f'{prog or "onnx"}: {error}') from error
+    with in_one_line(prog or 'onnx'):
+        cfg = student_config(read_config(args))
+        with DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmengine'):
+            model = MMENGINE_MODELS.build(model_config(cfg))
+            load_plain_model(model, args.checkpoint)
+            channels = images_for(model, 1).shape[1]
+            images = torch.rand(2, channels, args.size[0], args.size[-1], generator=torch.Generator().manual_seed(0))
+            names, difference, largest = export_checked(Graph(model).eval(), images, args.out, args.opset)
     print(f'{args.out}: {type(model).__name__}, {", ".join(names)}')
     print(preprocessing(model, images.shape[1]))
     print(f'onnxruntime differs from PyTorch by {difference:.1e} at most; the largest value is {largest:.1e}.')
@@ -116,6 +112,7 @@ def export_checked(graph: Graph, images: Tensor, path: str, opset: int) -> tuple
             largest = max(float(b.abs().max()) for b in expected)
             if difference <= TOLERANCE * max(largest, 1e-6):
                 return names, difference, largest
+    Path(path).unlink()
     raise ValueError(
         f"onnxruntime's outputs are expected to be PyTorch's, but those of {type(graph.model).__name__} differ: its code "
         'cannot be traced. Export it with mmdeploy, which rewrites such code: it takes the plain student that `dskd export` '
@@ -141,16 +138,22 @@ def export(graph: Graph, images: Tensor, path: str, opset: int) -> list[str]:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # the tracer's, of the hosts' code: the comparison tells whether the graph is right
-        torch.onnx.export(
-            graph,
-            (images,),
-            path,
-            input_names=[INPUT],
-            output_names=list(outputs),
-            dynamic_axes={name: {0: 'batch'} for name in (INPUT, *outputs)} if len(images) > 1 else None,
-            opset_version=opset,
-            dynamo=False,  # the other exporter takes a minute and another package, for the same graph
-        )
+        try:
+            torch.onnx.export(
+                graph,
+                (images,),
+                path,
+                input_names=[INPUT],
+                output_names=list(outputs),
+                dynamic_axes={name: {0: 'batch'} for name in (INPUT, *outputs)} if len(images) > 1 else None,
+                opset_version=opset,
+                dynamo=False,  # the other exporter takes a minute and another package, for the same graph
+            )
+        except (RuntimeError, ValueError) as error:  # torch's own, of operators and versions
+            raise ValueError(
+                f"ONNX's version {opset} is expected to have all operators of {type(graph.model).__name__}, but torch cannot "
+                f'write them ({str(error).splitlines()[0][:160]}): try another --opset, or export it with mmdeploy.'
+            ) from error
     count = 'batch' if len(images) > 1 else 1
     shapes = {INPUT: images, **outputs}
     return [f'{name} {(count, *tensor.shape[1:])}'.replace("'", '') for name, tensor in shapes.items()]

@@ -16,9 +16,10 @@ import mmengine
 import torch
 from mmengine.config import Config
 
+from dskd_mm.cli.common import in_one_line
 from dskd_mm.utils.atomic import write_atomically
 from dskd_mm.utils.checkpoint import load_checkpoint_file, plain_student
-from dskd_mm.utils.config import innermost_dataset, is_distiller_config, student_config, type_name
+from dskd_mm.utils.config import innermost_dataset, is_distiller_config, load_config, student_config, type_name
 from dskd_mm.version import __version__
 
 HASH_LENGTH = 8
@@ -40,10 +41,8 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Run the command."""
     args = parse_args(argv, prog)
-    try:
+    with in_one_line(prog or 'publish'):
         target = publish(args.checkpoint, args.name, args.config, args.metrics)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f'{prog or "publish"}: {error}') from error
     print(f'{target} is written, its config and its record beside it.')
     if args.metrics is None:
         print('The record has no figures: give --metrics.')
@@ -87,7 +86,7 @@ def distiller_config(meta: dict[str, Any], path: str | None) -> Config:
     """Return the distiller's config, from a file or from a checkpoint's ``meta``."""
     if path is None and not isinstance(meta.get('cfg'), str):
         raise ValueError('Expected the config in the meta of the checkpoint, but there is none: give --config.')
-    cfg = Config.fromfile(path) if path is not None else Config.fromstring(meta['cfg'], '.py')
+    cfg = load_config(path) if path is not None else Config.fromstring(meta['cfg'], '.py')
     if not is_distiller_config(cfg):
         raise ValueError(
             f'Expected the config of a distiller, with student and teacher, but the model of {path or "the checkpoint"} is a '

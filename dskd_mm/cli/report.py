@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from dskd_mm.cli.common import in_one_line
 from dskd_mm.report import build_report, read_runs
 
 
@@ -16,7 +17,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         '--metric', help='what to compare runs by, as the log calls it; default: what save_best names, or a usual one'
     )
     args = parser.parse_args(argv)
-    page = build_report(read_runs(args.work_dirs), args.metric)
+    with in_one_line(prog or 'report'):
+        page = build_report(read_runs(args.work_dirs), args.metric)
     out = args.out or Path(args.work_dirs[0]) / 'report.html'
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page, encoding='utf-8')

@@ -15,7 +15,7 @@ from mmengine.logging import MMLogger
 from mmengine.registry import MODELS
 from mmengine.visualization import Visualizer
 
-from dskd_mm.cli.common import add_config_arguments, read_config
+from dskd_mm.cli.common import add_config_arguments, in_one_line, read_config
 from dskd_mm.distillers import Distiller, DSKDDistiller
 from dskd_mm.utils.checkpoint import load_checkpoint_file, load_plain_model
 from dskd_mm.utils.config import is_distiller_config, load_config, model_config, num_classes, student_config, type_name
@@ -141,7 +141,11 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Run the command."""
     args = parse_args(argv, prog)
     MMLogger.get_instance('mmengine', log_level='WARNING')
-    figures = draw(args)
+    with in_one_line(prog or 'see'):
+        lost = [path for path in args.images if not Path(path).is_file()]
+        if lost:  # before models are built and loaded
+            raise FileNotFoundError(f'Expected files of images, but there is none at {", ".join(lost)}.')
+        figures = draw(args)
     out = args.out or Path(args.checkpoint).parent / 'see'
     out.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():

@@ -10,6 +10,7 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import DefaultScope
 from torch import nn
 
+from dskd_mm.cli.common import in_one_line
 from dskd_mm.features import find_shapes
 from dskd_mm.preflight.models import describe, skeleton
 from dskd_mm.sites import build_site
@@ -28,13 +29,21 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
     parser.add_argument('config', help="path of a config, or package::path; of a distiller's the student is taken")
     parser.add_argument('--grep', metavar='PATTERN', help='list all modules whose path has this regular expression in it')
     parser.add_argument('--size', type=int, default=IMAGE_SIZE, help=f'height and width of the image; default: {IMAGE_SIZE}')
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    try:
+        re.compile(args.grep or '')
+    except re.error as error:
+        parser.error(f'--grep expects a regular expression, but got {args.grep!r}: {error}.')
+    if args.size < 1:
+        parser.error(f'--size expects pixels, at least 1, but got {args.size}.')
+    return args
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Run the command."""
     args = parse_args(argv, prog)
-    cfg = student_config(load_config(args.config))
+    with in_one_line(prog or 'taps'):
+        cfg = student_config(load_config(args.config))
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmengine'):
         model = build(cfg)
         spec, site = default_site(model)

@@ -21,6 +21,7 @@ from dskd_mm.cli.common import (
     add_config_arguments,
     apply_common_arguments,
     build_runner,
+    in_one_line,
     read_config,
 )
 from dskd_mm.optim import SLOW_BF16, amp_dtype
@@ -156,8 +157,11 @@ def plain_model(model: nn.Module) -> nn.Module:
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Run the command."""
     args = parse_args(argv, prog)
-    runner = build_runner(merge_args(read_config(args), args))
-    load_plain_model(plain_model(runner.model), args.checkpoint)
+    with in_one_line(prog or 'test'):
+        cfg = merge_args(read_config(args), args)
+    runner = build_runner(cfg)
+    with in_one_line(prog or 'test'):
+        load_plain_model(plain_model(runner.model), args.checkpoint)
     if args.out and args.out_item != 'metrics':
         runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
     metrics = runner.test()

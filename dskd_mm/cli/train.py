@@ -12,6 +12,7 @@ from dskd_mm.cli.common import (
     add_config_arguments,
     apply_common_arguments,
     build_runner,
+    in_one_line,
     read_config,
 )
 from dskd_mm.hooks import CheckFiniteHook, StudentExportHook
@@ -89,7 +90,8 @@ def add_hooks(runner: Runner) -> None:
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Run the command."""
     args = parse_args(argv, prog)
-    cfg = merge_args(read_config(args), args)
+    with in_one_line(prog or 'train'):
+        cfg = merge_args(read_config(args), args)
     if not args.no_preflight:
         refuse_faults(cfg)
     run(cfg)

@@ -59,7 +59,12 @@ def check_config(cfg: Config, parts: Iterable[str] = tuple(PARTS), thorough: boo
         ):
             # Training itself will warn; that weights without memory are not loaded is no news.
             warnings.simplefilter('ignore')
-            PARTS[report.part](report)
+            try:
+                PARTS[report.part](report)
+            except Exception as error:
+                if not thorough:
+                    raise
+                report.fault(report.part, f'Expected a config that can be read as one of mmengine: {explain(error)}')
     return report
 
 

@@ -29,7 +29,7 @@ def load_image(path: str, cfg: Config, model: nn.Module) -> Batch:
         dict: ``inputs`` (1, C, H, W) and ``data_samples``.
 
     Raises:
-        ValueError: If the config has no test pipeline.
+        ValueError: If the config has no test pipeline, or the file holds no image.
     """
     dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
     while 'pipeline' not in dataset and 'dataset' in dataset:
@@ -44,7 +44,10 @@ def load_image(path: str, cfg: Config, model: nn.Module) -> Batch:
         # Data sets that are kept in memory hand over images: here they are files.
         channels = next(weight.shape[1] for weight in model.parameters() if weight.ndim == 4)
         steps = [dict(type='LoadImageFromFile', color_type='grayscale' if channels == 1 else 'color'), *steps]
-    packed = Compose(steps)(dict(img_path=path, img_id=0, seg_fields=[], reduce_zero_label=False, instances=[]))
+    try:
+        packed = Compose(steps)(dict(img_path=path, img_id=0, seg_fields=[], reduce_zero_label=False, instances=[]))
+    except AssertionError as error:  # mmcv's way to say that it found no image in the file
+        raise ValueError(f'Expected an image that OpenCV reads at {path!r}: {error}.') from error
     return model.get_submodule('data_preprocessor')(pseudo_collate([packed]), False)
 
 

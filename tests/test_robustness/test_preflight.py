@@ -221,6 +221,20 @@ def test_whose_loss_is_not_finite_is_told_of_every_method(run: Config, student: 
     assert finding.is_fault == is_fault and 'loss_kd' in finding.text
 
 
+@pytest.mark.parametrize(
+    ('part', 'key', 'value'),
+    [
+        ('environment', 'model.teacher', 'teacher.pth'),
+        ('schedule', 'param_scheduler', 'cosine'),
+        ('data', 'val_evaluator', ['A']),
+    ],
+)
+def test_what_no_config_of_mmengine_has_is_a_fault(run: Config, part: str, key: str, value: Any) -> None:
+    run.merge_from_dict({key: value})
+    faults = [finding for finding in check_config(run, [part]).faults if 'can be read as one of mmengine' in finding.text]
+    assert [fault.subject for fault in faults] == [part]
+
+
 def test_frozen_parameters_are_not_listed_one_by_one(run: Config) -> None:
     """mmengine warns of each where rules give parameters their own learning rates."""
     model = MMENGINE_MODELS.build(run.model)

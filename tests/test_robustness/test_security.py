@@ -95,7 +95,7 @@ def test_testing_and_exporting_read_no_code(tmp_path: Path, poisoned: str, proof
         ('tools/test.py', tmp_path / 'config.py', poisoned, '--work-dir', tmp_path),
         ('tools/model_converters/export_student.py', poisoned, tmp_path / 'student.pth'),
     ):
-        with pytest.raises(ValueError, match='could run code'):
+        with pytest.raises(SystemExit, match='could run code'):
             run_script(ROOT / arguments[0], *arguments[1:])
     assert not proof.exists() and not (tmp_path / 'student.pth').exists()
 

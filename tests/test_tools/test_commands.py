@@ -59,3 +59,34 @@ def test_a_command_that_is_not_known_is_refused_with_those_that_are(capsys: pyte
     assert caught.value.code == 2
     printed = capsys.readouterr().err
     assert "'trian'" in printed and all(name in printed for name in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'words'),
+    [
+        (['report', 'nowhere'], "dskd report: Expected the folder of a training with .* in 'nowhere'"),
+        (['taps', 'no.py'], r"dskd taps: Expected a config file at '.*no\.py'"),
+        (['config', 'no.py'], r"dskd config: Expected a config file at '.*no\.py'"),
+        (['train', 'no.py'], r"dskd train: Expected a config file at '.*no\.py'"),
+        (['test', 'no.py', 'no.pth'], r"dskd test: Expected a config file at '.*no\.py'"),
+        (['onnx', 'no.py', 'no.pth'], r"dskd onnx: Expected a config file at '.*no\.py'"),
+        (['export', 'no.pth', 'x.pth'], r'dskd export: Expected a checkpoint at .*no\.pth'),
+        (['export', 'no.pth', 'x.pth', '--config', 'no.py'], r"dskd export: Expected a config file at '.*no\.py'"),
+        (['see', 'no.py', 'no.pth', 'no.png'], r'dskd see: Expected files of images, but there is none at no\.png'),
+        (['config', 'PLAIN', '--method', 'kd'], r'dskd config: A method is put over a config whose model has a student'),
+        (['train', 'PLAIN', '--method', 'none'], r'dskd train: A method is put over|dskd train: Expected one of the methods'),
+    ],
+    ids=lambda value: ' '.join(value) if isinstance(value, list) else '',
+)
+def test_a_mistake_is_one_line(arguments: list[str], words: str) -> None:
+    plain = str(ROOT / 'configs/plain/resnet8-w8_fashion-mnist.py')
+    with pytest.raises(SystemExit, match=f'^({words})') as caught:
+        main([plain if word == 'PLAIN' else word for word in arguments])
+    assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(('option', 'words'), [(['--grep', '['], 'regular expression'), (['--size', '0'], 'at least 1')])
+def test_options_of_taps_are_read_before_any_work(option: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(['taps', 'no.py', *option])
+    assert words in capsys.readouterr().err

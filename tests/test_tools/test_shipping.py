@@ -91,6 +91,9 @@ def test_onnx_of_code_that_counts_images_is_for_one(tmp_path: Path) -> None:
     assert names == ['inputs (1, 3, 8, 8)', 'output (1, 4)'] and difference < 1e-5
     with pytest.raises(ValueError, match=r'those of Counting differ: its code cannot be traced\. Export it with mmdeploy'):
         export_checked(Graph(Counting(draws=True)).eval(), images, path, 17)
+    assert not Path(path).exists(), 'a graph that is known to be wrong'
+    with pytest.raises(ValueError, match=r"ONNX's version 99 is expected to have all operators of Counting.*another --opset"):
+        export_checked(Graph(Counting()).eval(), images, path, 99)
 
 
 def test_onnx_without_the_package_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,6 +134,12 @@ def test_published_is_the_student_with_its_hash_and_its_record(trained: Path, tm
     assert told['Parameters'] == sum(parameter.numel() for parameter in model.state_dict().values()) - sum(
         key.endswith('num_batches_tracked') for key in model.state_dict()
     )
+
+
+def test_a_config_of_a_package_is_exported(trained: Path, tmp_path: Path) -> None:
+    config = 'dskd_mm::dskd/resnet8-w8_r14-w16_fashion-mnist.py'
+    main(['export', str(trained / 'epoch_1.pth'), str(tmp_path / 'student.pth'), '--config', config])
+    assert Config.fromfile(tmp_path / 'student.py').model.type == 'ImageClassifier'
 
 
 def test_what_cannot_be_published_is_one_line(trained: Path, tmp_path: Path) -> None:

@@ -135,19 +135,22 @@ def test_another_method_shows_predictions(tmp_path: Path, capsys) -> None:
 def test_mistakes_are_told_with_their_mend(tmp_path: Path) -> None:
     config, checkpoint, images = classifier(tmp_path)
     export_student(str(checkpoint), str(tmp_path / 'student_last.pth'))
-    with pytest.raises(ValueError, match=r'lacks \d+ of its tensors, .* student_last.pth holds the student alone'):
+    with pytest.raises(SystemExit, match=r'lacks \d+ of its tensors, .* student_last.pth holds the student alone'):
         see.main([str(config), str(tmp_path / 'student_last.pth'), str(images[0])])
     (tmp_path / 'plain').mkdir()
     plain, weights = save(plain_run_config(str(tmp_path / 'plain')), tmp_path / 'plain', 'plain', ())
-    with pytest.raises(ValueError, match=r"expects a distiller's config, .* ImageClassifier.* --plain CONFIG CHECKPOINT"):
+    with pytest.raises(SystemExit, match=r"expects a distiller's config, .* ImageClassifier.* --plain CONFIG CHECKPOINT"):
         see.main([str(plain), str(weights), str(images[0])])
     cfg = Config.fromfile(config)
     cfg.test_dataloader = None
     cfg.dump(str(tmp_path / 'untested.py'))
-    with pytest.raises(ValueError, match='Expected a test_dataloader with a pipeline'):
+    with pytest.raises(SystemExit, match='Expected a test_dataloader with a pipeline'):
         see.main([str(tmp_path / 'untested.py'), str(checkpoint), str(images[0])])
-    with pytest.raises(FileNotFoundError, match=r'nowhere\.png'):
+    with pytest.raises(SystemExit, match=r'nowhere\.png'):
         see.main([str(config), str(checkpoint), str(tmp_path / 'nowhere.png')])
+    (tmp_path / 'text.png').write_text('no image')
+    with pytest.raises(SystemExit, match=r'^see: Expected an image that OpenCV reads at .*text\.png'):
+        see.main([str(config), str(checkpoint), str(tmp_path / 'text.png')])
 
 
 def test_predictions_of_a_teacher_in_the_students_order() -> None:
