@@ -17,7 +17,7 @@ def test_read_scalars(tmp_path):
     assert read_scalars(tmp_path) == []
     first = {'loss': 9.0, 'step': 1}
     write_log(tmp_path, '20260101_000000', [first], tail='{"loss": 0.')
-    rows = [{'loss': 1.0, 'step': 1}, {'accuracy/top1': 50.0, 'step': 1}]
+    rows = [{'loss': 1.0, 'step': 2}, {'accuracy/top1': 50.0, 'step': 1}]
     # A resumed run goes on in a log of its own, and a line that is being written does not count.
     write_log(tmp_path, '20260102_000000', rows, tail='{"loss": 0.')
     assert read_scalars(tmp_path) == [first, *rows]
