@@ -81,10 +81,9 @@ class Training:
             metric (str): Key of the metric in the logs.
         """
         rows = read_scalars(self.folder)
-        # What was trained again after an interruption counts once.
         steps = {row['step']: row for row in rows if 'loss' in row and 'time' in row}
         found = []
-        for epoch, value in {row['step']: row[metric] for row in rows if metric in row}.items():
+        for epoch, value in ((row['step'], row[metric]) for row in rows if metric in row):
             seconds, before = 0.0, 0
             for step in sorted(step for step, row in steps.items() if row.get('epoch', 0) <= epoch):
                 seconds, before = seconds + steps[step]['time'] * (step - before), step
@@ -97,8 +96,7 @@ class Training:
         Each figure is a mean over a tenth of the log entries, at most six of them: at a fifth and a half of the training, and
         at its end.
         """
-        # What was trained again after an interruption counts once.
-        rows = list({row['step']: row for row in read_scalars(self.folder) if 'loss' in row}.values())
+        rows = [row for row in read_scalars(self.folder) if 'loss' in row]
         names = [name for name in (rows or [{}])[-1] if name.startswith('dskd_')]
         size = max(1, min(6, len(rows) // 10))
         found = {}
