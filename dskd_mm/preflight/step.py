@@ -16,12 +16,13 @@ from mmengine.logging import MessageHub, MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import OPTIMIZERS
 from torch import Tensor, nn
 
 from dskd_mm.distillers.base import Distiller
 from dskd_mm.preflight.data import pipeline_size
 from dskd_mm.preflight.report import Report, explain
-from dskd_mm.utils.config import host_of, model_config, nodes, show_student, student_config, type_name
+from dskd_mm.utils.config import HOSTS, host_of, model_config, nodes, show_student, student_config, type_name
 from dskd_mm.utils.synthetic import synthetic_batch
 
 SIZES: Mapping[str, tuple[int, int]] = dict(mmpretrain=(64, 64), mmdet=(128, 160), mmseg=(64, 128))
@@ -52,8 +53,8 @@ def check_step(report: Report) -> None:
     if report.model is None or any(finding.part == 'models' for finding in report.faults):
         report.note('step', 'left out: the models have faults')
         return
-    if host not in SIZES:
-        report.note('step', f'left out: random batches are known for {", ".join(SIZES)}, and the model is of none of them')
+    if host not in HOSTS:
+        report.note('step', f'left out: random batches are known for {", ".join(HOSTS)}, and the model is of none of them')
         return
     with report.faults_in('step'), tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
@@ -94,7 +95,11 @@ def synthetic_size(cfg: Config, host: str, wanted: tuple[int, int] | None) -> tu
 
 
 def build_optimizer(model: nn.Module, cfg: Config) -> OptimWrapper:
-    """Build the config's optimizer without what has no meaning for one step on a CPU."""
+    """Build the config's optimizer without what has no meaning for one step on a CPU.
+
+    Raises:
+        KeyError: If there is no such optimizer.
+    """
     wrapper = copy.deepcopy(cfg.optim_wrapper)
     if isinstance(model, Distiller):  # as tools/train.py does
         wrapper = show_student(wrapper)
@@ -103,7 +108,10 @@ def build_optimizer(model: nn.Module, cfg: Config) -> OptimWrapper:
     logger = MMLogger.get_current_instance()
     level = logger.level
     logger.setLevel(logging.ERROR)  # there is a line for every frozen parameter
+    kind = (wrapper.get('optimizer') or {}).get('type')
     try:
+        if isinstance(kind, str) and OPTIMIZERS.get(kind) is None:  # mmengine calls None and says no more
+            raise KeyError(f'{kind} is not in the optimizer registry')
         return build_optim_wrapper(model, ConfigDict(type='OptimWrapper', **wrapper))
     finally:
         logger.setLevel(level)

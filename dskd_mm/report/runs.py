@@ -83,15 +83,14 @@ class RunLog:
                 f'Expected the folder of a training with */vis_data/scalars.json and config.py in {str(folder)!r}, but there '
                 "is none. Give the work_dir of a run whose config has the default vis_backends=[dict(type='LocalVisBackend')]."
             )
-        dumped = sorted(folder.glob('*.py'), key=lambda path: path.stat().st_mtime)
-        # Named after the time are those of configs without a file.
-        dumped = [path for path in dumped if not re.fullmatch(r'\d{8}_\d{6}', path.stem)]
         cfg = Config.fromfile(configs[-1], import_custom_modules=False)
-        # Not those that were exported: of the plain student.
-        dumped = [path for path in dumped if not is_distiller_config(cfg) or is_distiller_file(path)]
+        dumped = sorted(folder.glob('*.py'), key=lambda path: path.stat().st_mtime, reverse=True)
+        # Named after the time are those of configs without a file, and of the plain student are those that were exported.
+        named = (path for path in dumped if not re.fullmatch(r'\d{8}_\d{6}', path.stem))
+        own = (path for path in named if not is_distiller_config(cfg) or is_distiller_file(path))
         return cls(
             folder=folder,
-            config=dumped[-1] if dumped else configs[-1],
+            config=next(own, configs[-1]),
             cfg=cfg,
             training=[row for row in rows if 'loss' in row],
             evaluations=[row for row in rows if 'loss' not in row],

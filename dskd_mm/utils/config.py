@@ -8,8 +8,8 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
-HOSTS = ('mmpretrain', 'mmdet', 'mmseg')
-"""The libraries whose models are distilled, as scopes and as packages."""
+HOSTS = dict(mmpretrain='classification', mmdet='detection', mmseg='segmentation')
+"""The libraries whose models are distilled, as scopes and as packages, each with its task."""
 
 
 def resolve_config_path(path: str) -> str:

@@ -6,11 +6,9 @@ from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
 
-from dskd_mm.utils.config import host_of, is_distiller_config, resolve_config_path
+from dskd_mm.utils.config import HOSTS, host_of, is_distiller_config, resolve_config_path
 
-TASKS = dict(mmpretrain='classification', mmdet='detection', mmseg='segmentation')
-"""What a method's file calls the task of each host."""
-ROWS = ('model', *TASKS.values(), 'two_stage_detection', 'pairs')
+ROWS = ('model', *HOSTS.values(), 'two_stage_detection', 'pairs')
 """Keys of a method's file that hold settings of the model."""
 PAIR_KEYS = ('student', 'teacher', 'data_preprocessor', '_scope_')
 """What of a distiller's config belongs to its pair. All other arguments are those of a method."""
@@ -61,11 +59,11 @@ def method_settings(overlay: Config, cfg: Config) -> list[ConfigDict]:
     Raises:
         ValueError: If the last that applies is None: the method is not for such models.
     """
-    student, task = cfg.model.student, TASKS.get(host_of(cfg))
-    if task is None and any(name in overlay for name in TASKS.values()):
+    student, task = cfg.model.student, HOSTS.get(host_of(cfg))
+    if task is None and any(name in overlay for name in HOSTS.values()):
         raise ValueError(
             f'{overlay.filename} has settings for each task, which the scope tells: expected default_scope to be one of '
-            f'{", ".join(TASKS)}, but {cfg.filename or "the config"} has {cfg.get("default_scope")!r}, and the type of its '
+            f'{", ".join(HOSTS)}, but {cfg.filename or "the config"} has {cfg.get("default_scope")!r}, and the type of its '
             f"student is {student.get('type')!r}. Set default_scope, or name the type with its package ('mmdet.RetinaNet')."
         )
     names = ['model', task, *(['two_stage_detection'] if 'roi_head' in student else [])]

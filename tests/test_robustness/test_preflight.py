@@ -181,6 +181,12 @@ def test_a_schedule_that_cannot_be_built_is_a_fault(run: Config, scheduler: dict
     assert [word for word in words if word not in fault.text] == [], fault.text
 
 
+def test_an_unknown_optimizer_is_named(run: Config) -> None:
+    run.optim_wrapper.optimizer.type = 'SDG'
+    (fault,) = check_config(run, ['models', 'step']).faults
+    assert fault.subject == 'step' and "nothing is under the name 'SDG' (optimizer)" in fault.text
+
+
 def test_a_schedule_that_never_runs_is_told(run: Config) -> None:
     run.param_scheduler = dict(type='ConstantLR', begin=9, end=20, convert_to_iter_based=True)
     report = check_config(run, ['schedule'])
