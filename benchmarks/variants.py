@@ -156,7 +156,7 @@ VARIANTS = {
     'first': Variant('first construction of the diffusion', FIRST),
     'first-dense': Variant('first construction of the diffusion', FIRST_DENSE),
     'published': Variant('as published: diffusion and hash alone', {'model.preset': 'published'}),
-    'label': Variant('label guidance, no logit loss (teacher-free)', {**LABEL, **NO_LOGIT}),
+    'label': Variant('teacher-free: label guidance, no logit loss', {**LABEL, **NO_LOGIT}),
     'no-guidance': Variant('guidance off', {**FIRST, 'model.sampler.scale': '0'}),
     'no-lsh': Variant('LSH off', {'model.loss_weights.lsh': '0'}),
     'no-virtual': Variant('virtual teacher off', {'model.loss_weights.virtual': '0'}),

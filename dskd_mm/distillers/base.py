@@ -180,7 +180,7 @@ class Distiller(BaseModel):
         except SingleVectorError as error:
             raise ValueError(explain_single_vector(self)) from error
         check_names(batch.losses, own, added)
-        taught = self.options.weigh({**own, **added}, self.iteration, self.learned_losses)
+        taught = self.options.weigh(own, self.iteration, self.learned_losses) | self.options.weigh(added, self.iteration)
         self._is_first_step = False
         self._student_losses = tuple(batch.losses)
         if self.training:  # the loss of a validation is no step

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dskd_mm.diffusion import FeatureDiffusion
 from dskd_mm.distillers.base import Distiller, HeadLoss
-from dskd_mm.distillers.dskd_batch import AlignedBatch, centred, gated
+from dskd_mm.distillers.dskd_batch import AlignedBatch, centred, gated, share_of
 from dskd_mm.distillers.dskd_options import DSKDOptions
 from dskd_mm.distillers.hashing import hash_levels
 from dskd_mm.distillers.soft_head import SoftHead
@@ -51,13 +51,11 @@ class DSKDDistiller(Distiller):
 
     With an autoencoder there is ``loss_dskd_autoencoder``, its reconstruction error, with a weight of 1.
 
-    Health figures are logged beside: ``dskd_acc_start`` and ``dskd_acc_denoised`` (how often the teacher's classifier names
-    the annotated class on z and on ẑ), ``dskd_kl_student`` and ``dskd_kl_denoised`` (divergence of its predictions there from
-    the target), ``dskd_gap_student`` and ``dskd_gap_denoised`` (squared distance to the teacher's feature, brought to z's
-    moments, relative to its variance; where the teacher runs), ``dskd_gate`` (share of samples whose ẑ teaches),
-    ``dskd_noise_error`` beside ``dskd_trivial_error`` (error of the noise prediction, and of the filter that takes a feature
-    for noise), ``dskd_bits`` (share of hash bits that agree), ``dskd_std`` (spread of the prior's features) and ``dskd_gamma``
-    (with a noise adapter).
+    Health figures are logged beside, of z and of ẑ: how often the teacher's classifier names the annotated class
+    (``dskd_acc_*``), the divergence of its predictions from the target (``dskd_kl_*``; at a neck the loss of the teacher's
+    head), the distance to the teacher's feature (``dskd_gap_*``; where the teacher runs); the share of samples whose ẑ teaches
+    (``dskd_gate``); ``dskd_noise_error`` beside ``dskd_trivial_error``, ``dskd_bits``, ``dskd_std`` and ``dskd_gamma``.
+    docs/en/log.md tells what each means.
 
     The paper's text leaves several choices open; each is an option, and docs/en/ablations.md shows what those that were tried
     gave. The option ``preset`` names what is the paper's, 'published', and what is ours. With 'teacher_free' the teacher never
@@ -110,7 +108,7 @@ class DSKDDistiller(Distiller):
         if weights['lsh']:
             self.lsh = per_width(partial(build, LSHDistillLoss, options.lsh), in_channels=channels)
         has_share = self.lsh is not None and weights['anchor'] and options.lsh_share
-        self.lsh_share: Any = GradientShare(options.lsh_share) if has_share else None
+        self.lsh_share: Any = GradientShare(options.lsh_share * weights['anchor']) if has_share else None
         self.diffusion: Any = None
         if options.samples:
             self.diffusion = build(
@@ -191,10 +189,7 @@ class DSKDDistiller(Distiller):
         if self.options.loss_weights['anchor']:
             losses['anchor'], prediction = batch.guide.loss(batch.aligned, self.imitation)
         if self.diffusion is not None:
-            found, figures = self._self_distill(batch, prediction)
-            if self.lsh_share is not None and 'lsh' in found:
-                weight = self.lsh_share(found['lsh'], self.options.loss_weights['anchor'] * losses['anchor'], batch.aligned)
-                found['lsh'] = weight * found['lsh']
+            found, figures = self._self_distill(batch, losses.get('anchor'), prediction)
             losses |= found
         weights = {'autoencoder': 1.0, **self.options.loss_weights}
         weighted = {f'loss_dskd_{name}': weights[name] * value for name, value in losses.items()}
@@ -321,11 +316,14 @@ class DSKDDistiller(Distiller):
         )
         return losses, figures, start
 
-    def _self_distill(self, batch: AlignedBatch, prediction: Tensor | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _self_distill(
+        self, batch: AlignedBatch, anchor: Tensor | None, prediction: Tensor | None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Train the denoiser, denoise, and pull the student to the result. Everything in float32 (autocast aside).
 
         Args:
             batch (AlignedBatch): What the step works on.
+            anchor (Tensor, optional): The anchor's loss, if it is taken: its gradient tells the weight of the hash.
             prediction (Tensor, optional): Logits of the teacher's classifier on z, if the anchor made them.
 
         Returns:
@@ -341,7 +339,7 @@ class DSKDDistiller(Distiller):
             denoised, gamma = diffusion.denoise(start, batch.pyramid, generator, guidance)
             denoised = diffusion.decode(denoised)
             virtual_logits = batch.pyramid.map(self.classifiers, denoised) if self.classifiers else None
-        gate, found = self._judge(batch, prediction, denoised.detach(), virtual_logits)
+        gate, found = self._judge(batch, anchor, prediction, denoised.detach(), virtual_logits)
         figures |= found
         gate = gate if options.gate else None
         if self.lsh is not None:
@@ -349,6 +347,10 @@ class DSKDDistiller(Distiller):
             losses['lsh'], figures['bits'] = hash_levels(
                 self.lsh, self.site, batch.pyramid, (aligned, denoised), counts, batch.target, generator
             )
+            if gate is not None:  # those that teach count for no more than if all did
+                losses['lsh'] = share_of(gate) * losses['lsh']
+            if self.lsh_share is not None:
+                losses['lsh'] = self.lsh_share(losses['lsh'], anchor, aligned, counts) * losses['lsh']
         if options.loss_weights['virtual'] and virtual_logits is not None and batch.target is not None:
             target = batch.target if gate is None else gated(batch.target, gate)
             sigmoid = self.classifiers[0].sigmoid
@@ -359,19 +361,20 @@ class DSKDDistiller(Distiller):
 
     @torch.no_grad()
     def _judge(
-        self, batch: AlignedBatch, prediction: Tensor | None, denoised: Tensor, virtual_logits: Tensor | None
-    ) -> tuple[Tensor | None, dict[str, Tensor]]:
+        self, batch: AlignedBatch, anchor: Tensor | None, prediction: Tensor | None, denoised: Tensor, virtual: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Compare z and the denoised feature with the teacher.
 
         Args:
             batch (AlignedBatch): What the step works on.
+            anchor (Tensor, optional): The anchor's loss, if it is taken.
             prediction (Tensor, optional): Logits of the guiding classifier on z, if the anchor made them.
             denoised (Tensor): The denoised feature, (B, C, N).
-            virtual_logits (Tensor, optional): Logits of the teacher's classifier on it.
+            virtual (Tensor, optional): Logits of the teacher's classifier on it.
 
         Returns:
-            tuple[Tensor | None, dict[str, Tensor]]: For each sample 1 if the denoised feature is no farther from the target
-            than z, else 0, (B, ), None if the guide is no classifier; and health figures by name.
+            tuple[Tensor, dict[str, Tensor]]: For each sample 1 if the denoised feature is no farther from the target than z,
+            else 0, (B, ); and health figures by name.
         """
         figures: dict[str, Tensor] = {}
         guide, aligned, is_local = batch.guide, batch.aligned.detach(), self.options.target == 'local'
@@ -380,14 +383,18 @@ class DSKDDistiller(Distiller):
             unit = batch.pyramid.over_widths(centred, matched).square().mean().clamp(min=1e-12)
             for name, feature in (('gap_student', aligned), ('gap_denoised', denoised)):
                 figures[name] = (feature - matched).square().mean() / unit
-        if not isinstance(guide, ClassifierGuide) or virtual_logits is None:
-            return None, figures
+        if not isinstance(guide, ClassifierGuide) or virtual is None:
+            figures['kl_student'] = guide.loss(aligned, None)[0] if anchor is None else anchor.detach()
+            figures['kl_denoised'] = guide.loss(denoised, None)[0]
+            # A head's loss is of the whole batch.
+            figures['gate'] = (figures['kl_denoised'] <= figures['kl_student']).float()
+            return figures['gate'].expand(len(aligned)), figures
         own = guide.classify(aligned) if prediction is None else prediction.detach()
-        divergences = [guide.divergences(logits) for logits in (own, guide.classify(denoised) if is_local else virtual_logits)]
+        divergences = [guide.divergences(logits) for logits in (own, guide.classify(denoised) if is_local else virtual)]
         gate = (divergences[1] <= divergences[0]).float()
         for name, divergence in zip(('kl_student', 'kl_denoised'), divergences, strict=True):
             figures[name] = divergence.sum() / guide.target.normalizer()
         figures['gate'] = mean(gate)
         pooled = batch.pyramid.map(self.classifiers, aligned) if is_local else own
-        figures['acc_start'], figures['acc_denoised'] = (hit_rate(x, guide.label) for x in (pooled, virtual_logits))
+        figures['acc_start'], figures['acc_denoised'] = (hit_rate(x, guide.label) for x in (pooled, virtual))
         return gate, figures

@@ -3,8 +3,10 @@
 from dataclasses import dataclass, replace
 from functools import partial
 
+import torch
 from torch import Tensor
 
+from dskd_mm.distributed import mean_over_ranks
 from dskd_mm.features import Pyramid, match_moments
 from dskd_mm.guidance import TeacherGuide
 from dskd_mm.structures import ModelOutputs, Target
@@ -52,3 +54,9 @@ def gated(target: Target, gate: Tensor) -> Target:
     shape = len(gate), 1, *target.probability.shape[2:]
     weight = gate.reshape(-1, *[1] * (len(shape) - 1)).expand(shape)
     return replace(target, weight=target.apply_weight(weight), avg_factor=target.normalizer())
+
+
+def share_of(gate: Tensor) -> Tensor:
+    """Return the share of the samples of all processes, (B, ) of 1 and 0, that are 1; 0 without samples."""
+    count, total = mean_over_ranks(torch.stack([gate.sum(), torch.full_like(gate.sum(), len(gate))]))
+    return count / total.clamp(min=1)

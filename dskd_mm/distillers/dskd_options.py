@@ -158,6 +158,9 @@ class DSKDOptions(MethodOptions):
     def defaults(cls, given: Mapping[str, Any], site: Site, student: TapSpec, teacher: TapSpec) -> dict[str, Any]:
         """See :meth:`MethodOptions.defaults`."""
         values = super().defaults(given, site, student, teacher)
+        if type_name(given.get('diffusion') or {}) == 'FeatureBridge' and teacher.classifiers:
+            # Each step of a bridge adds all of its guidance. These are as long as what the sampler's defaults add up to.
+            values['sampler'] = dict(steps=1, scale=4.6 if student.is_dense else 2.3)
         weights = values['loss_weights']
         # The box and the channel loss need the teacher's forward pass, as the logit loss does: they follow its weight.
         own = given.get('loss_weights')

@@ -109,13 +109,13 @@ class MethodOptions:
         """Return whether a loss of the method needs what the teacher says of the classes: of several, their average."""
         return False
 
-    def weigh(self, losses: Mapping[str, Tensor], iteration: Tensor, learned: tuple[str, ...]) -> dict[str, Tensor]:
+    def weigh(self, losses: Mapping[str, Tensor], iteration: Tensor, learned: tuple[str, ...] = ()) -> dict[str, Tensor]:
         """Return losses and figures, with :attr:`warmup` and :attr:`distill_weight` applied to the losses on the student.
 
         Args:
             losses (Mapping[str, Tensor]): By name, those on the student under names that begin with ``loss_``.
             iteration (Tensor): How many have been before, a scalar.
-            learned (tuple[str, ...]): How names of losses end that stay as they are.
+            learned (tuple[str, ...]): How names of losses end that stay as they are. Defaults to none.
         """
         found, factor = dict(losses), torch.full_like(iteration, self.distill_weight, dtype=torch.float32)
         if self.warmup:

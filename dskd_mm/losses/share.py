@@ -26,16 +26,19 @@ class GradientShare(nn.Module):
         self.momentum = momentum
         self.register_buffer('norms', torch.zeros(2))
 
-    def forward(self, loss: Tensor, reference: Tensor, feature: Tensor) -> Tensor:
+    def forward(self, loss: Tensor, reference: Tensor, feature: Tensor, counts: Tensor | None = None) -> Tensor:
         """Return the weight of a loss, a scalar without a graph.
 
         Args:
             loss (Tensor): The loss, a scalar.
             reference (Tensor): The other one, a scalar.
-            feature (Tensor): Where both gradients are taken. Without a graph (validation) nothing is followed.
+            feature (Tensor): Where both gradients are taken. Without a graph, or in evaluation mode, nothing is followed.
+            counts (Tensor, optional): 1 where the loss may have a gradient, else 0, broadcast to the feature: that of the
+                reference is compared there alone. Defaults to None: everywhere.
         """
-        if torch.is_grad_enabled() and feature.requires_grad:
-            self._follow([torch.autograd.grad(value, feature, retain_graph=True)[0] for value in (reference, loss)])
+        if self.training and torch.is_grad_enabled() and feature.requires_grad:
+            gradients = [torch.autograd.grad(value, feature, retain_graph=True)[0] for value in (reference, loss)]
+            self._follow([gradient if counts is None else gradient * counts for gradient in gradients])
         reference_norm, own = self.norms.unbind()
         weight = self.share * reference_norm / own.clamp(min=1e-12)
         return torch.where(own > 0, weight, 0.0).clamp(max=self.limit)

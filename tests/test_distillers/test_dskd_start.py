@@ -140,6 +140,32 @@ def test_a_bridge_leads_to_the_teachers_feature(teacher):
         build(teacher, diffusion=type_)
 
 
+def test_a_bridge_is_guided_no_farther_than_it_helps(teacher):
+    """By its own defaults: those of sampling, added whole in each step, lead far beyond the teacher."""
+    distiller = build(teacher, diffusion=dict(type='dskd_mm.FeatureBridge'), prior='teacher')
+    assert (distiller.diffusion.sampler.steps, distiller.diffusion.sampler.scale) == (1, 2.3)
+    torch.manual_seed(0)
+    images, samples = random_batch()
+    optimizer = torch.optim.Adam(distiller.diffusion.parameters(), lr=0.01)
+    for _ in range(40):
+        losses = distiller(images, samples, mode='loss')
+        optimizer.zero_grad()
+        losses['loss_dskd_diff'].backward()
+        optimizer.step()
+    assert losses['dskd_kl_denoised'] < losses['dskd_kl_student'] and losses['dskd_gate'] > 0.5
+
+
+def test_the_gap_is_relative_to_the_variance_of_the_teachers_feature(teacher):
+    """Its mean, as large as one likes, does not make it small."""
+    distiller = build(teacher, align=dict(norm=None))
+    nn.init.constant_(distiller.align.layers[0].bias, 3.0)
+    images, samples = random_batch()
+    batch, _ = distiller.denoise(images, samples, with_teacher=True)
+    z, same = batch.aligned, batch.match_teacher()
+    expected = (z - same).square().mean() / same.var(dim=(0, 2), unbiased=False).mean()
+    torch.testing.assert_close(distiller(images, samples, mode='loss')['dskd_gap_student'], expected, rtol=1e-3, atol=0)
+
+
 def train_steps(distiller: nn.Module, steps: int) -> None:
     """Train as a runner does."""
     wrapper = OptimWrapper(torch.optim.SGD([p for p in distiller.parameters() if p.requires_grad], lr=0.1))

@@ -93,6 +93,27 @@ def test_annotations_do_not_matter(tmp_path):
     assert distiller.uses_teacher_forward
 
 
+@pytest.mark.parametrize('options', [{}, dict(loss_weights=dict(anchor=0.0), lsh_share=0.0)])
+def test_what_the_head_likes_less_does_not_teach(tmp_path, options, monkeypatch):
+    """A neck has a gate, too: the head's loss of the whole batch."""
+    distiller = build('retinanet', tmp_path, lsh=dict(bits=64), **options)
+    batch = detection_batch(distiller, OBJECTS)
+    for factor, is_open in ((50.0, False), (0.0, True)):
+
+        def denoise(start: Tensor, *args: Any, factor: float = factor) -> tuple[Tensor, None]:
+            wanted = torch.cat([level.flatten(2) for level in teacher_maps(distiller, batch)], dim=2)
+            return wanted + factor * torch.randn_like(start), None
+
+        monkeypatch.setattr(distiller.diffusion, 'denoise', denoise)
+        losses = distiller(**batch, mode='loss')
+        assert (losses['dskd_kl_denoised'] < losses['dskd_kl_student']) == is_open
+        assert float(losses['dskd_gate']) == is_open
+        assert (float(losses['loss_dskd_lsh']) > 0) == is_open
+    distiller.options.gate = False
+    monkeypatch.setattr(distiller.diffusion, 'denoise', lambda start, *args: (start + 50 * torch.randn_like(start), None))
+    assert float(distiller(**batch, mode='loss')['loss_dskd_lsh']) > 0
+
+
 @pytest.mark.parametrize('kind', ['faster_rcnn', 'detr'])
 def test_other_heads_are_refused_and_told_what_works(tmp_path, kind):
     config = dense_distiller_config(kind, str(tmp_path), site=dict(type='dskd_mm.NeckSite'))

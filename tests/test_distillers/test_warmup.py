@@ -87,3 +87,33 @@ def test_a_weight_for_all_losses_on_the_student(method: str, warmup: int, tmp_pa
         torch.testing.assert_close(values[0.3][name], 0.3 * value if weighed else value, msg=name)
     with pytest.raises(ValueError, match=f'distill_weight of {method} must not be negative, but got -1'):
         build_distiller(rival_config(method, 'gap', tmp_path, **METHODS[method], distill_weight=-1))
+
+
+def test_an_added_loss_is_warmed_up_whatever_it_is_called(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    added = {name: dict(type='dskd_mm.KDLoss') for name in ('kd', 'my_diff')}
+    distiller = build_distiller(rival_config('DSKDDistiller', 'gap', tmp_path, warmup=100, distill_losses=added))
+    losses = distiller(**rival_batch(distiller, 'gap'), mode='loss')
+    assert float(losses['loss_kd']) > 0
+    torch.testing.assert_close(losses['loss_my_diff'], losses['loss_kd'])
+
+
+PRESETS = {
+    'default': {'diff', 'anchor', 'lsh', 'logit'},
+    'published': {'diff', 'lsh'},
+    'teacher_free': {'diff', 'anchor', 'lsh', 'virtual'},
+}
+
+
+@pytest.mark.parametrize('preset', PRESETS)
+@pytest.mark.parametrize(
+    ('kind', 'more'),
+    [pytest.param('fcn', {'channel'}, marks=needs_mmseg), pytest.param('retinanet', {'box'}, marks=needs_mmdet)],
+)
+def test_presets_contain_the_terms_that_they_name(kind: str, more: set[str], preset: str, tmp_path: Path) -> None:
+    """In other tasks, too; of images see test_dskd_math."""
+    distiller = build_distiller(rival_config('DSKDDistiller', kind, tmp_path, preset=preset, gate=False))
+    losses = distiller(**rival_batch(distiller, kind), mode='loss')
+    found = {name.removeprefix('loss_dskd_') for name, value in losses.items() if name.startswith('loss_dskd_') and value != 0}
+    assert found == PRESETS[preset] | (more if preset == 'default' else set())
+    assert distiller.uses_teacher_forward == (preset == 'default')

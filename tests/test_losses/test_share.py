@@ -33,6 +33,25 @@ def test_a_loss_that_has_vanished_is_not_blown_up():
     assert GradientShare(0.3)(0 * x.sum(), x.sum(), x) == 0
 
 
+def test_the_reference_counts_where_the_loss_may_have_a_gradient():
+    share = GradientShare(0.5)
+    x = torch.ones(4, 2, requires_grad=True)
+    counts = torch.tensor([1.0, 0.0, 0.0, 0.0])[:, None]
+    weight = share((x * counts).sum(), 3 * x.sum(), x, counts)
+    assert float(weight) == pytest.approx(0.5 * 3)
+    # With some that do not count for the share of those that do is the same.
+    assert float(GradientShare(0.5)(x.sum(), 3 * x.sum(), x)) == pytest.approx(0.5 * 3)
+
+
+def test_nothing_is_followed_in_evaluation():
+    share = GradientShare(0.5)
+    x = torch.ones(2, requires_grad=True)
+    share(x.sum(), 4 * x.sum(), x)
+    before = share.norms.clone()
+    share.eval()(x.sum(), 9 * x.sum(), x)
+    assert torch.equal(share.norms, before)
+
+
 def test_numbers_that_are_lost_are_forgotten_and_without_a_graph_nothing_is_followed():
     share = GradientShare(0.5)
     x = torch.ones(2, requires_grad=True)

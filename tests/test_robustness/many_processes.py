@@ -245,13 +245,15 @@ def check_nothing_is_unused(setting: str) -> None:
         optimizer.step()
     assert_equal_everywhere(dict(distiller.named_parameters()))
     # The images differ, so what is equal has been shared; batch norms are each process's own, as everywhere in mmengine.
-    shared = ('lsh.', 'feature_std', 'augment.', 'noise_seed', 'iteration')
+    shared = ('lsh.', 'lsh_share.', 'diffusion.std', 'augment.', 'noise_seed', 'iteration')
     buffers = {name: value for name, value in distiller.named_buffers() if name.startswith(shared)}
     assert_equal_everywhere(buffers)
     if 'lsh.center' in buffers and distiller.lsh.bias != 'zero':
         assert int(buffers['lsh.num_batches']) == 3 and bool(buffers['lsh.center'].any())
-    if 'feature_std' in buffers:
-        assert 0 < float(buffers['feature_std']) < 100
+    if 'diffusion.std' in buffers:
+        assert 0 < float(buffers['diffusion.std']) < 100
+    if 'lsh_share.norms' in buffers:
+        assert bool((buffers['lsh_share.norms'] > 0).all())
     if 'augment.policy' in buffers:
         assert int(buffers['augment.updates']) == 3
 
