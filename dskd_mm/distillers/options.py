@@ -23,7 +23,7 @@ class MethodOptions:
     Attributes:
         warmup (int): Iterations over which all losses on the student grow linearly from 0 to their weight, ``distill_losses``
             included, but for :attr:`Distiller.learned_losses`; their factor is logged as ``distill_warmup``. Defaults to 200
-            for classification, whatever the method, and to 0 elsewhere.
+            for classification, and to 0 elsewhere; DSKD has a rule of its own.
         distill_weight (float): What the same losses are multiplied with, beside their own weights. Defaults to 1.
     """
 

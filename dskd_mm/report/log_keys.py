@@ -166,7 +166,7 @@ FIGURES = (
     LogKey(
         'dskd_kl_student',
         "divergence of the teacher's classifier on the student's feature from the target: the teacher's own prediction, or the "
-        'annotations',
+        "annotations. At a neck the loss of the teacher's head there",
         'see `loss_dskd_anchor`',
         trend='falls',
     ),
@@ -182,7 +182,7 @@ FIGURES = (
         'to its variance. Where the teacher runs',
         'rises: φ turns away from the teacher. See `loss_dskd_anchor`',
         high=2,
-        note='2 is two features that have nothing in common',
+        note='2 is two features that have nothing in common, 1 one that is the same everywhere',
     ),
     LogKey(
         'dskd_gap_denoised',
@@ -193,7 +193,8 @@ FIGURES = (
     ),
     LogKey(
         'dskd_gate',
-        'share of samples whose denoised feature teaches, as it is no farther from the target',
+        'share of samples whose denoised feature teaches, as it is no farther from the target; at a neck 1 or 0 for the whole '
+        'batch',
         'near 0 the diffusion gives nothing; see `dskd_kl_denoised`',
         low=0.5,
         high=1,
