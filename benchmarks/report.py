@@ -243,15 +243,15 @@ def overview(*columns: str, page: Path) -> Block:
     """Methods on several data sets, each given as dataset/split/epochs: mean, deviation, number of seeds; the best in bold."""
     places = [(dataset, split, int(epochs)) for dataset, split, epochs in (column.split('/') for column in columns)]
     found = [selected(*place) for place in places]
-    order = dict.fromkeys(('plain', 'dskd', CONTROL, *METHODS))
+    order = dict.fromkeys(('plain', 'dskd', 'published', 'label', CONTROL, *METHODS))
     names = [name for name in order if any(groups.get(name) for groups in found)]
     cells = {name: [''] * len(places) for name in names}
     for column, groups in enumerate(found):
         values = {name: [r['value'] for r in groups[name]] for name in names if groups.get(name)}
-        best = max(values, key=lambda name: statistics.mean(values[name]), default='')
+        means = {name: round(statistics.mean(each), 2) for name, each in values.items()}  # as they are shown: some tie
         for name, each in values.items():
             text = spread(each)
-            cells[name][column] = f'{f"**{text}**" if name == best else text} ({len(each)})'
+            cells[name][column] = f'{f"**{text}**" if means[name] == max(means.values()) else text} ({len(each)})'
     # One that was trained again may well be the same.
     teacher = [
         ', '.join(dict.fromkeys(f'{value:.2f}' for value in teachers(dataset, split, groups).values()))
