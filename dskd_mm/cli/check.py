@@ -47,6 +47,6 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
 def print_findings(findings: Sequence[Finding], title: str) -> int:
     """Print a table of what was found, and return the number of faults."""
     rich.print(report_table(findings, title))
-    faults = sum(finding.is_fault for finding in findings)
-    print(f'{len(findings)} findings, {faults} faults.')
+    faults, warnings = (sum(getattr(finding, kind) for finding in findings) for kind in ('is_fault', 'is_warning'))
+    print(f'{len(findings)} findings, {faults} faults{f", {warnings} warnings" if warnings else ""}.')
     return faults

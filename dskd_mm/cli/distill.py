@@ -2,6 +2,7 @@
 
 import argparse
 import os.path as osp
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     if print_findings(check_config(cfg, CHEAP, thorough=False).findings, str(out)):
         raise SystemExit(1)
     if not args.train:
-        print(f'Train it: dskd train {out}')
+        options = [shlex.quote(f'{key}={value}'.replace(', ', ',')) for key, value in args.cfg_options.items()]
+        print(' '.join([f'Train it: dskd train {out}', *(['--cfg-options', *options] if options else [])]))
         return
     train.run(train.merge_args(cfg, train.parse_args([str(out)])))
 

@@ -309,7 +309,9 @@ class Distiller(BaseModel):
     def _begin_anew(self) -> None:
         """Forget the iteration and the seed of another run, whose weights this one begins with (``load_from``)."""
         # mmengine loads weights in one way, resuming or not, but a run that begins is told by its own counter.
-        begins = MessageHub.get_current_instance().runtime_info.get('iter') == 0
+        info = MessageHub.get_current_instance().runtime_info
+        self.options.warn_of_warmup(info.get('max_iters'))
+        begins = info.get('iter') == 0
         if begins and self._seed_before_loading is not None:
             self.noise_seed.fill_(self._seed_before_loading)
             self.iteration.zero_()

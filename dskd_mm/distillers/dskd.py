@@ -339,9 +339,9 @@ class DSKDDistiller(Distiller):
             denoised, gamma = diffusion.denoise(start, batch.pyramid, generator, guidance)
             denoised = diffusion.decode(denoised)
             virtual_logits = batch.pyramid.map(self.classifiers, denoised) if self.classifiers else None
-        gate, found = self._judge(batch, anchor, prediction, denoised.detach(), virtual_logits)
+        judged, found = self._judge(batch, anchor, prediction, denoised.detach(), virtual_logits)
         figures |= found
-        gate = gate if options.gate else None
+        gate = judged if options.gate else None
         if self.lsh is not None:
             counts = None if gate is None else gate[:, None, None]
             losses['lsh'], figures['bits'] = hash_levels(

@@ -1,10 +1,12 @@
 """Options of a method, apart from its modules: their defaults, one row for each task, and what is refused."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, fields
 from typing import Any, ClassVar, TypeVar
 
 import torch
+from mmengine.logging import print_log
 from torch import Tensor
 
 from dskd_mm.arguments import check_arguments
@@ -103,6 +105,21 @@ class MethodOptions:
             raise ValueError(f'warmup of {owner} must not be negative, but got {self.warmup}.')
         if self.distill_weight < 0:
             raise ValueError(f'distill_weight of {owner} must not be negative, but got {self.distill_weight}.')
+
+    def warmup_problem(self, iterations: int) -> str:
+        """Return what is wrong with :attr:`warmup` in a training of so many iterations; '' if it leaves time to distil."""
+        if not self.warmup or self.warmup <= iterations / 2:
+            return ''
+        return (
+            f'The distillation losses grow over {self.warmup} iterations, but this training has {iterations}: set '
+            f'model.warmup={iterations // 10}, or train longer'
+        )
+
+    def warn_of_warmup(self, iterations: int | None) -> None:
+        """Log what :meth:`warmup_problem` finds."""
+        problem = self.warmup_problem(iterations) if iterations else ''
+        if problem:
+            print_log(f'{problem}.', 'current', logging.WARNING)
 
     @property
     def reads_probabilities(self) -> bool:

@@ -123,6 +123,8 @@ def check_items(report: Report, name: str, dataset: ConfigDict, count: int | Non
         report.fault(name, f'Expected images, but the data set {where!r} has none.')
         return
     told = (getattr(built, 'metainfo', None) or {}).get('classes')
+    if told is not None:
+        report.classes[name] = list(told)
     if dataset_classes(dataset) is None and told is not None:
         check_classes(report, name, len(told), count)
     index = spread(length, MAX_ITEMS)
@@ -163,12 +165,9 @@ def check_sample(report: Report, name: str, item: Any) -> None:
 
 def check_warmup(report: Report, iterations: int | None) -> None:
     """Tell of a training that is hardly longer than the time over which the losses of the distillation grow."""
-    if isinstance(report.model, Distiller) and iterations and report.model.options.warmup > iterations / 2:
-        report.note(
-            'warmup',
-            f'the distillation losses grow over {report.model.options.warmup} iterations, but this training has {iterations} '
-            f'on one device: set model.warmup={iterations // 10}, or train longer',
-        )
+    problem = report.model.options.warmup_problem(iterations) if isinstance(report.model, Distiller) and iterations else ''
+    if problem:
+        report.warn('warmup', f'{problem} (counted for one device)')
 
 
 def datasets(loader: Any, name: str) -> Iterator[tuple[str, ConfigDict]]:

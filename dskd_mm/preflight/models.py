@@ -102,7 +102,7 @@ def check_class_order(report: Report, teacher: FrozenTeacher) -> None:
     """Tell of classes that the teacher's checkpoint names otherwise, or in another order, than the training data."""
     known = checkpoint_classes(load_checkpoint_file(teacher.checkpoint))
     for name, dataset in datasets(report.cfg.get(LOADERS[0]), LOADERS[0]):
-        names = class_names(dataset)
+        names = class_names(dataset) or report.classes.get(name)
         difference = first_difference(known, names) if known and names else None
         if known is None or names is None or difference is None:
             continue
@@ -111,7 +111,7 @@ def check_class_order(report: Report, teacher: FrozenTeacher) -> None:
                 class_indices(known, names, len(known))
                 report.note('teacher classes', f'brought into the order of {name} by their names')
             continue
-        report.note(
+        report.warn(
             'teacher classes',
             f'{teacher.checkpoint} was trained on other classes than {name}, or in another order: {difference}. Its logits '
             'teach wrong classes unless only the names differ: set teacher=dict(..., match_classes=True)',
@@ -146,7 +146,7 @@ def match(report: Report, subject: str, path: str, module: nn.Module | None, pre
         if translates_weights(module) and subject.endswith('.init_cfg'):
             report.note(subject, f'{text}, unless the model translates them')
         else:
-            report.fault(subject, f'{text}: it is of another architecture.')
+            report.fault(subject, f'{text}.' if found.prefix else f'{text}: it is of another architecture.')
     return None
 
 

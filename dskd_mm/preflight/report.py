@@ -20,12 +20,14 @@ class Finding:
         subject (str): What was looked at.
         text (str): What was found; of a fault, what was expected, what came, and the mend.
         is_fault (bool): Whether training cannot run so. Defaults to False.
+        is_warning (bool): Whether it runs, and hardly as it is meant. Defaults to False.
     """
 
     part: str
     subject: str
     text: str
     is_fault: bool = False
+    is_warning: bool = False
 
 
 @dataclass
@@ -41,6 +43,7 @@ class Report:
         teacher (nn.Module, optional): The teacher, likewise.
         has_teacher_weights (bool): Whether the teacher's checkpoint fits it.
         image_size (tuple[int, int], optional): Height and width of the largest training image that was seen.
+        classes (dict[str, list[str]]): Names of the classes of the data sets that were built, by their keys in the config.
     """
 
     cfg: Config
@@ -51,6 +54,7 @@ class Report:
     teacher: nn.Module | None = None
     has_teacher_weights: bool = False
     image_size: tuple[int, int] | None = None
+    classes: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def faults(self) -> list[Finding]:
@@ -60,6 +64,10 @@ class Report:
     def note(self, subject: str, text: str) -> None:
         """Keep what was found."""
         self.findings.append(Finding(self.part, subject, text))
+
+    def warn(self, subject: str, text: str) -> None:
+        """Keep what trains, and hardly as it is meant."""
+        self.findings.append(Finding(self.part, subject, text, is_warning=True))
 
     def fault(self, subject: str, text: str) -> None:
         """Keep what cannot train."""
@@ -95,7 +103,7 @@ def report_table(findings: Sequence[Finding], title: str) -> Table:
     for column in ('part', 'what', '', 'found'):
         table.add_column(column, overflow='fold', no_wrap=column in ('part', ''))
     for finding in findings:
-        mark = '[bold red]FAULT' if finding.is_fault else '[green]ok'
+        mark = '[bold red]FAULT' if finding.is_fault else '[yellow]warning' if finding.is_warning else '[green]ok'
         # Texts hold brackets of their own.
         table.add_row(finding.part, finding.subject, mark, finding.text.replace('[', r'\['))
     return table

@@ -156,9 +156,19 @@ def model_state(checkpoint: Mapping[str, Any], source: str = 'in memory') -> dic
     state = checkpoint.get('state_dict', checkpoint)
     state = {key.removeprefix('module.'): value for key, value in state.items() if isinstance(value, Tensor)}
     if not state:
-        raise ValueError(f'Expected the weights of a model in the checkpoint {source!r}, but got only {sorted(checkpoint)}.')
+        inner = [key for key, value in checkpoint.items() if isinstance(value, Mapping) and is_state(value)]
+        mend = f" They are under {inner[0]!r}: torch.save(torch.load({source!r})[{inner[0]!r}], 'new.pth')." if inner else ''
+        raise ValueError(
+            f"Expected the weights of a model in the checkpoint {source!r}, bare or under 'state_dict', but got only "
+            f'{sorted(checkpoint)}.{mend}'
+        )
     student = {key.removeprefix(STUDENT_PREFIX): value for key, value in state.items() if key.startswith(STUDENT_PREFIX)}
     return student or state
+
+
+def is_state(value: Mapping[str, Any]) -> bool:
+    """Return whether a mapping holds nothing but tensors."""
+    return bool(value) and all(isinstance(tensor, Tensor) for tensor in value.values())
 
 
 def export_student(source: str, target: str, config: str | None = None) -> dict[str, Any]:
@@ -267,7 +277,16 @@ class LoadReport:
                 listing('unexpected', self.unexpected),
                 listing('of another shape', self.mismatched),
             ]
-        )
+        ) + (f". All the model's keys are there behind {self.prefix!r}: save them without it" if self.prefix else '')
+
+    @property
+    def prefix(self) -> str:
+        """Return what every key of the model has before it in the state dict; '' if there is no such prefix."""
+        if self.matched or not self.missing:
+            return ''
+        first, unexpected = self.missing[0], set(self.unexpected)
+        prefixes = [key.removesuffix(first) for key in self.unexpected if key.endswith(f'.{first}')]
+        return next((one for one in prefixes if all(one + key in unexpected for key in self.missing)), '')
 
 
 def load_report(model: nn.Module, state: Mapping[str, Tensor]) -> LoadReport:

@@ -58,7 +58,18 @@ def know_own_configs() -> None:
         return
 
     def find(cfg_path: str, filename: str) -> tuple[str, str | None]:
-        return (resolve_config_path(cfg_path), None) if cfg_path.startswith('dskd_mm::') else known(cfg_path, filename)
+        if cfg_path.startswith('dskd_mm::'):
+            return resolve_config_path(cfg_path), None
+        try:
+            return known(cfg_path, filename)
+        except ModuleNotFoundError as error:
+            if '::' not in cfg_path or importlib.util.find_spec(cfg_path.partition('::')[0]) is None:
+                raise
+            # It asks for the package under the name of its first distribution.
+            raise ModuleNotFoundError(
+                f'{error}: mmengine cannot inherit {cfg_path!r} from a package of another name, such as the onedl-* forks. '
+                f'Write it out and inherit that: dskd config {cfg_path} > base.py'
+            ) from error
 
     find.knows_dskd_mm = True  # type: ignore[attr-defined]
     Config._get_cfg_path = staticmethod(find)

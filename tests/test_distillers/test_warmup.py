@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.logging import MessageHub
 from rival_checks import needs_mmdet, needs_mmseg, rival_batch, rival_config
 from torch import Tensor
 
+from dskd_mm.distillers.options import MethodOptions
 from support import build_distiller
 
 CASES = [
@@ -117,3 +119,19 @@ def test_presets_contain_the_terms_that_they_name(kind: str, more: set[str], pre
     found = {name.removeprefix('loss_dskd_') for name, value in losses.items() if name.startswith('loss_dskd_') and value != 0}
     assert found == PRESETS[preset] | (more if preset == 'default' else set())
     assert distiller.uses_teacher_forward == (preset == 'default')
+
+
+@pytest.mark.parametrize(('iterations', 'is_told'), [(12, True), (400, False), (None, False)])
+def test_a_training_that_hardly_distils_is_told(
+    iterations: int | None, is_told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the first step, whoever runs it."""
+    told: list[str] = []
+    monkeypatch.setattr('dskd_mm.distillers.options.print_log', lambda text, *args: told.append(text))
+    monkeypatch.setitem(MessageHub.get_current_instance().runtime_info, 'max_iters', iterations)
+    distiller = build_distiller(rival_config('DSKDDistiller', 'gap', tmp_path, warmup=200))
+    for _ in range(2):
+        distiller(**rival_batch(distiller, 'gap'), mode='loss')
+    text = 'The distillation losses grow over 200 iterations, but this training has 12: set model.warmup=1, or train longer.'
+    assert told == ([text] if is_told else [])
+    assert not MethodOptions(warmup=1).warmup_problem(12), 'the mend works'

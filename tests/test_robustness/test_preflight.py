@@ -108,10 +108,10 @@ def test_the_whole_check_of_dense_tasks(kind: str, tmp_path: Path) -> None:
     ('warmup', 'training', 'told'),
     [
         (4, {}, None),  # of 2 epochs of 32 images, 8 at a time
-        (5, {}, 'has 8 on one device: set model.warmup=0'),
+        (5, {}, 'has 8: set model.warmup=0'),
         (200, dict(max_epochs=100), None),
-        (200, dict(max_epochs=25), 'grow over 200 iterations, but this training has 100 on one device: set model.warmup=10'),
-        (200, dict(by_epoch=False, max_epochs=None, max_iters=300), 'has 300 on one device'),
+        (200, dict(max_epochs=25), 'grow over 200 iterations, but this training has 100: set model.warmup=10'),
+        (200, dict(by_epoch=False, max_epochs=None, max_iters=300), 'has 300'),
     ],
 )
 def test_a_warmup_of_most_of_the_training_is_told(tmp_path: Path, warmup: int, training: dict, told: str | None) -> None:
@@ -121,6 +121,7 @@ def test_a_warmup_of_most_of_the_training_is_told(tmp_path: Path, warmup: int, t
     assert report.faults == []
     found = texts(report).get('warmup')
     assert found is None if told is None else told in found
+    assert [finding.subject for finding in report.findings if finding.is_warning] == ([] if told is None else ['warmup'])
 
 
 def test_a_plain_model_is_checked_as_well(tmp_path: Path) -> None:
@@ -526,6 +527,23 @@ def test_a_teacher_of_other_classes_is_told(tmp_path: Path, known: list[str] | N
     else:
         first = "class 1 is 'c' to the teacher and 'b' in the data" if len(known) == 3 else 'class 2 is None'
         assert len(told) == 1 and first in told[0]
+
+
+def test_the_order_of_classes_in_folders_is_compared(run: Config, tmp_path: Path) -> None:
+    """Their names are known once the data set is built."""
+    from PIL import Image
+
+    for name in ('asky', 'leaf', 'zapple'):
+        (tmp_path / 'images' / name).mkdir(parents=True)
+        Image.new('RGB', (32, 32)).save(tmp_path / 'images' / name / 'a.png')
+    state = torch.load(run.model.teacher.checkpoint)
+    state['meta'] = dict(dataset_meta=dict(classes=['apple', 'leaf', 'sky']))
+    torch.save(state, run.model.teacher.checkpoint)
+    pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
+    run.train_dataloader.dataset = dict(type='CustomDataset', data_root=str(tmp_path / 'images'), pipeline=pipeline)
+    report = check_config(run, ['models', 'data', 'checkpoints'])
+    (warning,) = [finding for finding in report.findings if finding.subject == 'teacher classes']
+    assert warning.is_warning and "'apple'" in warning.text and "'asky'" in warning.text
 
 
 WRAPPERS: dict[str, Any] = {

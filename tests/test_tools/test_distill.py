@@ -1,6 +1,7 @@
 """`dskd distill` from a plain config to a tested student, and `dskd taps`."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,16 @@ def test_a_method_leaves_its_settings_in_the_file(plain: Path, tmp_path: Path) -
     assert cfg.model.distill_losses == dict(mgd=dict(type='dskd_mm.MGDLoss', mask='channel', mask_ratio=0.15, loss_weight=7e-5))
     assert cfg.model.student == Config.fromfile(plain).model
     assert set(cfg.custom_imports.imports) == {'dskd_mm', 'support.runs'}, "the student's own are kept"
+
+
+def test_options_that_are_not_written_are_in_the_line_to_train_by(
+    plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ['model.preset=published', 'model.sampler.steps=3', 'any.thing=a;b', 'some=[1,2]']
+    distill(plain, '--out', tmp_path / 'out.py', '--cfg-options', *options)
+    assert 'published' not in (tmp_path / 'out.py').read_text()
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert shlex.split(line) == ['Train', 'it:', 'dskd', 'train', str(tmp_path / 'out.py'), '--cfg-options', *options]
 
 
 @pytest.mark.parametrize('lazy', [False, True])

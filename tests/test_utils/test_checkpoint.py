@@ -42,8 +42,29 @@ def test_the_students_state_is_found_in_every_kind_of_checkpoint(model: nn.Modul
 
 
 def test_a_checkpoint_without_tensors_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"weights of a model in the checkpoint 'a.pth', but got only \['meta'\]"):
+    words = r"weights of a model in the checkpoint 'a.pth', bare or under 'state_dict', but got only \['meta'\]\.$"
+    with pytest.raises(ValueError, match=words):
         model_state(dict(meta=dict(epoch=1)), 'a.pth')
+
+
+def test_weights_under_another_name_are_told_and_the_mend_works(
+    model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other libraries save them under 'model'."""
+    monkeypatch.chdir(tmp_path)
+    path = save(tmp_path / 'theirs.pth', model=model.state_dict(), epoch=3)
+    with pytest.raises(ValueError, match="They are under 'model': ") as error:
+        model_state(load_checkpoint_file(path), path)
+    exec(str(error.value).partition("They are under 'model': ")[2].removesuffix('.'), dict(torch=torch))
+    assert model_state(load_checkpoint_file('new.pth')).keys() == model.state_dict().keys()
+
+
+def test_keys_behind_a_prefix_are_told(model: nn.Module) -> None:
+    text = str(load_report(model, prefixed(model, 'net.model.')))
+    assert '0 keys match' in text and "All the model's keys are there behind 'net.model.': save them without it" in text
+    others = {'net.0.weight': torch.ones(3, 2), **prefixed(nn.Linear(2, 3), 'fc.')}
+    for state in (model.state_dict(), prefixed(model, 'model.') | dict(model.state_dict()), others):
+        assert 'behind' not in str(load_report(model, state))
 
 
 def test_the_export_holds_the_student_alone(model: nn.Module, tmp_path: Path) -> None:

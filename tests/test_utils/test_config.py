@@ -112,6 +112,23 @@ def test_bases_of_hosts_keep_their_scope(tmp_path: Path) -> None:
     assert load_config(str(tmp_path / 'mine.py')).model.student._scope_ == 'mmpretrain'
 
 
+def test_a_base_of_a_fork_is_told_from_one_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """mmengine knows packages by their first distributions, and names what to install: a second one over the fork."""
+    from mmengine.config import config as module
+
+    def lost(name: str) -> bool:
+        raise ModuleNotFoundError(f'{name} is not installed, please install {name} manually')
+
+    monkeypatch.setattr(module, 'check_install_package', lost, raising=False)
+    monkeypatch.setattr(module, 'get_installed_path', lost, raising=False)
+    (tmp_path / 'mine.py').write_text("_base_ = 'mmpretrain::_base_/default_runtime.py'")
+    with pytest.raises(ModuleNotFoundError, match=r'dskd config mmpretrain::_base_/default_runtime\.py > base\.py'):
+        load_config(str(tmp_path / 'mine.py'))
+    monkeypatch.setattr('dskd_mm.utils.config.importlib.util.find_spec', lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r'manually$'):
+        load_config(str(tmp_path / 'mine.py'))
+
+
 def test_a_base_of_this_package_that_is_not_there_is_named(tmp_path: Path) -> None:
     (tmp_path / 'mine.py').write_text("_base_ = 'dskd_mm::dskd/nothing.py'")
     with pytest.raises(FileNotFoundError, match=r"configs/dskd/nothing\.py' \('dskd_mm::dskd/nothing\.py'\)"):
