@@ -119,6 +119,8 @@ def test_presets_contain_the_terms_that_they_name(kind: str, more: set[str], pre
     found = {name.removeprefix('loss_dskd_') for name, value in losses.items() if name.startswith('loss_dskd_') and value != 0}
     assert found == PRESETS[preset] | (more if preset == 'default' else set())
     assert distiller.uses_teacher_forward == (preset == 'default')
+    if preset == 'published':
+        assert distiller.options.loss_weights['lsh'] == dict(fcn=100.0, retinanet=10.0)[kind]
 
 
 @pytest.mark.parametrize(('iterations', 'is_told'), [(12, True), (400, False), (None, False)])
