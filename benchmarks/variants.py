@@ -289,6 +289,12 @@ VARIANTS |= {
     for name in ('no-anchor', 'no-box', 'strong-box', 'with-pkd', 'with-neck', 'anchor-and-logit', 'anchor-and-logit-no-box')
 }
 
+# And rivals there before they were mended, in bfloat16: what they were no option brings back.
+VARIANTS |= {
+    f'earlier-{name}': Variant(f'earlier: {METHODS[name]}', {}, name)
+    for name in ('kd', 'fitnet', 'cwd', 'pkd', 'mgd', 'lshfm', 'vkd', 'sokd', 'rtk', 'diffkd')
+}
+
 # The small search that every method gets on held-out images: how strong is all that pulls the student?
 FACTORS = ('0.1', '0.3', '1', '3')
 

@@ -245,6 +245,8 @@ def test_a_head_without_a_linear_classifier_is_the_straight_line(teacher, unit):
 
     diffusion, denoised = denoise(distiller, z, z.detach(), guide, generator)
     expected = dict(anchor=head_loss(per_level(z)), **diffusion)
+    expected |= dict(kl_student=expected['anchor'], kl_denoised=head_loss(per_level(denoised)))
+    expected['gate'] = (expected['kl_denoised'] <= expected['kl_student']).float()
     everywhere = torch.zeros(BATCH, sum(LENGTHS), dtype=torch.long)
     index, kept = sample_stratified(everywhere, 1, VECTORS, generator)
     rows = torch.arange(BATCH)[:, None]
