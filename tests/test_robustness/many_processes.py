@@ -378,12 +378,12 @@ def check_std() -> None:
 
 
 # What docs/en/scale.md says of a step: bytes of each reduction but DDP's own.
-COUNT, WEIGHTS, SPREAD, SHARE = 4, 4, 24, 8
+COUNT, WEIGHTS, SPREAD, GATE, SHARE = 4, 4, 24, 8, 8
 CENTER = -1  # 4 (C + 1), by the width of the teacher's features
 TRAFFIC = {
-    'dskd-gap': [SPREAD, WEIGHTS, CENTER, SHARE],
-    'dskd-fcn': [COUNT, COUNT, SPREAD, WEIGHTS, CENTER, SHARE],
-    'dskd-retinanet': [COUNT, COUNT, SPREAD, WEIGHTS, CENTER, SHARE],
+    'dskd-gap': [SPREAD, WEIGHTS, CENTER, GATE, SHARE],
+    'dskd-fcn': [COUNT, COUNT, SPREAD, WEIGHTS, CENTER, GATE, SHARE],
+    'dskd-retinanet': [COUNT, COUNT, SPREAD, WEIGHTS, CENTER, GATE, SHARE],
     'lshfm-gap': [WEIGHTS],
     'diffkd-gap': [],
     'vkd-gap': [],

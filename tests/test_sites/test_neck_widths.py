@@ -27,11 +27,19 @@ LOSSES = dict(
     cwd=dict(type='dskd_mm.CWDLoss'),
 )
 METHODS: dict[str, dict[str, Any]] = {
-    'dskd': dict(type='dskd_mm.DSKDDistiller'),
+    # A random head may like what is denoised less: no gate.
+    'dskd': dict(type='dskd_mm.DSKDDistiller', gate=False),
     'dskd, the teacher as prior': dict(
-        type='dskd_mm.DSKDDistiller', prior='teacher', detach=False, sampler=dict(noise='adapter'), lsh=dict(magnitude=1.0)
+        type='dskd_mm.DSKDDistiller',
+        prior='teacher',
+        detach=False,
+        sampler=dict(noise='adapter'),
+        lsh=dict(magnitude=1.0),
+        gate=False,
     ),
-    'dskd, a bridge': dict(type='dskd_mm.DSKDDistiller', prior='teacher', diffusion=dict(type='dskd_mm.FeatureBridge')),
+    'dskd, a bridge': dict(
+        type='dskd_mm.DSKDDistiller', prior='teacher', diffusion=dict(type='dskd_mm.FeatureBridge'), gate=False
+    ),
     'diffkd': dict(type='dskd_mm.DiffKDDistiller'),
     'vkd': dict(type='dskd_mm.VkDDistiller'),
     'vkd, layer norm': dict(type='dskd_mm.VkDDistiller', normalization='layernorm'),
