@@ -106,9 +106,9 @@ class MethodOptions:
         if self.distill_weight < 0:
             raise ValueError(f'distill_weight of {owner} must not be negative, but got {self.distill_weight}.')
 
-    def warmup_problem(self, iterations: int) -> str:
-        """Return what is wrong with :attr:`warmup` in a training of so many iterations; '' if it leaves time to distil."""
-        if not self.warmup or self.warmup <= iterations / 2:
+    def warmup_problem(self, iterations: int | None) -> str:
+        """Return what is wrong with :attr:`warmup` in a training of so many iterations; '' if nothing, or they are not known."""
+        if not self.warmup or not iterations or self.warmup <= iterations / 2:
             return ''
         return (
             f'The distillation losses grow over {self.warmup} iterations, but this training has {iterations}: set '
@@ -117,7 +117,7 @@ class MethodOptions:
 
     def warn_of_warmup(self, iterations: int | None) -> None:
         """Log what :meth:`warmup_problem` finds."""
-        problem = self.warmup_problem(iterations) if iterations else ''
+        problem = self.warmup_problem(iterations)
         if problem:
             print_log(f'{problem}.', 'current', logging.WARNING)
 

@@ -165,7 +165,7 @@ def check_sample(report: Report, name: str, item: Any) -> None:
 
 def check_warmup(report: Report, iterations: int | None) -> None:
     """Tell of a training that is hardly longer than the time over which the losses of the distillation grow."""
-    problem = report.model.options.warmup_problem(iterations) if isinstance(report.model, Distiller) and iterations else ''
+    problem = report.model.options.warmup_problem(iterations) if isinstance(report.model, Distiller) else ''
     if problem:
         report.warn('warmup', f'{problem} (counted for one device)')
 

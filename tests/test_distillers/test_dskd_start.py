@@ -122,10 +122,8 @@ def test_a_random_shift_is_as_long_as_that_of_the_diffusion_and_leads_elsewhere(
     assert cosine.abs().mean() < 0.4 and cosine.mean().abs() < 0.2
 
 
-def test_a_bridge_leads_to_the_teachers_feature(teacher):
-    """It is what the network is trained on, from z; the student's own feature is refused as its end."""
-    type_ = dict(type='dskd_mm.FeatureBridge')
-    distiller = build(teacher, diffusion=type_, prior='teacher', sampler=dict(steps=1, scale=0.0))
+def train_diffusion(distiller: nn.Module) -> dict[str, Tensor]:
+    """Train the diffusion alone, and return the losses of the last step."""
     torch.manual_seed(0)
     images, samples = random_batch()
     optimizer = torch.optim.Adam(distiller.diffusion.parameters(), lr=0.01)
@@ -134,6 +132,14 @@ def test_a_bridge_leads_to_the_teachers_feature(teacher):
         optimizer.zero_grad()
         losses['loss_dskd_diff'].backward()
         optimizer.step()
+    return losses
+
+
+def test_a_bridge_leads_to_the_teachers_feature(teacher):
+    """It is what the network is trained on, from z; the student's own feature is refused as its end."""
+    type_ = dict(type='dskd_mm.FeatureBridge')
+    distiller = build(teacher, diffusion=type_, prior='teacher', sampler=dict(steps=1, scale=0.0))
+    losses = train_diffusion(distiller)
     assert losses['dskd_noise_error'] < losses['dskd_trivial_error']
     assert losses['dskd_gap_denoised'] < 0.7 * losses['dskd_gap_student']
     with pytest.raises(ValueError, match="leads to the teacher's feature: set prior='teacher' instead of 'student'"):
@@ -144,14 +150,7 @@ def test_a_bridge_is_guided_no_farther_than_it_helps(teacher):
     """By its own defaults: those of sampling, added whole in each step, lead far beyond the teacher."""
     distiller = build(teacher, diffusion=dict(type='dskd_mm.FeatureBridge'), prior='teacher')
     assert (distiller.diffusion.sampler.steps, distiller.diffusion.sampler.scale) == (1, 2.3)
-    torch.manual_seed(0)
-    images, samples = random_batch()
-    optimizer = torch.optim.Adam(distiller.diffusion.parameters(), lr=0.01)
-    for _ in range(40):
-        losses = distiller(images, samples, mode='loss')
-        optimizer.zero_grad()
-        losses['loss_dskd_diff'].backward()
-        optimizer.step()
+    losses = train_diffusion(distiller)
     assert losses['dskd_kl_denoised'] < losses['dskd_kl_student'] and losses['dskd_gate'] > 0.5
 
 

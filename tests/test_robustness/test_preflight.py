@@ -108,10 +108,14 @@ def test_the_whole_check_of_dense_tasks(kind: str, tmp_path: Path) -> None:
     ('warmup', 'training', 'told'),
     [
         (4, {}, None),  # of 2 epochs of 32 images, 8 at a time
-        (5, {}, 'has 8: set model.warmup=0'),
+        (5, {}, 'has 8: set model.warmup=0, or train longer (counted for one device)'),
         (200, dict(max_epochs=100), None),
         (200, dict(max_epochs=25), 'grow over 200 iterations, but this training has 100: set model.warmup=10'),
-        (200, dict(by_epoch=False, max_epochs=None, max_iters=300), 'has 300'),
+        (
+            200,
+            dict(by_epoch=False, max_epochs=None, max_iters=300),
+            'has 300: set model.warmup=30, or train longer (counted for one device)',
+        ),
     ],
 )
 def test_a_warmup_of_most_of_the_training_is_told(tmp_path: Path, warmup: int, training: dict, told: str | None) -> None:
