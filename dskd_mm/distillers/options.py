@@ -107,7 +107,7 @@ class MethodOptions:
             raise ValueError(f'distill_weight of {owner} must not be negative, but got {self.distill_weight}.')
 
     def warmup_problem(self, iterations: int | None) -> str:
-        """Return what is wrong with :attr:`warmup` in a training of so many iterations; '' if nothing, or they are not known."""
+        """Return what is wrong with :attr:`warmup` in so many iterations; '' if nothing is, or they are not known."""
         if not self.warmup or not iterations or self.warmup <= iterations / 2:
             return ''
         return (
