@@ -162,6 +162,7 @@ VARIANTS = {
     'first-dense': Variant('first construction of the diffusion', FIRST_DENSE),
     'published': Variant('as published: diffusion and hash alone', {'model.preset': 'published'}),
     'label': Variant('teacher-free: label guidance, no logit loss', {**LABEL, **NO_LOGIT}),
+    'label-no-virtual': Variant('teacher-free, virtual teacher off', {**LABEL, **NO_LOGIT, 'model.loss_weights.virtual': '0'}),
     'no-guidance': Variant('guidance off', {**FIRST, 'model.sampler.scale': '0'}),
     'no-lsh': Variant('LSH off', {'model.loss_weights.lsh': '0'}),
     'no-virtual': Variant('virtual teacher off', {'model.loss_weights.virtual': '0'}),
