@@ -31,9 +31,9 @@ def check(args: argparse.Namespace) -> list[Finding]:
         cfg = read_config(args)
         cfg.merge_from_dict(args.cfg_options or {})
     except RecursionError:
-        return [Finding('config', args.config, 'Expected a config, but it inherits itself (_base_).', is_fault=True)]
+        return [Finding('config', args.config, 'Expected a config, but it inherits itself (_base_).', level='fault')]
     except Exception as error:
-        return [Finding('config', args.config, f'Expected a config, but it cannot be read: {explain(error)}', is_fault=True)]
+        return [Finding('config', args.config, f'Expected a config, but it cannot be read: {explain(error)}', level='fault')]
     return check_config(cfg, [part for part in PARTS if part not in args.skip], thorough=not args.quick).findings
 
 
@@ -47,6 +47,6 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
 def print_findings(findings: Sequence[Finding], title: str) -> int:
     """Print a table of what was found, and return the number of faults."""
     rich.print(report_table(findings, title))
-    faults, warnings = (sum(getattr(finding, kind) for finding in findings) for kind in ('is_fault', 'is_warning'))
+    faults, warnings = (sum(finding.level == level for finding in findings) for level in ('fault', 'warning'))
     print(f'{len(findings)} findings, {faults} faults{f", {warnings} warnings" if warnings else ""}.')
     return faults

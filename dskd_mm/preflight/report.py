@@ -5,10 +5,14 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Literal
 
 from mmengine.config import Config
 from rich.table import Table
 from torch import nn
+
+MARKS = dict(ok='[green]ok', warning='[yellow]warning', fault='[bold red]FAULT')
+"""How a table shows the levels of findings."""
 
 
 @dataclass(frozen=True)
@@ -19,15 +23,13 @@ class Finding:
         part (str): Of :data:`~dskd_mm.preflight.PARTS`.
         subject (str): What was looked at.
         text (str): What was found; of a fault, what was expected, what came, and the mend.
-        is_fault (bool): Whether training cannot run so. Defaults to False.
-        is_warning (bool): Whether it runs, and hardly as it is meant. Defaults to False.
+        level (str): 'fault' if training cannot run so, 'warning' if it runs, and hardly as it is meant. Defaults to 'ok'.
     """
 
     part: str
     subject: str
     text: str
-    is_fault: bool = False
-    is_warning: bool = False
+    level: Literal['ok', 'warning', 'fault'] = 'ok'
 
 
 @dataclass
@@ -59,7 +61,7 @@ class Report:
     @property
     def faults(self) -> list[Finding]:
         """Return what keeps the config from training."""
-        return [finding for finding in self.findings if finding.is_fault]
+        return [finding for finding in self.findings if finding.level == 'fault']
 
     def note(self, subject: str, text: str) -> None:
         """Keep what was found."""
@@ -67,11 +69,11 @@ class Report:
 
     def warn(self, subject: str, text: str) -> None:
         """Keep what trains, and hardly as it is meant."""
-        self.findings.append(Finding(self.part, subject, text, is_warning=True))
+        self.findings.append(Finding(self.part, subject, text, 'warning'))
 
     def fault(self, subject: str, text: str) -> None:
         """Keep what cannot train."""
-        self.findings.append(Finding(self.part, subject, text, is_fault=True))
+        self.findings.append(Finding(self.part, subject, text, 'fault'))
 
     @contextmanager
     def faults_in(self, subject: str) -> Iterator[None]:
@@ -103,7 +105,6 @@ def report_table(findings: Sequence[Finding], title: str) -> Table:
     for column in ('part', 'what', '', 'found'):
         table.add_column(column, overflow='fold', no_wrap=column in ('part', ''))
     for finding in findings:
-        mark = '[bold red]FAULT' if finding.is_fault else '[yellow]warning' if finding.is_warning else '[green]ok'
         # Texts hold brackets of their own.
-        table.add_row(finding.part, finding.subject, mark, finding.text.replace('[', r'\['))
+        table.add_row(finding.part, finding.subject, MARKS[finding.level], finding.text.replace('[', r'\['))
     return table

@@ -125,7 +125,8 @@ def test_a_warmup_of_most_of_the_training_is_told(tmp_path: Path, warmup: int, t
     assert report.faults == []
     found = texts(report).get('warmup')
     assert found is None if told is None else told in found
-    assert [finding.subject for finding in report.findings if finding.is_warning] == ([] if told is None else ['warmup'])
+    warnings = [finding.subject for finding in report.findings if finding.level == 'warning']
+    assert warnings == ([] if told is None else ['warmup'])
 
 
 def test_a_plain_model_is_checked_as_well(tmp_path: Path) -> None:
@@ -224,12 +225,12 @@ def test_losses_that_are_not_finite_are_a_fault(run: Config) -> None:
     assert fault.subject == 'step' and ('finite' in fault.text)
 
 
-@pytest.mark.parametrize(('student', 'is_fault'), [(1.0, True), (math.nan, False)])
-def test_whose_loss_is_not_finite_is_told_of_every_method(run: Config, student: float, is_fault: bool) -> None:
+@pytest.mark.parametrize(('student', 'level'), [(1.0, 'fault'), (math.nan, 'ok')])
+def test_whose_loss_is_not_finite_is_told_of_every_method(run: Config, student: float, level: str) -> None:
     report = Report(run)
     report_step(report, Step(dict(loss=math.nan, loss_student=student, loss_kd=math.nan), [], 1.0, 0))
     (finding,) = report.findings
-    assert finding.is_fault == is_fault and 'loss_kd' in finding.text
+    assert finding.level == level and 'loss_kd' in finding.text
 
 
 @pytest.mark.parametrize(
@@ -547,7 +548,7 @@ def test_the_order_of_classes_in_folders_is_compared(run: Config, tmp_path: Path
     run.train_dataloader.dataset = dict(type='CustomDataset', data_root=str(tmp_path / 'images'), pipeline=pipeline)
     report = check_config(run, ['models', 'data', 'checkpoints'])
     (warning,) = [finding for finding in report.findings if finding.subject == 'teacher classes']
-    assert warning.is_warning and "'apple'" in warning.text and "'asky'" in warning.text
+    assert warning.level == 'warning' and "'apple'" in warning.text and "'asky'" in warning.text
 
 
 WRAPPERS: dict[str, Any] = {
