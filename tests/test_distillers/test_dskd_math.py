@@ -950,37 +950,3 @@ def test_a_denoised_feature_that_is_farther_away_does_not_teach(teachers, monkey
     assert (every > 0).all()
     # Those that teach do so no more than if all did.
     torch.testing.assert_close(got[0, [0, 2]] / every[0, [0, 2]], torch.ones(2), rtol=0.5, atol=0)
-
-
-@pytest.mark.parametrize(
-    ('preset', 'terms', 'runs_teacher'),
-    [
-        ('default', {'diff', 'anchor', 'lsh', 'logit'}, True),
-        ('published', {'diff', 'lsh'}, False),
-        ('teacher_free', {'diff', 'anchor', 'lsh', 'virtual'}, False),
-    ],
-)
-def test_presets_contain_the_terms_that_they_name(teachers, preset, terms, runs_teacher):
-    distiller = build('gap', teachers['gap'], preset=preset)
-    losses = step(distiller)
-    found = {name.removeprefix('loss_dskd_') for name in losses if name.startswith('loss_dskd_')}
-    # φ stays in the graph of every preset: a zero under the anchor's name.
-    assert found - ({'anchor'} if 'anchor' not in terms else set()) == terms
-    if 'anchor' not in terms:
-        assert losses['loss_dskd_anchor'] == 0
-    assert all(losses[f'loss_dskd_{name}'] != 0 for name in terms)
-    assert distiller.uses_teacher_forward == runs_teacher
-    assert_trains(distiller, losses)
-    if preset == 'default':
-        torch.testing.assert_close(step(build('gap', teachers['gap'])), losses)
-
-
-def test_presets_go_before_the_tasks_row_and_options_before_presets(teachers, monkeypatch):
-    row = dict(target='soft', loss_weights=dict(channel=3.0, lsh=2.0), sampler=dict(steps=3))
-    monkeypatch.setitem(TASK_DEFAULTS, 'toy', row)
-    distiller = build('gap', teachers['gap'], site=ToySite(), preset='published')
-    nothing = dict.fromkeys(('anchor', 'virtual', 'logit', 'channel', 'box'), 0.0)
-    assert distiller.options.loss_weights == dict(diff=1.0, lsh=100.0, **nothing)
-    assert (distiller.options.target, distiller.diffusion.sampler.steps) == ('label', 3)
-    other = build('gap', teachers['gap'], preset='published', target='soft', loss_weights=dict(lsh=7.0))
-    assert (other.options.target, other.options.loss_weights) == ('soft', dict(diff=1.0, lsh=7.0, **nothing))

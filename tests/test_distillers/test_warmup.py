@@ -100,29 +100,6 @@ def test_an_added_loss_is_warmed_up_whatever_it_is_called(tmp_path: Path) -> Non
     torch.testing.assert_close(losses['loss_my_diff'], losses['loss_kd'])
 
 
-PRESETS = {
-    'default': {'diff', 'anchor', 'lsh', 'logit'},
-    'published': {'diff', 'lsh'},
-    'teacher_free': {'diff', 'anchor', 'lsh', 'virtual'},
-}
-
-
-@pytest.mark.parametrize('preset', PRESETS)
-@pytest.mark.parametrize(
-    ('kind', 'more'),
-    [pytest.param('fcn', {'channel'}, marks=needs_mmseg), pytest.param('retinanet', {'box'}, marks=needs_mmdet)],
-)
-def test_presets_contain_the_terms_that_they_name(kind: str, more: set[str], preset: str, tmp_path: Path) -> None:
-    """In other tasks, too; of images see test_dskd_math."""
-    distiller = build_distiller(rival_config('DSKDDistiller', kind, tmp_path, preset=preset, gate=False))
-    losses = distiller(**rival_batch(distiller, kind), mode='loss')
-    found = {name.removeprefix('loss_dskd_') for name, value in losses.items() if name.startswith('loss_dskd_') and value != 0}
-    assert found == PRESETS[preset] | (more if preset == 'default' else set())
-    assert distiller.uses_teacher_forward == (preset == 'default')
-    if preset == 'published':
-        assert distiller.options.loss_weights['lsh'] == dict(fcn=100.0, retinanet=10.0)[kind]
-
-
 @pytest.mark.parametrize(('iterations', 'is_told'), [(12, True), (400, False), (None, False)])
 def test_a_training_that_hardly_distils_is_told(
     iterations: int | None, is_told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
