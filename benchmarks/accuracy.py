@@ -29,7 +29,7 @@ if not __package__:  # called as a script, which sees its own folder only
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks.comparison import selected
-from benchmarks.records import RESULTS, append, commit, precision, records, versions
+from benchmarks.records import RESULTS, append, commit, precision, processor, records, versions
 from benchmarks.report import picture, table
 from benchmarks.runner import ROOT, Training, start
 from benchmarks.settings import SETTINGS, SUITES, Setting, applicable
@@ -260,6 +260,7 @@ class Run:
             commit=revision,
             versions=versions(),
             device=get_device(),
+            processor=processor(),
             precision=precision(self.setting.amp),
         )
         if self.is_taught:

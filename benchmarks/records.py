@@ -2,6 +2,7 @@
 
 import json
 import platform
+import re
 import subprocess
 from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -13,6 +14,7 @@ import torch
 
 from benchmarks.runner import ROOT
 from dskd_mm.optim import amp_dtype
+from dskd_mm.optim.bf16 import CPU_INFO
 
 RESULTS = ROOT / 'benchmarks' / 'results' / 'accuracy.jsonl'
 LOCK = Lock()
@@ -39,7 +41,16 @@ def append(path: Path, rows: Iterable[dict]) -> None:
 
 def origin() -> dict:
     """Return what every record says of where it comes from."""
-    return dict(commit=commit(), versions=versions())
+    return dict(commit=commit(), versions=versions(), processor=processor())
+
+
+def processor() -> str:
+    """Return the name of what calculates: the GPU's, or the CPU's model; '' where the system does not tell."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    info = CPU_INFO.read_text() if CPU_INFO.exists() else ''
+    found = re.search(r'^model name\s*:\s*(.+)$', info, flags=re.MULTILINE)
+    return found[1].strip() if found else ''
 
 
 def commit() -> str:

@@ -153,12 +153,14 @@ def times(dataset: str, split: str, epochs: str, page: Path) -> Block:
     """Seconds of training until the plain student's final metric is reached, by the records that have a curve.
 
     Evaluations are some epochs apart: between them lines are drawn, and before the first one nothing is known, so that a time
-    is an upper bound there. All runs of a table are expected on one machine that does nothing else.
+    is an upper bound there. Runs of one processor are compared, that of most plain students; it is expected to do nothing else.
     """
     groups = {name: [r for r in runs if r.get('curve')] for name, runs in compared(dataset, split, int(epochs)).items()}
-    plain = groups.get('plain', [])
-    if not plain:
+    if not groups.get('plain'):
         return 'No curve of the plain student was recorded yet.', {}
+    processor = statistics.mode(r.get('processor') for r in groups['plain'])
+    groups = {name: [r for r in runs if r.get('processor') == processor] for name, runs in groups.items()}
+    plain = groups['plain']
     goal = statistics.mean(r['value'] for r in plain)
     whole = statistics.mean(r['curve'][-1][0] for r in plain)
     rows = []

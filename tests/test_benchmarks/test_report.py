@@ -260,6 +260,8 @@ def test_seconds_to_the_plain_students_accuracy(tmp_path, monkeypatch):
     rows = [json.loads(line) for line in (tmp_path / 'a.jsonl').read_text().splitlines()]
     rows.append(rows[1] | dict(seed=1))  # of before curves were kept
     text = '\n'.join(json.dumps(row | (dict(curve=curves[row['variant']]) if row['seed'] == 0 else {})) for row in rows)
+    # On another processor seconds are others.
+    text += '\n' + json.dumps(rows[1] | dict(seed=2, curve=[[8, 75], [16, 85]], processor='a faster one'))
     (tmp_path / 'a.jsonl').write_text(text)
     monkeypatch.setattr(recorded, 'RESULTS', tmp_path / 'a.jsonl')
     text, _ = report.times('fashion-mnist', 'test', '5', page=tmp_path)

@@ -80,10 +80,15 @@ def test_the_teacher_is_trained_first_where_it_is_missing_and_once(tmp_path, mon
 
 
 @pytest.mark.parametrize('dtype', ['bfloat16', 'float32'])
-def test_a_record_names_the_precision_that_ran(tmp_path, monkeypatch, trained, dtype):
+def test_a_record_names_the_precision_that_ran_and_where(tmp_path, monkeypatch, trained, dtype):
     monkeypatch.setattr(records, 'amp_dtype', lambda: getattr(torch, dtype))
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    monkeypatch.setattr(records, 'CPU_INFO', tmp_path / 'cpuinfo')
+    assert records.processor() == '', 'not every system tells'
+    (tmp_path / 'cpuinfo').write_text('model\t\t: 7\nmodel name\t: A Processor, 3 GHz\nmodel name\t: Another\n')
     (row,) = benchmark(tmp_path, monkeypatch, 'plain')
     assert '--amp' in row['command'] and row['precision'] == dtype
+    assert row['processor'] == 'A Processor, 3 GHz'
 
 
 def test_two_calls_that_meet_train_and_record_once(tmp_path, monkeypatch, trained):
