@@ -101,6 +101,7 @@ class Distiller(BaseModel):
     ) -> None:
         model = build_student(student, data_preprocessor)
         super().__init__(data_preprocessor=model.data_preprocessor)
+        self._random_state = torch.get_rng_state()
         self.student = model
         self.teacher, *others = build_teachers(teacher)
         self.site = build_site(site, model, self.default_sites)
@@ -130,6 +131,11 @@ class Distiller(BaseModel):
         self._student_losses: tuple[str, ...] = ()
         self._register_load_state_dict_pre_hook(self._accept_checkpoint)
         self._register_state_dict_hook(keep_names)
+
+    def init_weights(self) -> None:
+        """Draw the student's first weights as without a distiller: of one seed, all methods begin with the same student."""
+        torch.set_rng_state(self._random_state)  # modules of the method have drawn their own weights since
+        super().init_weights()
 
     @property
     def teachers(self) -> list[FrozenTeacher]:
@@ -311,8 +317,7 @@ class Distiller(BaseModel):
         # mmengine loads weights in one way, resuming or not, but a run that begins is told by its own counter.
         info = MessageHub.get_current_instance().runtime_info
         self.options.warn_of_warmup(info.get('max_iters'))
-        begins = info.get('iter') == 0
-        if begins and self._seed_before_loading is not None:
+        if info.get('iter') == 0 and self._seed_before_loading is not None:
             self.noise_seed.fill_(self._seed_before_loading)
             self.iteration.zero_()
             self._clock = None
@@ -392,7 +397,4 @@ class Distiller(BaseModel):
         self._clock = None
         if self._is_first_step and self._seed_before_loading is None:
             self._seed_before_loading = int(self.noise_seed)
-        accept_checkpoint(self.student, state_dict, prefix)
-        for old, new in self.renamed_keys.items():
-            for key in [key for key in state_dict if key.startswith(prefix + old)]:
-                state_dict[prefix + new + key.removeprefix(prefix + old)] = state_dict.pop(key)
+        accept_checkpoint(self.student, state_dict, prefix, self.renamed_keys)

@@ -1,6 +1,7 @@
 """The student of a distiller: a host's model, built as its own library builds it."""
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 from mmengine.config import ConfigDict
@@ -60,28 +61,31 @@ def refuse_bare_network(student: Any) -> None:
         )
 
 
-def accept_checkpoint(student: nn.Module, state_dict: dict[str, Any], prefix: str) -> None:
-    """Give the keys of a plain student's checkpoint the prefix that a distiller's have, in place.
+def accept_checkpoint(student: nn.Module, state_dict: dict[str, Any], prefix: str, renamed: Mapping[str, str]) -> None:
+    """Give the keys of a plain student's or an older checkpoint the names that a distiller's have, in place.
 
     Args:
         student (nn.Module): The student.
         state_dict (dict): What is to be loaded into the distiller.
         prefix (str): Where the distiller stands in it.
+        renamed (Mapping[str, str]): Prefixes of keys in older checkpoints, and what they are now.
 
     Raises:
         ValueError: If no key belongs to the student.
     """
-    if any(key.startswith(prefix + STUDENT_PREFIX) for key in state_dict):
-        return
-    keys = [key.removeprefix(prefix) for key in state_dict if key.startswith(prefix)]
-    if set(student.state_dict()).isdisjoint(keys):
-        raise ValueError(
-            f'The checkpoint is expected to hold a {type(student).__name__} student or a distiller of one, but none of its '
-            f'{len(keys)} keys ({", ".join(keys[:3])}, ...) belongs to it: is it of another architecture?'
-        )
-    # All of them: what does not fit is for the student to translate or for the loading to report.
-    for key in keys:
-        state_dict[prefix + STUDENT_PREFIX + key] = state_dict.pop(prefix + key)
+    if not any(key.startswith(prefix + STUDENT_PREFIX) for key in state_dict):
+        keys = [key.removeprefix(prefix) for key in state_dict if key.startswith(prefix)]
+        if set(student.state_dict()).isdisjoint(keys):
+            raise ValueError(
+                f'The checkpoint is expected to hold a {type(student).__name__} student or a distiller of one, but none of its '
+                f'{len(keys)} keys ({", ".join(keys[:3])}, ...) belongs to it: is it of another architecture?'
+            )
+        # All of them: what does not fit is for the student to translate or for the loading to report.
+        for key in keys:
+            state_dict[prefix + STUDENT_PREFIX + key] = state_dict.pop(prefix + key)
+    for old, new in renamed.items():
+        for key in [key for key in state_dict if key.startswith(prefix + old)]:
+            state_dict[prefix + new + key.removeprefix(prefix + old)] = state_dict.pop(key)
 
 
 def keep_names(distiller: Any, state_dict: dict[str, Any], prefix: str, metadata: Any) -> None:
