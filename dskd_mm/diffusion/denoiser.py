@@ -99,7 +99,7 @@ class DiffusionDenoiser(nn.Module):
     Two ways to tell the timestep:
 
     - 'table', the network of DiffKD (Huang et al. 2023): one learned vector per step is added to the feature. With
-      ``kernel_size=3`` (maps): two bottlenecks, a 1x1 convolution and a norm, 0.205 M parameters at C=256 without the
+      ``kernel_size=3`` (maps): two bottlenecks, a 1x1 convolution and a norm, 0.207 M parameters at C=256 without the
       embedding. With ``kernel_size=1`` (vectors, as (B, C, 1, 1)): two 1x1 multilayer perceptrons of inner width 4C.
     - 'film': the same bottlenecks or perceptrons, with a scale and a shift by the timestep after each norm, and a last 1x1
       convolution that begins at zero. They predict the velocity v of Salimans & Ho (2022), and the noise is

@@ -63,7 +63,8 @@ class DDIMSchedule(nn.Module):
 
         Args:
             steps (int): Number of sampling steps.
-            start (float): Where to begin, as a share of the schedule: 1 is pure noise. Defaults to 0.5.
+            start (float): Where to begin, as a share of the schedule; the first step lies one stride below. Defaults to
+                0.5.
 
         Returns:
             list[int]: For instance ``[400, 300, 200, 100, 0]`` with 5 steps from 0.5 on 1000.

@@ -12,7 +12,7 @@ from dskd_mm.structures import TapSpec
 from dskd_mm.utils.config import type_name
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # With terms of ours: the anchor, the virtual teacher on logits, and the teacher's own logits, maps and boxes.
+    # With terms of ours: the anchor, and the teacher's own logits, maps and boxes.
     'default': {},
     # What the paper's abstract states, and nothing else. Nothing is there by which the weight of the hash could be told.
     'published': dict(
@@ -165,7 +165,7 @@ class DSKDOptions(MethodOptions):
         """See :meth:`MethodOptions.defaults`."""
         values = super().defaults(given, site, student, teacher)
         if type_name(given.get('diffusion') or {}) == 'FeatureBridge' and teacher.classifiers:
-            # Each step of a bridge adds all of its guidance. These are as long as what the sampler's defaults add up to.
+            # One step of a bridge adds all of its guidance. These are as long as what the sampler's defaults add up to.
             values['sampler'] = dict(steps=1, scale=4.6 if student.is_dense else 2.3)
         weights = values['loss_weights']
         # The box and the channel loss need the teacher's forward pass, as the logit loss does: they follow its weight.
