@@ -86,7 +86,7 @@ def test_a_head_that_predicts_otherwise_while_it_trains_judges_as_in_training(tm
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_the_teacher_as_prior_runs_up_to_its_neck(configs: dict[str, ConfigDict], kind: str) -> None:
-    distiller = build(configs, kind, prior='teacher', gate=False)
+    distiller = build(configs, kind, prior='teacher')
     distiller.load_teacher()
     seen = watch(distiller.teacher.model, 'extract_feat')
     assert_distils(distiller, detection_batch(distiller, OBJECTS))
