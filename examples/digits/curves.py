@@ -53,6 +53,7 @@ def accuracy_curves(
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_xlim(0.5, longest + 0.5)
     axes.set(title=title, xlabel='Epoch', ylabel=ylabel)
-    axes.legend(loc='lower right', framealpha=0.9, title='band: ± standard deviation')
+    # Below: within, it would hide the end of the lower curve.
+    figure.legend(loc='outside lower center', ncols=2, frameon=False, title='band: ± standard deviation')
     tidy(axes)
     return figure
