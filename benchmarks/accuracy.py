@@ -29,7 +29,7 @@ if not __package__:  # called as a script, which sees its own folder only
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks.comparison import selected
-from benchmarks.records import RESULTS, append, commit, precision, processor, records, versions
+from benchmarks.records import RESULTS, append, commit, origin, precision, records
 from benchmarks.report import picture, table
 from benchmarks.runner import ROOT, Training, start
 from benchmarks.settings import SETTINGS, SUITES, Setting, applicable
@@ -257,10 +257,8 @@ class Run:
             train_images=self.train_images,
             seconds=seconds,
             command=shlex.join(['python', *self.training.command[1:]]),
-            commit=revision,
-            versions=versions(),
+            **origin(revision),
             device=get_device(),
-            processor=processor(),
             precision=precision(self.setting.amp),
         )
         if self.is_taught:

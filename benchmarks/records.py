@@ -39,9 +39,13 @@ def append(path: Path, rows: Iterable[dict]) -> None:
         file.write(text)
 
 
-def origin() -> dict:
-    """Return what every record says of where it comes from."""
-    return dict(commit=commit(), versions=versions(), processor=processor())
+def origin(revision: str | None = None) -> dict:
+    """Return what every record says of where it comes from.
+
+    Args:
+        revision (str, optional): The commit at which it began. Defaults to the one that is checked out.
+    """
+    return dict(commit=commit() if revision is None else revision, versions=versions(), processor=processor())
 
 
 def processor() -> str:

@@ -49,7 +49,6 @@ LOCAL = {'model.target': 'local'}
 TEACHER_PRIOR = {'model.prior': 'teacher'}
 DENSE_HASH = {'model.site.dense': 'True'}
 STRONG_HASH = {'model.lsh_share': '1'}
-WEAK_HASH = {'model.lsh_share': '0.1'}
 # The levels of the neck of retinanet_r18-w8 and its teacher.
 NECK = {
     **{f'model.layers.neck.{owner}.path': 'neck' for owner in ('student', 'teacher')},
@@ -131,10 +130,7 @@ VARIANTS = {
         {'model.mix': '1', **DENSE_HASH, **STRONG_HASH},
     ),
     'dense-share-1': Variant('every location hashed, as strong as the anchor', {**DENSE_HASH, **STRONG_HASH}),
-    'share-.1': Variant('hash a third as strong', WEAK_HASH),
-    'mix-.5-share-.1': Variant(
-        "sampling from z and .5 of the teacher's feature, hash a third as strong", {'model.mix': '.5', **WEAK_HASH}
-    ),
+    'share-.1': Variant('hash a third as strong', {'model.lsh_share': '0.1'}),
     # A bridge from z to the teacher's feature, and a hash of what its classifier cannot see.
     'bridge': Variant("a bridge to the teacher's feature, one step", bridge(1)),
     'bridge-3': Variant("a bridge to the teacher's feature, three steps", bridge(3)),

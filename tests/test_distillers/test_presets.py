@@ -7,7 +7,7 @@ import torch
 from rival_checks import needs_mmdet, needs_mmseg, rival_batch, rival_config
 
 from dskd_mm.distillers.dskd_options import PRESETS, TASK_DEFAULTS
-from dskd_mm.testing import assert_nothing_is_unused
+from dskd_mm.testing import assert_nothing_is_unused, assert_trains
 from support import build_distiller
 
 TERMS = {
@@ -28,7 +28,8 @@ KINDS = [
 def test_presets_contain_the_terms_that_they_name(
     kind: str, more: set[str], hash_weight: float, preset: str, tmp_path: Path
 ) -> None:
-    distiller = build_distiller(rival_config('DSKDDistiller', kind, tmp_path, preset=preset, gate=False))
+    config = rival_config('DSKDDistiller', kind, tmp_path, preset=preset, gate=False)
+    distiller = build_distiller(config)
     batch = rival_batch(distiller, kind)
     losses = distiller(**batch, mode='loss')
     found = {name.removeprefix('loss_dskd_') for name in losses if name.startswith('loss_dskd_')}
@@ -39,6 +40,7 @@ def test_presets_contain_the_terms_that_they_name(
     assert distiller.uses_teacher_forward == (preset == 'default')
     assert distiller.options.loss_weights['lsh'] == (hash_weight if preset == 'published' else 1.0)
     assert_nothing_is_unused(distiller, batch)
+    assert_trains(build_distiller(config), batch, found)
 
 
 def test_the_default_preset_is_what_is_without_one(tmp_path: Path) -> None:

@@ -27,19 +27,11 @@ LOSSES = dict(
     cwd=dict(type='dskd_mm.CWDLoss'),
 )
 METHODS: dict[str, dict[str, Any]] = {
-    # A random head may like what is denoised less: no gate.
-    'dskd': dict(type='dskd_mm.DSKDDistiller', gate=False),
+    'dskd': dict(type='dskd_mm.DSKDDistiller'),
     'dskd, the teacher as prior': dict(
-        type='dskd_mm.DSKDDistiller',
-        prior='teacher',
-        detach=False,
-        sampler=dict(noise='adapter'),
-        lsh=dict(magnitude=1.0),
-        gate=False,
+        type='dskd_mm.DSKDDistiller', prior='teacher', detach=False, sampler=dict(noise='adapter'), lsh=dict(magnitude=1.0)
     ),
-    'dskd, a bridge': dict(
-        type='dskd_mm.DSKDDistiller', prior='teacher', diffusion=dict(type='dskd_mm.FeatureBridge'), gate=False
-    ),
+    'dskd, a bridge': dict(type='dskd_mm.DSKDDistiller', prior='teacher', diffusion=dict(type='dskd_mm.FeatureBridge')),
     'diffkd': dict(type='dskd_mm.DiffKDDistiller'),
     'vkd': dict(type='dskd_mm.VkDDistiller'),
     'vkd, layer norm': dict(type='dskd_mm.VkDDistiller', normalization='layernorm'),
