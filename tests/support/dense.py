@@ -5,7 +5,8 @@ All structure (anchors, assigners, losses, dilations) is the host's; only depths
 
 import logging
 import os.path as osp
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -314,18 +315,25 @@ def dense_distiller_config(
     )
 
 
-def build_distiller(config: dict) -> nn.Module:
-    """Build a distiller and initialise it as a runner does, always with the same weights."""
+@contextmanager
+def initialised(config: dict, seed: int = 0) -> Iterator[Any]:
+    """Build a model and initialise it as a runner does; within, random numbers go on from there, without they do not move."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        distiller = MMENGINE_MODELS.build(config)
+        torch.manual_seed(seed)
+        model = MMENGINE_MODELS.build(config)
         # mmengine logs several lines for each parameter.
         logging.disable(logging.INFO)
         try:
-            distiller.init_weights()
+            model.init_weights()
         finally:
             logging.disable(logging.NOTSET)
-    return distiller.train()
+        yield model
+
+
+def build_distiller(config: dict) -> nn.Module:
+    """Build a distiller and initialise it as a runner does, always with the same weights."""
+    with initialised(config) as distiller:
+        return distiller.train()
 
 
 Boxes = Sequence[tuple[float, float, float, float, int]]

@@ -1,43 +1,24 @@
 """The student's first weights: of one seed the same under every method, and those of the plain student."""
 
-import logging
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from mmengine.config import ConfigDict
-from mmengine.registry import MODELS as MMENGINE_MODELS
 from rival_checks import needs_mmdet, needs_mmseg, rival_config
 from torch import Tensor
 
-from dskd_mm.distillers.student import build_student
+from support import initialised
 
 METHODS = ['DSKD', 'DiffKD', 'LSHFM', 'VkD', 'SoKD', 'RTK', 'SRRL', 'SimKD', 'CrossKD', 'Configurable']
 KINDS = ['gap', pytest.param('retinanet', marks=needs_mmdet), pytest.param('fcn', marks=needs_mmseg)]
 ONLY = dict(SRRL='gap', SimKD='gap', CrossKD='retinanet', RTK='retinanet')
 
 
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    """mmengine logs several lines for each parameter; and the numbers that follow are those of other tests."""
-    logging.disable(logging.INFO)
-    with torch.random.fork_rng(devices=[]):
-        yield
-    logging.disable(logging.NOTSET)
-
-
-def begun(model: Any) -> tuple[dict[str, Tensor], Tensor]:
+def begun(config: dict, seed: int = 5) -> tuple[dict[str, Tensor], Tensor]:
     """The first weights of a model's student, and the random number that comes next."""
-    model.init_weights()
-    student = getattr(model, 'student', model)
-    return {name: value.clone() for name, value in student.state_dict().items()}, torch.rand(())
-
-
-def build(config: ConfigDict) -> Any:
-    torch.manual_seed(5)
-    return MMENGINE_MODELS.build(config)
+    with initialised(config, seed) as model:
+        student = getattr(model, 'student', model)
+        return {name: value.clone() for name, value in student.state_dict().items()}, torch.rand(())
 
 
 @pytest.mark.parametrize('kind', KINDS)
@@ -47,17 +28,14 @@ def test_of_one_seed_every_method_begins_with_the_plain_students_weights(kind: s
         pytest.skip('for another task')
     added = dict(distill_losses=dict(mgd=dict(type='dskd_mm.MGDLoss'))) if method == 'Configurable' else {}
     config = rival_config(f'{method}Distiller', kind, tmp_path, **added)
-    torch.manual_seed(5)
-    plain, after = begun(build_student(config.student, None))
-    found, then = begun(build(config))
+    plain, after = begun(config.student)
+    found, then = begun(config)
     assert found.keys() == plain.keys()
     assert [name for name in plain if not torch.equal(found[name], plain[name])] == []
     assert torch.equal(then, after), 'dropout draws the same, too'
 
 
 def test_other_seeds_begin_with_other_weights(tmp_path: Path) -> None:
-    distiller = build(rival_config('DSKDDistiller', 'gap', tmp_path))
-    first, _ = begun(distiller)
-    torch.manual_seed(6)
-    other, _ = begun(MMENGINE_MODELS.build(rival_config('DSKDDistiller', 'gap', tmp_path)))
+    config = rival_config('DSKDDistiller', 'gap', tmp_path)
+    (first, _), (other, _) = (begun(config, seed) for seed in (5, 6))
     assert any(not torch.equal(first[name], other[name]) for name in first)
