@@ -29,7 +29,7 @@ if not __package__:  # called as a script, which sees its own folder only
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks.comparison import selected
-from benchmarks.records import RESULTS, append, commit, origin, precision, records
+from benchmarks.records import LOCK, RESULTS, append, commit, origin, precision, records
 from benchmarks.report import picture, table
 from benchmarks.runner import ROOT, Training, start
 from benchmarks.settings import SETTINGS, SUITES, Setting, applicable
@@ -183,7 +183,8 @@ class Run:
         Raises:
             RuntimeError: If it holds a run of another config.
         """
-        found = self.training.fingerprint(self.setting.whole_config(self.method).to_dict())
+        with LOCK:  # configs are parsed, and Python 3.11 confuses how deep two threads are in that
+            found = self.training.fingerprint(self.setting.whole_config(self.method).to_dict())
         mark = self.work_dir / 'config.sha256'
         known, _, begun = (mark.read_text() if mark.exists() else '').partition(' ')
         if known != found and (known or (self.work_dir / 'last_checkpoint').exists()):
