@@ -159,6 +159,7 @@ VARIANTS = {
     'published': Variant('as published: diffusion and hash alone', {'model.preset': 'published'}),
     'label': Variant('teacher-free: label guidance, no logit loss', {**LABEL, **NO_LOGIT}),
     'label-no-virtual': Variant('teacher-free, virtual teacher off', {**LABEL, **NO_LOGIT, 'model.loss_weights.virtual': '0'}),
+    'label-virtual': Variant('teacher-free, virtual teacher on', {**LABEL, **NO_LOGIT, 'model.loss_weights.virtual': '1'}),
     'no-guidance': Variant('guidance off', {**FIRST, 'model.sampler.scale': '0'}),
     'no-lsh': Variant('LSH off', {'model.loss_weights.lsh': '0'}),
     'no-virtual': Variant('virtual teacher off', {'model.loss_weights.virtual': '0'}),

@@ -32,8 +32,8 @@ TASK_DEFAULTS: dict[str, dict[str, Any]] = {
     # A sure teacher's small probabilities say nothing unless they are weighted up, and that is too much at the very start.
     'classification': dict(imitation=dict(type='dskd_mm.DKDLoss')),
     # No pooling averages the noise of pixels out: from the middle of the schedule the denoised feature would be worse than the
-    # student's own, and the virtual teacher with it.
-    'segmentation': dict(sampler=dict(steps=5, start=0.1, scale=100.0), window=32, loss_weights=dict(channel=3.0)),
+    # student's own. Students that followed its classification at every location ended below the plain one.
+    'segmentation': dict(sampler=dict(steps=5, start=0.1, scale=100.0), window=32, loss_weights=dict(channel=3.0, virtual=0.0)),
     # The classifier is a 3x3 convolution with an output for each class and anchor, as wide as those that make the feature: all
     # over large maps, and for all classes, guidance would cost as much as the student. An image of COCO shows 3.5 classes on
     # average (Lin et al. 2014, section 5).
@@ -116,9 +116,9 @@ class DSKDOptions(MethodOptions):
             ``dict(soft=True)``.
         loss_weights (dict): Weights of 'diff', 'lsh', 'anchor', 'virtual', 'logit', 'channel' and 'box'. A weight of 0 skips
             the work, too, but for 'diff': the denoiser then stays untrained, yet still denoises. The diffusion is left out if
-            both 'lsh' and 'virtual' are 0. Those not named keep their default: 1; for 'virtual' 0 where
-            'logit' is not and ``detach`` is left on; for 'box' the weight of 'logit', for 'channel' 3 times that in
-            segmentation and 0 elsewhere.
+            both 'lsh' and 'virtual' are 0. Those not named keep their default: 1; for 'virtual' 0 in
+            segmentation, and where 'logit' is not and ``detach`` is left on; for 'box' the weight of 'logit', for 'channel'
+            3 times that in segmentation and 0 elsewhere.
     """
 
     task_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = TASK_DEFAULTS
