@@ -238,7 +238,7 @@ def measure(config: Path, args: argparse.Namespace) -> Iterator[dict]:
             added_flops=operations[name] - operations['plain'],
             parts=contestant.parts(),
         )
-        if getattr(contestant.model, 'samples', False):
+        if getattr(contestant.model, 'diffusion', None) is not None:
             record |= sampler_record(contestant, args)
         yield record
 

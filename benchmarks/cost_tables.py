@@ -55,20 +55,20 @@ def cost(config: str, device: str, page: Path) -> Block:
         parameters = f'{row["added_parameters"] / 1e6:.2f} M' if ratio else ''
         cells.append((LABELS[row['variant']], f'{row["step_seconds"]:.2f}', ratio, floor, added, memory, parameters, share))
     columns = 'method', 'step, s', '× plain', '× floor', 'adds, s', 'memory', 'parameters added', 'operations added'
-    sampled = [row for row in rows if 'sampler_ratio' in row]
     sampling = '; '.join(
         f'{LABELS[row["variant"]].replace("**", "")} {times(row["sampler_ratio"], row["sampler_ratio_spread"])} '
         f'({row["unguided_sampler_ratio"]:.2f} without guidance)'
-        for row in sampled
+        for row in rows
+        if 'sampler_ratio' in row
     )
+    beside = f' Sampler beside bare passes of its denoiser: {sampling}.' if sampling else ''
     height, width = plain['size']
     path = IMAGES / f'cost_{config}_{device}.png'
     text = markdown(columns, cells) + (
         f'\n\n![{config}: where the time goes]({os.path.relpath(path, page.parent)})\n\n'
         f'{plain["images"]} images of {height} x {width} in {"bfloat16" if plain["amp"] else "float32"} on {device} '
         f'({plain["device_name"]}), medians of {plain["rounds"]} rounds ± deviation; the '
-        f'teacher takes {plain["teacher_seconds"]:.2f} s under DSKD. Sampler beside bare passes of its denoiser: {sampling}.'
-        '\n\n'
+        f'teacher takes {plain["teacher_seconds"]:.2f} s under DSKD.{beside}\n\n'
         f'```shell\n{plain["command"]}\n```'
     )
     return text, {path: partial(bars, config, device)}

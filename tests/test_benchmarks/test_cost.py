@@ -39,6 +39,7 @@ def test_a_record_for_each_method(rows):
     assert plain['step_ratio'] == plain['memory_ratio'] == 1 and plain['added_parameters'] == plain['added_flops'] == 0
     assert free['method'] == 'dskd' and 0 < free['added_flops'] < rows['dskd']['added_flops']
     assert free['added_parameters'] == rows['dskd']['added_parameters'] > 0
+    assert [name for name, row in rows.items() if 'sampler_ratio' in row] == ['dskd', 'teacher_free']
     # A teacher that runs is in memory, too.
     assert plain['peak_bytes'] < free['peak_bytes'] < rows['dskd']['peak_bytes']
 
