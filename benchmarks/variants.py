@@ -42,7 +42,9 @@ class Variant:
     method: str = 'dskd'
 
 
-NO_DIFFUSION = {'model.loss_weights.lsh': '0', 'model.loss_weights.virtual': '0'}
+VIRTUAL = {'model.loss_weights.virtual': '1'}
+NO_VIRTUAL = {'model.loss_weights.virtual': '0'}
+NO_DIFFUSION = {'model.loss_weights.lsh': '0', **NO_VIRTUAL}
 NO_LOGIT = {'model.loss_weights.logit': '0'}
 LABEL = {'model.target': 'label'}
 LOCAL = {'model.target': 'local'}
@@ -70,7 +72,7 @@ FIRST = {
     'model.gate': 'False',
     'model.lsh.soft': 'False',
     'model.lsh_share': '0',
-    'model.loss_weights.virtual': '1',
+    **VIRTUAL,
 }
 # In segmentation and dense detection.
 FIRST_DENSE = {**FIRST, 'model.denoiser.norm': 'GN', 'model.sampler.start': '0.1', 'model.sampler.scale': '100'}
@@ -158,11 +160,11 @@ VARIANTS = {
     'first-dense': Variant('first construction of the diffusion', FIRST_DENSE),
     'published': Variant('as published: diffusion and hash alone', {'model.preset': 'published'}),
     'label': Variant('teacher-free: label guidance, no logit loss', {**LABEL, **NO_LOGIT}),
-    'label-no-virtual': Variant('teacher-free, virtual teacher off', {**LABEL, **NO_LOGIT, 'model.loss_weights.virtual': '0'}),
-    'label-virtual': Variant('teacher-free, virtual teacher on', {**LABEL, **NO_LOGIT, 'model.loss_weights.virtual': '1'}),
+    'label-no-virtual': Variant('teacher-free, virtual teacher off', {**LABEL, **NO_LOGIT, **NO_VIRTUAL}),
+    'label-virtual': Variant('teacher-free, virtual teacher on', {**LABEL, **NO_LOGIT, **VIRTUAL}),
     'no-guidance': Variant('guidance off', {**FIRST, 'model.sampler.scale': '0'}),
     'no-lsh': Variant('LSH off', {'model.loss_weights.lsh': '0'}),
-    'no-virtual': Variant('virtual teacher off', {'model.loss_weights.virtual': '0'}),
+    'no-virtual': Variant('virtual teacher off', NO_VIRTUAL),
     'no-anchor': Variant('anchor off', {'model.loss_weights.anchor': '0'}),
     'no-logit': Variant('logit loss off', NO_LOGIT),
     'no-channel': Variant('channel loss off', {'model.loss_weights.channel': '0'}),
@@ -279,7 +281,6 @@ VARIANTS |= {
 VARIANTS['coupled'] = Variant("with KD's divergence: **DSKD**", COUPLED)
 
 # With the virtual teacher beside the teacher's own logits, as all had it before.
-VIRTUAL = {'model.loss_weights.virtual': '1'}
 VARIANTS |= {
     f'virtual-{name}': Variant(f'with the virtual teacher: {VARIANTS[name].label}', {**VARIANTS[name].options, **VIRTUAL})
     for name in ('no-lsh', 'shift', 'shift-dense', 'bridge', 'mix-.5', 'mix-1', 'mix-.5-null', 'mix-.5-dense-share-1')
