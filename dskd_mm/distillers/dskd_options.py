@@ -49,6 +49,10 @@ TASK_DEFAULTS: dict[str, dict[str, Any]] = {
     ),
 }
 
+BETA_PER_CLASS, MAX_BETA = 0.1, 8.0
+"""Weight of the wrong classes in DKD by the number of classes, and that of its authors for the 100 of CIFAR, the most. The
+gradient of that part grows as classes get fewer: of ten classes, 8 made the first epochs of some students diverge."""
+
 
 @dataclass(kw_only=True)
 class DSKDOptions(MethodOptions):
@@ -71,7 +75,8 @@ class DSKDOptions(MethodOptions):
             detection to 1.
         imitation (dict): How predictions follow the teacher's own in the anchor (with 'soft' and 'local' targets) and in the
             logit loss: the config of a :class:`~dskd_mm.losses.LogitLoss`. Defaults to :class:`~dskd_mm.losses.DKDLoss` for
-            images of exclusive classes, :class:`~dskd_mm.losses.KDLoss` elsewhere.
+            images of exclusive classes, with a tenth of their number, but at most 8, as ``beta``, and to
+            :class:`~dskd_mm.losses.KDLoss` elsewhere.
         warmup (int): Iterations over which all losses of the distillation grow linearly from 0 to their weight, but those by
             which diffusion and autoencoder learn. Defaults to 200 for images that follow the teacher's own predictions, else 0.
         detach (bool): Whether the denoised feature is a fixed target, sampled without a graph; otherwise gradients flow through
@@ -177,6 +182,8 @@ class DSKDOptions(MethodOptions):
             weights['virtual'] = 0.0
         if teacher.num_classes <= 1 or student.sigmoid or teacher.sigmoid:
             values['imitation'] = None  # the task's tells the true one of several exclusive classes from the others
+        elif type_name(values['imitation'] or {}) == 'DKDLoss':
+            values['imitation'] = dict(values['imitation'], beta=min(BETA_PER_CLASS * teacher.num_classes, MAX_BETA))
         latent = values['autoencoder']
         if latent and latent['latent_channels'] >= teacher.channels:
             values['autoencoder'] = None

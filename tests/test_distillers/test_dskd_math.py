@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dskd_mm.diffusion import TeacherGuidedSampler
-from dskd_mm.distillers.dskd_options import TASK_DEFAULTS
+from dskd_mm.distillers.dskd_options import TASK_DEFAULTS, DSKDOptions
 from dskd_mm.features import Pyramid, match_levels
 from dskd_mm.functional import hit_rate
 from dskd_mm.guidance import ClassifierGuide
@@ -120,7 +121,8 @@ def straight_line(
 
     def imitate(theirs: Tensor, ours: Tensor) -> Tensor:
         if decoupled:
-            return decoupled_divergence(theirs, ours, labels.repeat_interleave(len(ours) // len(labels)), temperature, 8.0)
+            true = labels.repeat_interleave(len(ours) // len(labels))
+            return decoupled_divergence(theirs, ours, true, temperature, CLASSES / 10)
         return divergence(softmax(theirs, temperature), ours, temperature)
 
     classify = at_locations if target == 'local' else pooled
@@ -641,11 +643,24 @@ def test_how_predictions_follow_can_be_told(teachers):
     teacher_free = dict(target='label', loss_weights=dict(logit=0))
     assert build('gap', teachers['gap'], **teacher_free).options.warmup == 0, 'nothing there that would have to begin small'
     assert build('gap', teachers['gap'], warmup=5, **teacher_free).options.warmup == 5
+    named = build('gap', teachers['gap'], imitation=dict(type='dskd_mm.DKDLoss', beta=2.0))
+    assert named.imitation.beta == 2.0
     coupled = build('gap', teachers['gap'], imitation=dict(type='dskd_mm.KDLoss'), temperature=3.0)
     assert (type(coupled.imitation), coupled.imitation.temperature) == (KDLoss, 3.0)
     assert_trains(other, step(other))
     independent = build('multi_label', teachers['multi_label'])
     assert isinstance(independent.imitation, KDLoss), 'independent classes have no true one'
+
+
+def test_wrong_classes_weigh_less_where_they_are_few(teachers):
+    distiller = build('gap', teachers['gap'])
+    assert distiller.imitation.beta == pytest.approx(CLASSES / 10)
+    found = {}
+    for number in (2, 10, 37, 100, 1000):
+        teacher = replace(distiller.teacher_spec, num_classes=number)
+        options = DSKDOptions.defaults({}, distiller.site, distiller.student_spec, teacher)
+        found[number] = options['imitation']['beta']
+    assert found == pytest.approx({2: 0.2, 10: 1.0, 37: 3.7, 100: 8.0, 1000: 8.0})
 
 
 def test_what_is_no_loss_on_logits_is_refused(teachers):
