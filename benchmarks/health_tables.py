@@ -7,7 +7,7 @@ from benchmarks.comparison import paired, ranked, selected, spread, verdict
 from benchmarks.cost_tables import Block
 from benchmarks.diffusion_health import RESULTS as HEALTH
 from benchmarks.records import markdown, records
-from benchmarks.variants import label_of
+from benchmarks.variants import beside, label_of
 
 CONTROL = 'anchor-and-logit'
 METRICS = {'cls': 'top-1, %', 'det': 'mAP, %', 'seg': 'mIoU, %'}
@@ -24,7 +24,8 @@ def digits(task: str, epochs: str, page: Path) -> Block:
     groups = of_digits(task, int(epochs))
     rows = []
     for name in ranked(groups):
-        gains = [verdict(paired(groups[name], groups.get(other, []))) if name != other else '' for other in ('plain', CONTROL)]
+        others = 'plain', beside(name, CONTROL)
+        gains = [verdict(paired(groups[name], groups.get(other, []))) if name != other else '' for other in others]
         rows.append((label_of(name), spread([r['value'] for r in groups[name]]), *gains, len(groups[name])))
     return markdown(('variant', METRICS[task], 'gain over plain', 'gain over the control', 'seeds'), rows), {}
 

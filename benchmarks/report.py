@@ -29,7 +29,7 @@ from benchmarks.records import markdown, records
 from benchmarks.runner import ROOT
 from benchmarks.settings import SETTINGS
 from benchmarks.shipped_tables import shipped
-from benchmarks.variants import FACTORS, METHODS, SCALED, VARIANTS, label_of, scaled
+from benchmarks.variants import FACTORS, METHODS, SCALED, VARIANTS, beside, label_of, scaled
 from benchmarks.zoo_tables import models
 from dskd_mm.visualization.style import BLUE, GREY, ORANGE, new_figure, tidy
 
@@ -93,8 +93,8 @@ def table(dataset: str, split: str, epochs: int, results: Path | None = None) ->
         if name != 'plain':
             pairs = paired(runs, plain)
             gain, share = verdict(pairs), gap_closed(pairs, teacher)
-        if name != 'dskd':
-            ahead = verdict(paired(groups.get('dskd', []), runs))
+        if name != (ours := beside(name, 'dskd')):
+            ahead = verdict(paired(groups.get(ours, []), runs))
         rows.append((label_of(name), spread([r['value'] for r in runs]), gain, share, ahead, len(runs)))
     metric = f'{SETTINGS[dataset].unit}, %'
     return markdown(('method', metric, 'gain over plain', 'teacher gap closed', 'DSKD is ahead by', 'seeds'), rows)
