@@ -317,6 +317,11 @@ SCALED = {
 VARIANTS |= SCALED
 
 
+def method_of(name: str) -> str:
+    """The method of a variant; a method's name is that of its default."""
+    return VARIANTS[name].method if name in VARIANTS else name
+
+
 def label_of(name: str) -> str:
     """A variant's name in tables."""
     return VARIANTS[name].label if name in VARIANTS else METHODS[name]
@@ -339,8 +344,3 @@ VARIANTS |= {
 def beside(name: str, other: str) -> str:
     """The variant that one is compared with: beside those of before that of before."""
     return BEFORE + other if name.startswith(BEFORE) else other
-
-
-def method_of(name: str) -> str:
-    """The method of a variant; a method's name is that of its default."""
-    return VARIANTS[name].method if name in VARIANTS else name

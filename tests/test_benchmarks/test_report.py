@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from scipy.stats import ttest_1samp
 
+from benchmarks import health_tables, report
 from benchmarks import records as recorded
-from benchmarks import report
 from benchmarks.runner import ROOT
 from benchmarks.settings import SETTINGS
 from benchmarks.variants import label_of
@@ -275,8 +275,6 @@ def test_seconds_to_the_plain_students_accuracy(tmp_path, monkeypatch):
 
 
 def test_what_digits_say_of_the_diffusion_is_tabled(tmp_path, monkeypatch):
-    from benchmarks import health_tables
-
     late = dict(
         dskd_kl_student=0.2,
         dskd_kl_denoised=0.1,
@@ -306,3 +304,19 @@ def test_what_digits_say_of_the_diffusion_is_tabled(tmp_path, monkeypatch):
     assert lines[4:] == ['| **DSKD** | late | 0.20 → 0.10 | 1.00 → 0.50 | 0.20 (0.30) | 98 | 2 |']
     lines = health_tables.health('digits', 'seg', '2', tmp_path)[0].splitlines()
     assert lines[4:] == ['| as published: diffusion and hash alone | late | 0.20 → 0.10 |  | 0.20 (0.30) | 98 | 1 |']
+
+
+def test_rows_of_before_are_compared_with_one_another(tmp_path, monkeypatch):
+    """What ran with the earlier weight of the wrong classes: against DSKD and the control of that weight."""
+    values = [('dskd', 90.0), ('anchor-and-logit', 89.0), ('beta-8-dskd', 80.0), ('beta-8-anchor-and-logit', 78.0)]
+    path = tmp_path / 'accuracy.jsonl'
+    write_records(path, [('fashion-mnist', name, 0, value) for name, value in values])
+    lines = [line.split('|') for line in report.table('fashion-mnist', 'test', 5, path).splitlines()[2:]]
+    ahead = {cells[1].strip(): cells[5].strip() for cells in lines}
+    assert ahead == dict(zip((label_of(name) for name, _ in values), ('', '+1.00', '', '+2.00'), strict=True))
+    rows = [dict(task='cls', variant=name, seed=0, epochs=2, value=value, health={}) for name, value in values]
+    recorded.append(tmp_path / 'health.jsonl', rows)
+    monkeypatch.setattr(health_tables, 'HEALTH', tmp_path / 'health.jsonl')
+    lines = [line.split('|') for line in health_tables.digits('cls', '2', tmp_path)[0].splitlines()[2:]]
+    gains = {cells[1].strip(): cells[4].strip() for cells in lines}
+    assert gains == dict(zip((label_of(name) for name, _ in values), ('+1.00', '', '+2.00', ''), strict=True))

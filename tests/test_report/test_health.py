@@ -77,8 +77,6 @@ def test_shares_of_the_total() -> None:
 
 
 RECORDS = Path(__file__).parents[2] / 'benchmarks/results/diffusion_health.jsonl'
-
-
 FIRST = 'beta-8-first'
 
 
