@@ -29,7 +29,7 @@ from benchmarks.records import markdown, records
 from benchmarks.runner import ROOT
 from benchmarks.settings import SETTINGS
 from benchmarks.shipped_tables import shipped
-from benchmarks.variants import FACTORS, METHODS, SCALED, VARIANTS, beside, label_of, scaled
+from benchmarks.variants import FACTORS, METHODS, SCALED, VARIANTS, beside, is_of_before, label_of, scaled
 from benchmarks.zoo_tables import models
 from dskd_mm.visualization.style import BLUE, GREY, ORANGE, new_figure, tidy
 
@@ -38,6 +38,7 @@ LABEL_WIDTH = 46
 PAGES = [
     'README.md',
     'docs/en/benchmark.md',
+    'docs/en/benchmark_before.md',
     'docs/en/ablations.md',
     'docs/en/ablations_first.md',
     'docs/en/cost.md',
@@ -61,6 +62,11 @@ def teachers(dataset: str, split: str, groups: dict[str, list[dict]], results: P
     return {name: value for name, value in trained.items() if not had or '' in had or name in had}
 
 
+def written(teacher: dict[str, float]) -> str:
+    """The results of teachers for a table. One that was trained again may well be the same."""
+    return ', '.join(dict.fromkeys(f'{value:.2f}' for value in teacher.values()))
+
+
 def gap_closed(pairs: list[tuple[dict, dict]], teacher: dict[str, float]) -> str:
     """Share of the gap between plain students and the teachers of others, by their records; '' if there is none.
 
@@ -73,7 +79,7 @@ def gap_closed(pairs: list[tuple[dict, dict]], teacher: dict[str, float]) -> str
     return f'{gain / gap:.0%}' if gap > 0 else ''
 
 
-def table(dataset: str, split: str, epochs: int, results: Path | None = None) -> str:
+def table(dataset: str, split: str, epochs: int, results: Path | None = None, before: bool | None = None) -> str:
     """Methods on one data set: the metric, gain over the plain student in paired seeds, share of the teacher gap closed.
 
     Args:
@@ -81,12 +87,12 @@ def table(dataset: str, split: str, epochs: int, results: Path | None = None) ->
         split (str): 'test' or 'holdout', the part of the data on which they are judged.
         epochs (int): The budget.
         results (Path, optional): File of the records. Defaults to None: the published ones.
+        before (bool, optional): Methods as they were before or as they are, see :func:`compared`. Defaults to None: both.
     """
-    groups = compared(dataset, split, epochs, results)
+    groups = compared(dataset, split, epochs, results, before)
     teacher = teachers(dataset, split, groups, results)
     plain = groups.get('plain', [])
-    names = ('teacher', *['teacher, trained again'] * len(teacher))
-    rows = [(name, f'{value:.2f}', '', '', '', 1) for name, value in zip(names, teacher.values(), strict=False)]
+    rows = [('teacher', written(teacher), '', '', '', '')] if teacher else []
     for name in ranked(groups):
         runs = groups[name]
         gain = share = ahead = ''
@@ -100,11 +106,18 @@ def table(dataset: str, split: str, epochs: int, results: Path | None = None) ->
     return markdown(('method', metric, 'gain over plain', 'teacher gap closed', 'DSKD is ahead by', 'seeds'), rows)
 
 
-def compared(dataset: str, split: str, epochs: int, results: Path | None = None) -> dict[str, list[dict]]:
-    """What a table shows of :func:`selected`: each method at its default weight, and at the one that a search chose."""
+def compared(
+    dataset: str, split: str, epochs: int, results: Path | None = None, before: bool | None = None
+) -> dict[str, list[dict]]:
+    """What a table shows of :func:`selected`: each method at its default weight, and at the one that a search chose.
+
+    With ``before`` those that were others before, beside the plain student and today's DSKD; with False all but those.
+    """
     best = chosen(dataset, 'holdout', epochs, results).values()
     return {
-        name: runs for name, runs in selected(dataset, split, epochs, results).items() if name in best or name not in SCALED
+        name: runs
+        for name, runs in selected(dataset, split, epochs, results).items()
+        if (name in best or name not in SCALED) and (before in (None, is_of_before(name)) or name in ('plain', 'dskd'))
     }
 
 
@@ -153,12 +166,14 @@ def times(dataset: str, split: str, epochs: str, page: Path) -> Block:
     """Seconds of training until the plain student's final metric is reached, by the records that have a curve.
 
     Evaluations are some epochs apart: between them lines are drawn, and before the first one nothing is known, so that a time
-    is an upper bound there. Runs of one processor are compared, that of most plain students; it is expected to do nothing else.
+    is an upper bound there. Runs of one processor are compared, that of most runs; it is expected to do nothing else.
     """
-    groups = {name: [r for r in runs if r.get('curve')] for name, runs in compared(dataset, split, int(epochs)).items()}
+    today = compared(dataset, split, int(epochs), before=False)
+    groups = {name: [r for r in runs if r.get('curve')] for name, runs in today.items()}
     if not groups.get('plain'):
         return 'No curve of the plain student was recorded yet.', {}
-    processor = statistics.mode(r.get('processor') for r in groups['plain'])
+    known = {r.get('processor') for r in groups['plain']}
+    processor = statistics.mode(found for runs in groups.values() for r in runs if (found := r.get('processor')) in known)
     groups = {name: [r for r in runs if r.get('processor') == processor] for name, runs in groups.items()}
     plain = groups['plain']
     goal = statistics.mean(r['value'] for r in plain)
@@ -175,9 +190,9 @@ def times(dataset: str, split: str, epochs: str, page: Path) -> Block:
     ), {}
 
 
-def picture(dataset: str, split: str, epochs: int, results: Path | None = None) -> Figure:
+def picture(dataset: str, split: str, epochs: int, results: Path | None = None, before: bool | None = None) -> Figure:
     """The table as points: mean and deviation of each method, beside the plain student and the teacher; see :func:`table`."""
-    groups = compared(dataset, split, epochs, results)
+    groups = compared(dataset, split, epochs, results, before)
     teacher = list(teachers(dataset, split, groups, results).values())
     names = ranked(groups)
     figure, axes = new_figure(6.4, 0.9 + 0.34 * len(names))
@@ -225,19 +240,17 @@ def caption(dataset: str, split: str, epochs: str, groups: dict[str, list[dict]]
     )
 
 
-def picture_path(dataset: str, split: str, epochs: str) -> Path:
-    """Where a table's picture is."""
-    return ROOT / 'docs' / 'en' / 'images' / f'accuracy_{dataset}_{split}_{epochs}.png'
-
-
-def block(dataset: str, split: str, epochs: str, page: Path) -> Block:
-    """Methods on one data set: the table, its picture if there is one to draw, and the command."""
-    groups = compared(dataset, split, int(epochs))
-    parts, pictures = [table(dataset, split, int(epochs)), caption(dataset, split, epochs, groups)], {}
+def block(dataset: str, split: str, epochs: str, when: str = 'today', *, page: Path) -> Block:
+    """Methods on one data set, as they are today or with 'before' as they were: the table, its picture if there is one to draw,
+    and the command."""
+    place, before = (dataset, split, int(epochs)), when == 'before'
+    groups = compared(*place, before=before)
+    parts, pictures = [table(*place, before=before), caption(dataset, split, epochs, groups)], {}
     if len(groups) >= PICTURE_ROWS:
-        path = picture_path(dataset, split, epochs)
+        name = '_'.join(('accuracy', dataset, split, epochs, *(['before'] if before else [])))
+        path = ROOT / 'docs' / 'en' / 'images' / f'{name}.png'
         parts.insert(1, f'![{dataset}: methods compared]({os.path.relpath(path, page.parent)})')
-        pictures[path] = partial(picture, dataset, split, int(epochs))
+        pictures[path] = partial(picture, *place, before=before)
     return '\n\n'.join(parts), pictures
 
 
@@ -254,11 +267,7 @@ def overview(*columns: str, page: Path) -> Block:
         for name, each in values.items():
             text = spread(each)
             cells[name][column] = f'{f"**{text}**" if means[name] == max(means.values()) else text} ({len(each)})'
-    # One that was trained again may well be the same.
-    teacher = [
-        ', '.join(dict.fromkeys(f'{value:.2f}' for value in teachers(dataset, split, groups).values()))
-        for (dataset, split, _), groups in zip(places, found, strict=True)
-    ]
+    teacher = [written(teachers(dataset, split, groups)) for (dataset, split, _), groups in zip(places, found, strict=True)]
     parts = dict(test='', holdout=' (held out)')
     heads = [f'{dataset}, {SETTINGS[dataset].unit}{parts[split]}' for dataset, split, _ in places]
     rows = [['teacher', *teacher], *([label_of(name).replace('**', ''), *cells[name]] for name in names)]

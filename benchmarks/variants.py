@@ -260,6 +260,7 @@ VARIANTS = {
         {'model.distill_losses.dkd.beta': '0.5', 'model.distill_losses.dkd.temperature': '1', 'model.warmup': '0'},
         'dkd',
     ),
+    'dkd-beta-1': Variant('DKD, β = 1', {'model.distill_losses.dkd.beta': '1'}, 'dkd'),
     'dist-t4': Variant('DIST, τ = 4', {'model.distill_losses.dist.temperature': '4'}, 'dist'),
     'fitnet-w10': Variant('FitNet, weight 10', {'model.distill_losses.fitnet.loss_weight': '10'}, 'fitnet'),
     'kd-t4': Variant('KD, temperature 4', {'model.distill_losses.kd.temperature': '4'}, 'kd'),
@@ -341,6 +342,15 @@ VARIANTS |= {
 }
 
 
+# Rows of before besides those of β = 8: of DSKD's first construction, and of rivals before they were mended.
+EARLIER = ('earlier-', 'first', 'guidance-once')
+
+
 def beside(name: str, other: str) -> str:
     """The variant that one is compared with: beside those of before that of before."""
     return BEFORE + other if name.startswith(BEFORE) else other
+
+
+def is_of_before(name: str) -> bool:
+    """Whether no run of a variant is of today's methods as they are by default."""
+    return name.startswith((BEFORE, *EARLIER))

@@ -47,6 +47,7 @@ NAVIGATION = {
     ],
     'Results': [
         'docs/en/benchmark',
+        'docs/en/benchmark_before',
         'docs/en/ablations',
         'docs/en/ablations_first',
         'docs/en/cost',
