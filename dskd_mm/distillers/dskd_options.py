@@ -75,8 +75,8 @@ class DSKDOptions(MethodOptions):
             detection to 1.
         imitation (dict): How predictions follow the teacher's own in the anchor (with 'soft' and 'local' targets) and in the
             logit loss: the config of a :class:`~dskd_mm.losses.LogitLoss`. Defaults to :class:`~dskd_mm.losses.DKDLoss` for
-            images of exclusive classes, with a tenth of their number, but at most 8, as ``beta``, and to
-            :class:`~dskd_mm.losses.KDLoss` elsewhere.
+            images of exclusive classes, and to :class:`~dskd_mm.losses.KDLoss` elsewhere. The ``beta`` of DKDLoss defaults to a
+            tenth of the number of classes, but at most 8.
         warmup (int): Iterations over which all losses of the distillation grow linearly from 0 to their weight, but those by
             which diffusion and autoencoder learn. Defaults to 200 for images that follow the teacher's own predictions, else 0.
         detach (bool): Whether the denoised feature is a fixed target, sampled without a graph; otherwise gradients flow through
@@ -182,8 +182,6 @@ class DSKDOptions(MethodOptions):
             weights['virtual'] = 0.0
         if teacher.num_classes <= 1 or student.sigmoid or teacher.sigmoid:
             values['imitation'] = None  # the task's tells the true one of several exclusive classes from the others
-        elif type_name(values['imitation'] or {}) == 'DKDLoss':
-            values['imitation'] = dict(values['imitation'], beta=min(BETA_PER_CLASS * teacher.num_classes, MAX_BETA))
         latent = values['autoencoder']
         if latent and latent['latent_channels'] >= teacher.channels:
             values['autoencoder'] = None
@@ -199,6 +197,8 @@ class DSKDOptions(MethodOptions):
         super().complete(site, student, teacher)
         if self.imitation is None and teacher.classifiers:
             self.imitation = dict(type='dskd_mm.KDLoss')
+        if isinstance(self.imitation, Mapping) and type_name(self.imitation) == 'DKDLoss':
+            self.imitation = dict(beta=min(BETA_PER_CLASS * teacher.num_classes, MAX_BETA)) | self.imitation
 
     @property
     def samples(self) -> bool:

@@ -655,11 +655,14 @@ def test_how_predictions_follow_can_be_told(teachers):
 def test_wrong_classes_weigh_less_where_they_are_few(teachers):
     distiller = build('gap', teachers['gap'])
     assert distiller.imitation.beta == pytest.approx(CLASSES / 10)
+    # Nor does it weigh more for those who name the loss to give it another temperature.
+    named = build('gap', teachers['gap'], imitation=dict(type='dskd_mm.DKDLoss', temperature=2.0))
+    assert (named.imitation.beta, named.imitation.temperature) == (pytest.approx(CLASSES / 10), 2.0)
     found = {}
     for number in (2, 10, 37, 100, 1000):
         teacher = replace(distiller.teacher_spec, num_classes=number)
-        options = DSKDOptions.defaults({}, distiller.site, distiller.student_spec, teacher)
-        found[number] = options['imitation']['beta']
+        options = DSKDOptions.resolve(type(distiller), {}, distiller.site, distiller.student_spec, teacher)
+        found[number] = options.imitation['beta']
     assert found == pytest.approx({2: 0.2, 10: 1.0, 37: 3.7, 100: 8.0, 1000: 8.0})
 
 
