@@ -174,6 +174,19 @@ SETTINGS = {
         holdout_images=15000,
         holdout_part=UNSEEN,
     ),
+    # A quarter of the size, so that many seeds come near convergence.
+    'cifar100-subset-w8': Setting(
+        **IMAGES,
+        **small_pair('resnet8-w8', 'resnet14-w16', 'cifar100-subset'),
+        epochs=24,
+        train_images=15000,
+        options={'train_dataloader.dataset.blocks': '[0,1,2]'},
+        own_teacher='resnet14-w16_cifar100-subset-15k',
+        holdout={'val_dataloader.dataset.split': 'train', 'val_dataloader.dataset.blocks': '[3]'},
+        holdout_images=15000,
+        holdout_part=UNSEEN,
+        interval=4,
+    ),
     'fashion-mnist': Setting(
         **IMAGES,
         **small_pair('resnet8-w8', 'resnet14-w16', 'fashion-mnist'),

@@ -300,6 +300,12 @@ VARIANTS |= {
     for name in ('kd', 'fitnet', 'cwd', 'pkd', 'mgd', 'lshfm', 'vkd', 'sokd', 'rtk', 'diffkd')
 }
 
+# Images by other weights of the wrong classes in DKD's divergence than the tenth of the classes.
+VARIANTS |= {
+    f'beta-{beta}': Variant(f'β = {beta}', {'model.imitation.type': 'dskd_mm.DKDLoss', 'model.imitation.beta': beta})
+    for beta in ('1', '2', '4')
+}
+
 # The small search that every method gets on held-out images: how strong is all that pulls the student?
 FACTORS = ('0.1', '0.3', '1', '3')
 
