@@ -136,6 +136,15 @@ NUCLEUS_INSTANCES = {
 }
 IMAGES = dict(task='cls', metric='accuracy/top1')
 UNSEEN = 'training images that neither teacher nor students saw'
+# Held-out images that the teacher has not seen either: on those that it has, whoever follows it closely does too well.
+CIFAR_15K = dict(
+    **IMAGES,
+    train_images=15000,
+    options={'train_dataloader.dataset.blocks': '[0,1,2]'},
+    holdout={'val_dataloader.dataset.split': 'train', 'val_dataloader.dataset.blocks': '[3]'},
+    holdout_images=15000,
+    holdout_part=UNSEEN,
+)
 
 
 def small_pair(student: str, teacher: str, data: str) -> dict[str, str]:
@@ -162,29 +171,18 @@ SETTINGS = {
         },
         holdout_images=10000,
     ),
-    # Held-out images that the teacher has not seen either: on those that it has, whoever follows it closely does too well.
     'cifar100-subset-15k': Setting(
-        **IMAGES,
+        **CIFAR_15K,
         **small_pair('resnet8-w16', 'resnet14-w32', 'cifar100-subset'),
         epochs=20,
-        train_images=15000,
-        options={'train_dataloader.dataset.blocks': '[0,1,2]'},
         own_teacher='resnet14-w32_cifar100-subset-15k',
-        holdout={'val_dataloader.dataset.split': 'train', 'val_dataloader.dataset.blocks': '[3]'},
-        holdout_images=15000,
-        holdout_part=UNSEEN,
     ),
     # A quarter of the size, so that many seeds come near convergence.
     'cifar100-subset-w8': Setting(
-        **IMAGES,
+        **CIFAR_15K,
         **small_pair('resnet8-w8', 'resnet14-w16', 'cifar100-subset'),
         epochs=24,
-        train_images=15000,
-        options={'train_dataloader.dataset.blocks': '[0,1,2]'},
         own_teacher='resnet14-w16_cifar100-subset-15k',
-        holdout={'val_dataloader.dataset.split': 'train', 'val_dataloader.dataset.blocks': '[3]'},
-        holdout_images=15000,
-        holdout_part=UNSEEN,
         interval=4,
     ),
     'fashion-mnist': Setting(
