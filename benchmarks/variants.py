@@ -300,11 +300,13 @@ VARIANTS |= {
     for name in ('kd', 'fitnet', 'cwd', 'pkd', 'mgd', 'lshfm', 'vkd', 'sokd', 'rtk', 'diffkd')
 }
 
-# Images by other weights of the wrong classes in DKD's divergence than the tenth of the classes.
-VARIANTS |= {
-    f'beta-{beta}': Variant(f'**DSKD**, β = {beta}', {'model.imitation.type': 'dskd_mm.DKDLoss', 'model.imitation.beta': beta})
-    for beta in ('1', '2')
-}
+
+def wrong_classes(beta: str) -> dict[str, str]:
+    """Options that give the wrong classes another weight in DKD's divergence than the default of their number."""
+    return {'model.imitation.type': 'dskd_mm.DKDLoss', 'model.imitation.beta': beta}
+
+
+VARIANTS |= {f'beta-{beta}': Variant(f'**DSKD**, β = {beta}', wrong_classes(beta)) for beta in ('1', '2')}
 
 # The small search that every method gets on held-out images: how strong is all that pulls the student?
 FACTORS = ('0.1', '0.3', '1', '3')
@@ -335,7 +337,7 @@ def label_of(name: str) -> str:
 
 
 # Images of ten classes as they had it before: DKD's weight of the wrong classes is that of its authors for a hundred.
-BETA_8 = {'model.imitation.type': 'dskd_mm.DKDLoss', 'model.imitation.beta': '8'}
+BETA_8 = wrong_classes('8')
 BEFORE = 'beta-8-'
 VARIANTS |= {
     BEFORE + name: Variant(f'β = 8: {label_of(name)}', {**(VARIANTS[name].options if name in VARIANTS else {}), **BETA_8})
@@ -358,5 +360,5 @@ def beside(name: str, other: str) -> str:
 
 
 def is_of_before(name: str) -> bool:
-    """Whether no run of a variant is of today's methods as they are by default."""
+    """Whether a variant is a method as it was before."""
     return name.startswith((BEFORE, *EARLIER))
