@@ -243,6 +243,8 @@ def caption(dataset: str, split: str, epochs: str, groups: dict[str, list[dict]]
 def block(dataset: str, split: str, epochs: str, when: str = 'today', *, page: Path) -> Block:
     """Methods on one data set, as they are today or with 'before' as they were: the table, its picture if there is one to draw,
     and the command."""
+    if when not in ('today', 'before'):
+        raise ValueError(f"A table's last word must be 'today' or 'before', but got {when!r}: mend its marker.")
     place, before = (dataset, split, int(epochs)), when == 'before'
     groups = compared(*place, before=before)
     parts, pictures = [table(*place, before=before), caption(dataset, split, epochs, groups)], {}

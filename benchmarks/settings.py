@@ -1,6 +1,7 @@
 """What can be trained on: data sets with their teachers and students."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from mmengine.config import Config
@@ -78,7 +79,7 @@ class Setting:
         """Where its students find the teacher: unless it is one of their own, where their configs look for it."""
         return Path('work_dirs') / (self.own_teacher or Path(self.teacher).stem) / f'epoch_{self.teacher_epochs}.pth'
 
-    @property
+    @cached_property
     def teacher_epochs(self) -> int:
         """The budget of the teacher, by its own schedule."""
         return Config.fromfile(ROOT / self.teacher).train_cfg.max_epochs

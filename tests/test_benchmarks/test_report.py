@@ -319,6 +319,8 @@ def test_methods_of_before_have_tables_of_their_own(tmp_path, monkeypatch):
         (command,) = [line for line in page.splitlines() if line.startswith('python')]
         assert set(command.split('--methods ')[1].split()[0].split(',')) == {'plain', 'dskd', *shown}
     assert set(report.compared('fashion-mnist', 'test', 5, path)) == {'plain', 'dskd', *today, *before}
+    with pytest.raises(ValueError, match="'today' or 'before', but got 'befor'"):
+        report.rewrite('<!-- table: fashion-mnist test 5 befor -->\n<!-- end -->', tmp_path / 'a.md')
 
 
 def test_rows_of_before_are_compared_with_one_another(tmp_path, monkeypatch):
