@@ -97,6 +97,13 @@ def bridge(steps: int) -> dict[str, str]:
     return {**TEACHER_PRIOR, **options, 'model.sampler.steps': str(steps)}
 
 
+def as_noisy(start: str) -> dict[str, str]:
+    """Options that take the student's feature for a noisy one of the teacher's, guided by 2.3 G in all."""
+    scale = {'.35': '6', '.5': '2.5', '.7': '0.92'}[start]
+    sampler = {'model.sampler.noise': 'none', 'model.sampler.start': start, 'model.sampler.scale': scale}
+    return {**TEACHER_PRIOR, **sampler}
+
+
 NULL_HASH = {'model.lsh.project': 'null'}
 NECK_SITE = {'model.site.type': 'dskd_mm.NeckSite'}
 SOFT_NECK = {**NECK_SITE, 'model.target': 'soft'}
@@ -171,6 +178,18 @@ VARIANTS = {
     'no-box': Variant('box loss off', {'model.loss_weights.box': '0'}),
     'strong-box': Variant('box loss three times as strong', {'model.loss_weights.box': '3'}),
     'prior-teacher': Variant('prior: teacher features', TEACHER_PRIOR),
+    # The student's feature taken for a noisy one of the teacher's; guided as far as the defaults are on images.
+    **{
+        f'prior-teacher-{start}': Variant(f'prior: teacher features, sampling from {start} without noise', as_noisy(start))
+        for start in ('.35', '.5', '.7')
+    },
+    **{
+        f'prior-teacher-{start}-share-1': Variant(
+            f'prior: teacher features, sampling from {start} without noise, hash as strong as the anchor',
+            {**as_noisy(start), **STRONG_HASH},
+        )
+        for start in ('.5', '.7')
+    },
     'strong-guidance': Variant('guidance five times as strong', {**FIRST, 'model.sampler.scale': '5'}),
     'early-start': Variant('sampling from t=160 instead of t=400, guidance 8: equal in total', sampling(0.2, 8)),
     'early-start-strong-guidance': Variant(
