@@ -49,6 +49,7 @@ NO_LOGIT = {'model.loss_weights.logit': '0'}
 LABEL = {'model.target': 'label'}
 LOCAL = {'model.target': 'local'}
 TEACHER_PRIOR = {'model.prior': 'teacher'}
+NO_NOISE = {'model.sampler.noise': 'none'}
 DENSE_HASH = {'model.site.dense': 'True'}
 STRONG_HASH = {'model.lsh_share': '1'}
 # The levels of the neck of retinanet_r18-w8 and its teacher.
@@ -100,8 +101,7 @@ def bridge(steps: int) -> dict[str, str]:
 def as_noisy(start: str) -> dict[str, str]:
     """Options that take the student's feature for a noisy one of the teacher's, guided by 2.3 G in all."""
     scale = {'.35': '6', '.5': '2.5', '.7': '0.92'}[start]
-    sampler = {'model.sampler.noise': 'none', 'model.sampler.start': start, 'model.sampler.scale': scale}
-    return {**TEACHER_PRIOR, **sampler}
+    return {**TEACHER_PRIOR, **NO_NOISE, 'model.sampler.start': start, 'model.sampler.scale': scale}
 
 
 NULL_HASH = {'model.lsh.project': 'null'}
@@ -178,7 +178,8 @@ VARIANTS = {
     'no-box': Variant('box loss off', {'model.loss_weights.box': '0'}),
     'strong-box': Variant('box loss three times as strong', {'model.loss_weights.box': '3'}),
     'prior-teacher': Variant('prior: teacher features', TEACHER_PRIOR),
-    # The student's feature taken for a noisy one of the teacher's; guided as far as the defaults are on images.
+    # The student's feature taken for a noisy one of the teacher's; from elsewhere guided as far as the defaults are on images.
+    'prior-teacher-none': Variant('prior: teacher features, sampling without noise', {**TEACHER_PRIOR, **NO_NOISE}),
     **{
         f'prior-teacher-{start}': Variant(f'prior: teacher features, sampling from {start} without noise', as_noisy(start))
         for start in ('.35', '.5', '.7')
