@@ -49,7 +49,6 @@ NO_LOGIT = {'model.loss_weights.logit': '0'}
 LABEL = {'model.target': 'label'}
 LOCAL = {'model.target': 'local'}
 TEACHER_PRIOR = {'model.prior': 'teacher'}
-NO_NOISE = {'model.sampler.noise': 'none'}
 DENSE_HASH = {'model.site.dense': 'True'}
 STRONG_HASH = {'model.lsh_share': '1'}
 # The levels of the neck of retinanet_r18-w8 and its teacher.
@@ -79,9 +78,14 @@ FIRST = {
 FIRST_DENSE = {**FIRST, 'model.denoiser.norm': 'GN', 'model.sampler.start': '0.1', 'model.sampler.scale': '100'}
 
 
+def from_start(start: float, scale: float) -> dict[str, str]:
+    """Options of a sampler: where it begins and how strong guidance is."""
+    return {'model.sampler.start': str(start), 'model.sampler.scale': str(scale)}
+
+
 def sampling(start: float, scale: float) -> dict[str, str]:
     """Options of a sampler, of DSKD's first construction."""
-    return {**FIRST, 'model.sampler.start': str(start), 'model.sampler.scale': str(scale)}
+    return {**FIRST, **from_start(start, scale)}
 
 
 def shift(length: float) -> dict[str, str]:
@@ -96,12 +100,6 @@ def bridge(steps: int) -> dict[str, str]:
     scale = 2.3 / sum(1 / left for left in range(1, steps + 1))
     options = {'model.diffusion.type': 'dskd_mm.FeatureBridge', 'model.sampler.scale': f'{scale:.2f}'}
     return {**TEACHER_PRIOR, **options, 'model.sampler.steps': str(steps)}
-
-
-def as_noisy(start: str) -> dict[str, str]:
-    """Options that take the student's feature for a noisy one of the teacher's, guided by 2.3 G in all."""
-    scale = {'.35': '6', '.5': '2.5', '.7': '0.92'}[start]
-    return {**TEACHER_PRIOR, **NO_NOISE, 'model.sampler.start': start, 'model.sampler.scale': scale}
 
 
 NULL_HASH = {'model.lsh.project': 'null'}
@@ -177,20 +175,16 @@ VARIANTS = {
     'no-channel': Variant('channel loss off', {'model.loss_weights.channel': '0'}),
     'no-box': Variant('box loss off', {'model.loss_weights.box': '0'}),
     'strong-box': Variant('box loss three times as strong', {'model.loss_weights.box': '3'}),
-    'prior-teacher': Variant('prior: teacher features', TEACHER_PRIOR),
-    # The student's feature taken for a noisy one of the teacher's; from elsewhere guided as far as the defaults are on images.
-    'prior-teacher-none': Variant('prior: teacher features, sampling without noise', {**TEACHER_PRIOR, **NO_NOISE}),
-    **{
-        f'prior-teacher-{start}': Variant(f'prior: teacher features, sampling from {start} without noise', as_noisy(start))
-        for start in ('.35', '.5', '.7')
-    },
-    **{
-        f'prior-teacher-{start}-share-1': Variant(
-            f'prior: teacher features, sampling from {start} without noise, hash as strong as the anchor',
-            {**as_noisy(start), **STRONG_HASH},
-        )
-        for start in ('.5', '.7')
-    },
+    # The denoiser learns the teacher's features, and the student's stands for a noisy one of them.
+    'prior-teacher': Variant("prior: the teacher's features", TEACHER_PRIOR),
+    'prior-teacher-.5': Variant("prior: the teacher's features, sampling from .5", {**TEACHER_PRIOR, **from_start(0.5, 2.5)}),
+    'prior-teacher-share-1': Variant(
+        "prior: the teacher's features, hash as strong as the anchor", {**TEACHER_PRIOR, **STRONG_HASH}
+    ),
+    'prior-teacher-noised': Variant(
+        "prior: the teacher's features, z noised first",
+        {**TEACHER_PRIOR, **from_start(0.2, 20), 'model.sampler.noise': 'schedule'},
+    ),
     'strong-guidance': Variant('guidance five times as strong', {**FIRST, 'model.sampler.scale': '5'}),
     'early-start': Variant('sampling from t=160 instead of t=400, guidance 8: equal in total', sampling(0.2, 8)),
     'early-start-strong-guidance': Variant(

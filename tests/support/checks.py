@@ -7,7 +7,7 @@ from typing import Any
 
 FIRST_CONSTRUCTION: dict[str, Any] = dict(
     denoiser=dict(time='table', norm='BN'),
-    sampler=dict(steps=5, start=0.5, scale=1.0, guidance_point='noisy'),
+    sampler=dict(steps=5, start=0.5, scale=1.0, guidance_point='noisy', noise='schedule'),
     guidance_temperature=1.0,
     gate=False,
     lsh=dict(soft=False),

@@ -84,8 +84,8 @@ def decoupled_divergence(theirs: Tensor, ours: Tensor, labels: Tensor, temperatu
     return total / len(labels) * temperature**2
 
 
-def steps_of(mended: bool) -> tuple[int, ...]:
-    return (100, 0) if mended else (400, 300, 200, 100, 0)
+def steps_of(mended: bool, prior: str) -> tuple[int, ...]:
+    return ((350, 0) if prior == 'teacher' else (100, 0)) if mended else (400, 300, 200, 100, 0)
 
 
 def straight_line(
@@ -158,9 +158,10 @@ def straight_line(
     power = float((clean / std).square().mean())
     expected['trivial_error'] = torch.tensor(sum(a * (1 - a) * power + a * a for a in alpha) / 1000)
 
-    x, steps = z.detach() / std, steps_of(mended)
+    x, steps = z.detach() / std, steps_of(mended, prior)
     first = alpha[steps[0]]
-    x = math.sqrt(first) * x + math.sqrt(1 - first) * torch.randn(z.shape, generator=generator)
+    if not mended or prior == 'student':  # else z itself is the noisy one
+        x = math.sqrt(first) * x + math.sqrt(1 - first) * torch.randn(z.shape, generator=generator)
     batch, channels, height, width = z.shape
     for t, later in zip(steps, (*steps[1:], None), strict=True):
         with torch.no_grad():

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from benchmarks.variants import VARIANTS
 from dskd_mm.testing import classifier_config, random_batch, random_teacher
+from support import build_distiller, dense_distiller_config
 
 NO_NOISE = dict(steps=2, start=0.2, scale=0.0, noise='none', guidance_point='clean')
 
@@ -133,6 +134,21 @@ def train_diffusion(distiller: nn.Module) -> dict[str, Tensor]:
         losses['loss_dskd_diff'].backward()
         optimizer.step()
     return losses
+
+
+def test_under_the_teachers_prior_the_students_feature_is_the_noisy_one(teacher, tmp_path):
+    """It is not noised first, and what is denoised is nearer to the teacher, by the feature and by the classifier."""
+    distiller = build(teacher, prior='teacher')
+    sampler = distiller.diffusion.sampler
+    assert (sampler.noise, sampler.steps, sampler.start, sampler.scale) == ('none', 2, 0.7, 0.92)
+    losses = train_diffusion(distiller)
+    assert losses['dskd_gap_denoised'] < 0.9 * losses['dskd_gap_student']
+    assert losses['dskd_kl_denoised'] < losses['dskd_kl_student'] and losses['dskd_gate'] > 0.5
+    kept = build(teacher, prior='teacher', sampler=dict(noise='schedule', start=0.2)).diffusion.sampler
+    assert (kept.noise, kept.start, kept.scale) == ('schedule', 0.2, 0.92)
+    config = dense_distiller_config('retinanet', str(tmp_path), prior='teacher')
+    dense = build_distiller(config).diffusion.sampler
+    assert (dense.noise, dense.start, dense.scale) == ('none', 0.1, 100.0)
 
 
 def test_a_bridge_leads_to_the_teachers_feature(teacher):
