@@ -177,13 +177,15 @@ VARIANTS = {
     'strong-box': Variant('box loss three times as strong', {'model.loss_weights.box': '3'}),
     # The denoiser learns the teacher's features, and the student's stands for a noisy one of them.
     'prior-teacher': Variant("prior: the teacher's features", TEACHER_PRIOR),
+    # As if there were more noise in it, and guided as far.
     'prior-teacher-.5': Variant("prior: the teacher's features, sampling from .5", {**TEACHER_PRIOR, **from_start(0.5, 2.5)}),
-    'prior-teacher-share-1': Variant(
-        "prior: the teacher's features, hash as strong as the anchor", {**TEACHER_PRIOR, **STRONG_HASH}
+    'prior-teacher-.7': Variant("prior: the teacher's features, sampling from .7", {**TEACHER_PRIOR, **from_start(0.7, 0.92)}),
+    'prior-teacher-.7-share-1': Variant(
+        "prior: the teacher's features, sampling from .7, hash as strong as the anchor",
+        {**TEACHER_PRIOR, **from_start(0.7, 0.92), **STRONG_HASH},
     ),
     'prior-teacher-noised': Variant(
-        "prior: the teacher's features, z noised first",
-        {**TEACHER_PRIOR, **from_start(0.2, 20), 'model.sampler.noise': 'schedule'},
+        "prior: the teacher's features, z noised first", {**TEACHER_PRIOR, 'model.sampler.noise': 'schedule'}
     ),
     'strong-guidance': Variant('guidance five times as strong', {**FIRST, 'model.sampler.scale': '5'}),
     'early-start': Variant('sampling from t=160 instead of t=400, guidance 8: equal in total', sampling(0.2, 8)),

@@ -49,10 +49,6 @@ TASK_DEFAULTS: dict[str, dict[str, Any]] = {
     ),
 }
 
-AS_NOISY = dict(noise='none', start=0.7, scale=0.92)
-"""Sampling of images and proposals under the teacher's prior, where z itself is the noisy feature. Its correlation with the
-teacher's, channels in equal moments, is about that of a feature with its noisy self at this point. The guidance adds up to as
-much as that of the general default, 2.3 G."""
 BETA_PER_CLASS, MAX_BETA = 0.1, 8.0
 """Weight of the wrong classes in DKD by the number of classes, and that of its authors for the 100 of CIFAR, the most. The
 gradient of that part grows as classes get fewer: of ten classes, 8 made the first epochs of some students diverge."""
@@ -118,8 +114,7 @@ class DSKDOptions(MethodOptions):
         sampler (dict): Arguments of :class:`~dskd_mm.diffusion.TeacherGuidedSampler`; ``scale=0`` turns guidance off. With
             ``noise='adapter'`` a :class:`~dskd_mm.diffusion.NoiseAdapter` is built. Those not named keep their default:
             ``dict(steps=2, start=0.2, scale=20.0, guidance_point='clean')``, or the task's row; with the teacher's prior
-            ``noise='none'``, and outside of dense tasks ``start=0.7, scale=0.92``; for a bridge ``dict(steps=1, scale=2.3)``,
-            in dense tasks a scale of 4.6.
+            ``noise='none'``; for a bridge ``dict(steps=1, scale=2.3)``, in dense tasks a scale of 4.6.
         autoencoder (dict | False): ``dict(latent_channels=...)`` to diffuse wide features in a narrow latent; the guidance is
             pulled back through its decoder. False for none. Defaults to a latent of 256 for the box heads of two-stage
             detectors, none elsewhere.
@@ -176,8 +171,9 @@ class DSKDOptions(MethodOptions):
         """See :meth:`MethodOptions.defaults`."""
         values = super().defaults(given, site, student, teacher)
         is_bridge = type_name(given.get('diffusion') or {}) == 'FeatureBridge'
-        if given.get('prior') == 'teacher' and teacher.classifiers and not is_bridge:
-            values['sampler'] = {**values['sampler'], **(dict(noise='none') if student.is_dense else AS_NOISY)}
+        if given.get('prior') == 'teacher' and not is_bridge:
+            # The student's feature is the noisy one already. Noised again it would be farther from the teacher's than it was.
+            values['sampler'] = {**values['sampler'], 'noise': 'none'}
         if is_bridge and teacher.classifiers:
             # One step of a bridge adds all of its guidance. These are as long as what the sampler's defaults add up to.
             values['sampler'] = dict(steps=1, scale=4.6 if student.is_dense else 2.3)

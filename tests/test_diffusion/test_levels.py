@@ -3,7 +3,16 @@
 import pytest
 import torch
 
-from dskd_mm.diffusion import DDIMSchedule, DiffusionDenoiser, NoiseAdapter, draw_like, mixing_weights, on_levels, table_rows
+from dskd_mm.diffusion import (
+    DDIMSchedule,
+    DiffusionDenoiser,
+    FeatureDiffusion,
+    NoiseAdapter,
+    draw_like,
+    mixing_weights,
+    on_levels,
+    table_rows,
+)
 from dskd_mm.features import Pyramid
 
 
@@ -49,3 +58,33 @@ def test_a_table_is_as_long_as_the_schedule(length, given, rows):
 def test_a_table_that_is_too_short_is_refused():
     with pytest.raises(ValueError, match='embeds 999 timesteps, but the schedule has 1000'):
         table_rows(DDIMSchedule(), 999)
+
+
+def test_what_is_noisy_already_is_denoised_best_without_more_noise():
+    """Of features of three causes in 16 channels the error falls by half and more, and by less if they are noised first."""
+    generator = torch.Generator().manual_seed(0)
+    causes = torch.randn(16, 3, generator=generator) / 3**0.5
+
+    def features() -> torch.Tensor:
+        return torch.einsum('ck,bkn->bcn', causes, torch.randn(256, 3, 1, generator=generator))
+
+    def distance(feature: torch.Tensor) -> float:
+        return float((feature - clean).square().mean() / clean.square().mean())
+
+    torch.manual_seed(0)
+    sampler = dict(steps=2, start=0.2, scale=0.0, noise='none')
+    diffusion = FeatureDiffusion(16, 1, 'GN', denoiser=dict(time='film'), sampler=sampler, normalize=True)
+    pyramid = Pyramid.of([torch.zeros(256, 16, 1, 1)])
+    optimizer = torch.optim.Adam(diffusion.parameters(), 0.01)
+    for _ in range(200):
+        loss = diffusion.loss(features(), pyramid, generator)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    clean = features()
+    noisy = clean + 0.3 * torch.randn(clean.shape, generator=generator)
+    found = {}
+    for diffusion.sampler.noise in ('none', 'schedule'):
+        found[diffusion.sampler.noise] = distance(diffusion.denoise(noisy, pyramid, generator)[0].detach())
+    assert found['none'] < 0.5 * distance(noisy)
+    assert found['none'] < 0.7 * found['schedule']
