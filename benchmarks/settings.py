@@ -1,7 +1,7 @@
 """What can be trained on: data sets with their teachers and students."""
 
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 
 from mmengine.config import Config
@@ -79,10 +79,10 @@ class Setting:
         """Where its students find the teacher: unless it is one of their own, where their configs look for it."""
         return Path('work_dirs') / (self.own_teacher or Path(self.teacher).stem) / f'epoch_{self.teacher_epochs}.pth'
 
-    @cached_property
+    @property
     def teacher_epochs(self) -> int:
         """The budget of the teacher, by its own schedule."""
-        return Config.fromfile(ROOT / self.teacher).train_cfg.max_epochs
+        return epochs_of(self.teacher)
 
     @property
     def teacher_options(self) -> dict[str, str]:
@@ -93,6 +93,12 @@ class Setting:
     def trains_alike(self) -> bool:
         """Whether ``holdout`` leaves the training as it is, so that a run is judged on both parts."""
         return all(key.startswith('val_dataloader.') for key in self.holdout)
+
+
+@cache
+def epochs_of(config: str) -> int:
+    """The budget that a config names. Tables ask for it hundreds of times."""
+    return Config.fromfile(ROOT / config).train_cfg.max_epochs
 
 
 # The schedules of configs/_base_/schedules/adamw_*.py: a warm-up, then the cosine.
