@@ -170,13 +170,12 @@ class DSKDOptions(MethodOptions):
     def defaults(cls, given: Mapping[str, Any], site: Site, student: TapSpec, teacher: TapSpec) -> dict[str, Any]:
         """See :meth:`MethodOptions.defaults`."""
         values = super().defaults(given, site, student, teacher)
-        is_bridge = type_name(given.get('diffusion') or {}) == 'FeatureBridge'
-        if given.get('prior') == 'teacher' and not is_bridge:
-            # The student's feature is the noisy one already. Noised again it would be farther from the teacher's than it was.
-            values['sampler'] = {**values['sampler'], 'noise': 'none'}
-        if is_bridge and teacher.classifiers:
+        if type_name(given.get('diffusion') or {}) == 'FeatureBridge' and teacher.classifiers:
             # One step of a bridge adds all of its guidance. These are as long as what the sampler's defaults add up to.
             values['sampler'] = dict(steps=1, scale=4.6 if student.is_dense else 2.3)
+        elif given.get('prior') == 'teacher':
+            # The student's feature is the noisy one already. Noised again it would be farther from the teacher's than it was.
+            values['sampler'] |= dict(noise='none')
         weights = values['loss_weights']
         # The box and the channel loss need the teacher's forward pass, as the logit loss does: they follow its weight.
         own = given.get('loss_weights')
