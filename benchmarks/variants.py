@@ -159,6 +159,11 @@ VARIANTS = {
     'shift-dense': Variant('control: z shifted by guidance alone (no diffusion)', shift(4.6)),
     'random-shift': Variant('control: z shifted as far in a random direction', RANDOM_SHIFT),
     'no-shift': Variant('control: ẑ = z', {**shift(0), 'model.gate': 'False'}),
+    'teacher-feature': Variant("control: ẑ = the teacher's feature (no diffusion)", {'model.mix': '1', **shift(0)}),
+    'teacher-feature-share-1': Variant(
+        "control: ẑ = the teacher's feature, hash as strong as the anchor (no diffusion)",
+        {'model.mix': '1', **shift(0), **STRONG_HASH},
+    ),
     'first': Variant('first construction of the diffusion', FIRST),
     'first-dense': Variant('first construction of the diffusion', FIRST_DENSE),
     'published': Variant('as published: diffusion and hash alone', {'model.preset': 'published'}),
