@@ -31,13 +31,15 @@ def digits(task: str, epochs: str, page: Path) -> Block:
 
 
 def moved(value: dict[str, float], figure: str) -> str:
-    """From where to where denoising moves a figure; '' where it was not logged, as the gap of who never sees the teacher."""
+    """From where to where denoising moves a figure; '' where it was not logged, as the cosine of who never sees the teacher."""
     ends = [value.get(f'dskd_{figure}_{name}') for name in ('student', 'denoised')]
     return '' if None in ends else ' → '.join(f'{end:.2f}' for end in ends)
 
 
 def health(dataset: str, split: str, epochs: str, page: Path) -> Block:
-    """What the log of runs said of the diffusion, means over seeds.
+    """What the log of runs said of the diffusion, means over the seeds whose log has it.
+
+    The gap was logged before the cosine took its place.
 
     Args:
         dataset (str): The name of a setting, or 'digits'.
@@ -50,9 +52,11 @@ def health(dataset: str, split: str, epochs: str, page: Path) -> Block:
     for name in ranked(groups):
         figures = [r['health'] for r in groups[name] if 'dskd_noise_error' in r.get('health', {}).get('late', {})]
         for place in ('early', 'middle', 'late') if figures else ():
-            value = {key: statistics.mean(f[place][key] for f in figures) for key in figures[0][place]}
-            kl, gap = moved(value, 'kl'), moved(value, 'gap')
+            keys = {key for f in figures for key in f[place]}
+            value = {key: statistics.mean(f[place][key] for f in figures if key in f[place]) for key in keys}
+            moves = [moved(value, figure) for figure in ('kl', 'cosine', 'gap')]
             errors = f'{value["dskd_noise_error"]:.2f} ({value["dskd_trivial_error"]:.2f})'
-            rows.append((label_of(name), place, kl, gap, errors, f'{100 * value["dskd_gate"]:.0f}', len(figures)))
-    heads = ('variant', 'when', 'divergence, z → ẑ', 'gap, z → ẑ', 'noise error (trivial filter)', 'ẑ nearer, %', 'seeds')
+            rows.append((label_of(name), place, *moves, errors, f'{100 * value["dskd_gate"]:.0f}', len(figures)))
+    moves = [f'{figure}, z → ẑ' for figure in ('divergence', 'cosine', 'gap')]
+    heads = ('variant', 'when', *moves, 'noise error (trivial filter)', 'ẑ nearer, %', 'seeds')
     return markdown(heads, rows) if rows else 'No health was recorded yet.', {}

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from dskd_mm.diffusion import FeatureDiffusion
 from dskd_mm.distillers.base import Distiller, HeadLoss
-from dskd_mm.distillers.dskd_batch import AlignedBatch, centred, gated, share_of
+from dskd_mm.distillers.dskd_batch import AlignedBatch, gated, share_of
 from dskd_mm.distillers.dskd_options import DSKDOptions
-from dskd_mm.distillers.hashing import hash_levels
+from dskd_mm.distillers.hashing import hash_levels, hashed_cosines
 from dskd_mm.distillers.soft_head import SoftHead
 from dskd_mm.features import ChannelAlign, Pyramid, Window, align_levels, per_width
 from dskd_mm.functional import hit_rate, mean
@@ -53,9 +53,9 @@ class DSKDDistiller(Distiller):
 
     Health figures are logged beside, of z and of ẑ: how often the teacher's classifier names the annotated class
     (``dskd_acc_*``), the divergence of its predictions from the target (``dskd_kl_*``; at a neck the loss of the teacher's
-    head), the distance to the teacher's feature (``dskd_gap_*``; where the teacher runs); the share of samples whose ẑ teaches
-    (``dskd_gate``); ``dskd_noise_error`` beside ``dskd_trivial_error``, ``dskd_bits``, ``dskd_std`` and ``dskd_gamma``.
-    docs/en/log.md tells what each means.
+    head), the cosine of what is hashed with the teacher's (``dskd_cosine_*``; where the teacher runs); the share of samples
+    whose ẑ teaches (``dskd_gate``); ``dskd_noise_error`` beside ``dskd_trivial_error``, ``dskd_bits``, ``dskd_std`` and
+    ``dskd_gamma``. docs/en/log.md tells what each means.
 
     The paper's text leaves several choices open; each is an option, and docs/en/ablations.md shows what those that were tried
     gave. The option ``preset`` names what is the paper's, 'published', and what is ours. With 'teacher_free' the teacher never
@@ -298,7 +298,7 @@ class DSKDDistiller(Distiller):
         losses: dict[str, Tensor] = {}
         prior = batch.aligned.detach()
         takes_teacher = self.options.mix or self.options.prior == 'teacher'
-        matched = batch.match_teacher(joined=True) if takes_teacher else None
+        matched = batch.match_teacher() if takes_teacher else None
         if self.options.prior == 'teacher' and matched is not None:
             prior = matched
         latent, reconstruction = self.diffusion.encode_prior(prior)
@@ -378,11 +378,11 @@ class DSKDDistiller(Distiller):
         """
         figures: dict[str, Tensor] = {}
         guide, aligned, is_local = batch.guide, batch.aligned.detach(), self.options.target == 'local'
-        matched = batch.match_teacher()
-        if matched is not None and aligned.numel():
-            unit = batch.pyramid.over_widths(centred, matched).square().mean().clamp(min=1e-12)
-            for name, feature in (('gap_student', aligned), ('gap_denoised', denoised)):
-                figures[name] = (feature - matched).square().mean() / unit
+        if batch.teacher is not None and aligned.numel():
+            teacher = Pyramid.pack(batch.teacher.features).float()
+            generator = self.noise_generator(aligned.device, 3)  # 3: no figure may change what others draw
+            cosines = hashed_cosines(self.site, batch.pyramid, (aligned, denoised), teacher, batch.target, generator)
+            figures['cosine_student'], figures['cosine_denoised'] = cosines
         if not isinstance(guide, ClassifierGuide) or virtual is None:
             figures['kl_student'] = guide.loss(aligned, None)[0] if anchor is None else anchor.detach()
             figures['kl_denoised'] = guide.loss(denoised, None)[0]

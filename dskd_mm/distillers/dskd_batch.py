@@ -32,21 +32,12 @@ class AlignedBatch:
     teacher: ModelOutputs | None
     target: Target | None
 
-    def match_teacher(self, joined: bool = False) -> Tensor | None:
-        """Return the teacher's feature, each channel brought to z's moments, (B, C, N); None where no teacher runs.
-
-        Args:
-            joined (bool): Whether moments are those of all processes' batches, which then have to ask. Defaults to False.
-        """
+    def match_teacher(self) -> Tensor | None:
+        """Return the teacher's feature, each channel brought to z's moments over all processes, (B, C, N); None without."""
         if self.teacher is None:
             return None
         packed = Pyramid.pack(self.teacher.features).float(), self.aligned.detach()
-        return self.pyramid.over_widths(partial(match_moments, joined=joined), *packed)
-
-
-def centred(feature: Tensor) -> Tensor:
-    """Return features (B, C, N) less the mean of each channel."""
-    return feature - feature.mean(dim=(0, 2), keepdim=True)
+        return self.pyramid.over_widths(partial(match_moments, joined=True), *packed)
 
 
 def gated(target: Target, gate: Tensor) -> Target:

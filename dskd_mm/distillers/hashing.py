@@ -1,12 +1,13 @@
-"""The hash loss over the levels of a site, whatever their widths."""
+"""What is hashed: the loss over the levels of a site, whatever their widths, and how near it is to the teacher's."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from dskd_mm.features import Pyramid, modules_of
+from dskd_mm.features import Pyramid, match_moments, modules_of
 from dskd_mm.sites import Site
 from dskd_mm.structures import TapSpec, Target
 
@@ -50,3 +51,38 @@ def hash_levels(
         found.append(own(*vectors, weight))
     losses, agreements = zip(*found, strict=True)
     return sum(losses[1:], losses[0]) / len(found), sum(agreements[1:], agreements[0]) / len(found)
+
+
+def hashed_cosines(
+    site: Site,
+    pyramid: Pyramid,
+    packed: Sequence[Tensor],
+    teacher: Tensor,
+    target: Target | None,
+    generator: torch.Generator,
+) -> list[Tensor]:
+    """Return how near what is hashed of features is to what would be hashed of the teacher's.
+
+    It is the cosine of both vectors less the teacher's mean, a mean over vectors and widths. Each channel is brought to the
+    mean and the deviation that it has in the teacher's vectors first, so that no scale matters.
+
+    Args:
+        site (Site): Chooses the vectors, the same of all.
+        pyramid (Pyramid): The levels.
+        packed (Sequence[Tensor]): Features to judge, (B, C, N).
+        teacher (Tensor): The teacher's, of that shape.
+        target (Target, optional): The annotations.
+        generator (torch.Generator): Where a random choice comes from.
+
+    Returns:
+        list[Tensor]: For each of them a scalar between -1 and 1.
+    """
+    found = []
+    for _, features in pyramid.by_width(*packed, teacher):
+        vectors, weight = site.hash_vectors(features, target, generator)
+        *others, theirs = (each[..., None] for each in vectors)
+        center = theirs.mean(dim=0)
+        weight = theirs.new_ones(len(theirs)) if weight is None else weight
+        cosines = [F.cosine_similarity(match_moments(each, theirs) - center, theirs - center, dim=1) for each in others]
+        found.append([cosine[:, 0] @ weight / weight.sum().clamp(min=1) for cosine in cosines])
+    return [sum(each[1:], each[0]) / len(each) for each in zip(*found, strict=True)]

@@ -177,19 +177,18 @@ FIGURES = (
         below='dskd_kl_student',
     ),
     LogKey(
-        'dskd_gap_student',
-        "squared distance to the teacher's feature, brought to the mean and the deviation of the student's channels, relative "
-        'to its variance. Where the teacher runs',
-        'rises: φ turns away from the teacher. See `loss_dskd_anchor`',
-        high=2,
-        note='2 is two features that have nothing in common, 1 one that is the same everywhere',
+        'dskd_cosine_student',
+        "cosine of what is hashed of the student's feature, less the mean, and the teacher's, once each channel has the "
+        "moments of the teacher's. Where the teacher runs",
+        'falls: φ turns away from the teacher. See `loss_dskd_anchor`',
+        trend='rises',
     ),
     LogKey(
-        'dskd_gap_denoised',
+        'dskd_cosine_denoised',
         'the same of the denoised feature',
-        'much higher: sampling loses the image. Lower `model.sampler.start`',
-        below='dskd_gap_student',
-        margin=1.5,
+        'much lower: sampling loses the image. Lower `model.sampler.start`',
+        above='dskd_cosine_student',
+        margin=0.9,
     ),
     LogKey(
         'dskd_gate',

@@ -278,20 +278,21 @@ def test_what_digits_say_of_the_diffusion_is_tabled(tmp_path, monkeypatch):
     late = dict(
         dskd_kl_student=0.2,
         dskd_kl_denoised=0.1,
-        dskd_gap_student=1.0,
-        dskd_gap_denoised=0.5,
+        dskd_cosine_student=0.5,
+        dskd_cosine_denoised=0.7,
         dskd_noise_error=0.2,
         dskd_trivial_error=0.3,
         dskd_gate=0.98,
     )
     health = dict(early=late, middle=late, late=late)
-    values = [('plain', 0, 50.0, {}), ('dskd', 0, 55.0, health), ('dskd', 1, 90.0, health), ('dskd', 1, 58.0, health)]
+    # One that does not look at the teacher's feature, and one that looked at it as all did before.
+    blind = {key: value for key, value in late.items() if '_cosine_' not in key}
+    older = {when: blind | dict(dskd_gap_student=1.0, dskd_gap_denoised=0.5) for when in health}
+    values = [('plain', 0, 50.0, {}), ('dskd', 0, 55.0, older), ('dskd', 1, 90.0, health), ('dskd', 1, 58.0, health)]
     values += [('anchor-and-logit', 0, 54.0, {}), ('anchor-and-logit', 1, 56.0, {})]
     rows = [dict(task='cls', variant=name, seed=seed, epochs=2, value=value, health=h) for name, seed, value, h in values]
     rows.append(dict(rows[0], task='det', value=1.0))
-    # One that does not look at the teacher's feature.
-    blind = {when: {key: value for key, value in late.items() if '_gap_' not in key} for when in health}
-    rows.append(dict(rows[0], task='seg', variant='published', health=blind))
+    rows.append(dict(rows[0], task='seg', variant='published', health=dict.fromkeys(health, blind)))
     recorded.append(tmp_path / 'a.jsonl', rows)
     monkeypatch.setattr(health_tables, 'HEALTH', tmp_path / 'a.jsonl')
     lines = health_tables.digits('cls', '2', tmp_path)[0].splitlines()
@@ -301,9 +302,9 @@ def test_what_digits_say_of_the_diffusion_is_tabled(tmp_path, monkeypatch):
         '| control: soft anchor + logit loss (no diffusion) | 55.00 ± 1.41 | +4.00 |  | 2 |',
     ]
     lines = health_tables.health('digits', 'cls', '2', tmp_path)[0].splitlines()
-    assert lines[4:] == ['| **DSKD** | late | 0.20 → 0.10 | 1.00 → 0.50 | 0.20 (0.30) | 98 | 2 |']
+    assert lines[4:] == ['| **DSKD** | late | 0.20 → 0.10 | 0.50 → 0.70 | 1.00 → 0.50 | 0.20 (0.30) | 98 | 2 |']
     lines = health_tables.health('digits', 'seg', '2', tmp_path)[0].splitlines()
-    assert lines[4:] == ['| as published: diffusion and hash alone | late | 0.20 → 0.10 |  | 0.20 (0.30) | 98 | 1 |']
+    assert lines[4:] == ['| as published: diffusion and hash alone | late | 0.20 → 0.10 |  |  | 0.20 (0.30) | 98 | 1 |']
 
 
 def test_methods_of_before_have_tables_of_their_own(tmp_path, monkeypatch):

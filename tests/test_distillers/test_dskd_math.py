@@ -24,7 +24,7 @@ from dskd_mm.testing import TOY_KINDS, classifier_config, random_batch, random_t
 from support import FIRST_CONSTRUCTION
 
 CLASSES = 5
-HEALTH = ('noise_error', 'trivial_error', 'kl_student', 'kl_denoised', 'gap_student', 'gap_denoised', 'gate')
+HEALTH = ('noise_error', 'trivial_error', 'kl_student', 'kl_denoised', 'cosine_student', 'cosine_denoised', 'gate')
 
 
 @pytest.fixture(scope='module')
