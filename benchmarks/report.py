@@ -180,14 +180,15 @@ def times(dataset: str, split: str, epochs: str, page: Path) -> Block:
     whole = statistics.mean(r['curve'][-1][0] for r in plain)
     rows = []
     for name in ranked(groups):
-        found = [reached(r['curve'], goal) for r in groups[name]]
-        hit = [at for at in found if at is not None]
-        cells = (f'{statistics.mean(hit):.0f}', f'{statistics.mean(hit) / whole:.0%}') if hit else ('never', '')
-        length = statistics.mean(r['curve'][-1][0] for r in groups[name])
-        rows.append((label_of(name), *cells, f'{length:.0f}', f'{len(hit)} of {len(found)}'))
-    return markdown(
-        ('method', f'seconds to {goal:.2f}', "of plain's training", 'whole training, s', 'seeds that reach it'), rows
-    ), {}
+        lengths = [r['curve'][-1][0] for r in groups[name]]
+        found = [(at, length) for r, length in zip(groups[name], lengths, strict=True) if (at := reached(r['curve'], goal))]
+        cells = ('never', '', '')
+        if found:
+            seconds, share = statistics.mean(at for at, _ in found), statistics.mean(at / length for at, length in found)
+            cells = (f'{seconds:.0f}', f'{seconds / whole:.0%}', f'{share * int(epochs):.1f}')
+        rows.append((label_of(name), *cells, f'{statistics.mean(lengths):.0f}', f'{len(found)} of {len(lengths)}'))
+    heads = 'method', f'seconds to {goal:.2f}', "of plain's training", 'epochs', 'whole training, s', 'seeds that reach it'
+    return markdown(heads, rows), {}
 
 
 def picture(dataset: str, split: str, epochs: int, results: Path | None = None, before: bool | None = None) -> Figure:

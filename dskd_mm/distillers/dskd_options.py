@@ -24,8 +24,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     'teacher_free': dict(prior='student', target='label', loss_weights=dict(logit=0.0, channel=0.0, box=0.0)),
 }
 """Options by the name of a preset; they go before the task's row, and what a config says goes before them."""
-# At every location of a dense detector the hash would drown the task at the weight of images: the students lost 7 points.
-PUBLISHED_IN_TASKS = {'dense_detection': dict(loss_weights=dict(lsh=10.0))}
+# At the locations of a detector's levels the hash would drown the task at the weight of images: students lost 7 points.
+PUBLISHED_IN_TASKS = {task: dict(loss_weights=dict(lsh=10.0)) for task in ('dense_detection', 'neck')}
 
 # How these were chosen, and what else was tried: docs/en/ablations.md.
 TASK_DEFAULTS: dict[str, dict[str, Any]] = {

@@ -267,9 +267,9 @@ def test_seconds_to_the_plain_students_accuracy(tmp_path, monkeypatch):
     text, _ = report.times('fashion-mnist', 'test', '5', page=tmp_path)
     cells = {row.split('|')[1].strip(): [c.strip() for c in row.split('|')[2:-1]] for row in text.splitlines()[2:]}
     assert cells == {
-        'plain student': ['100', '100%', '100', '1 of 1'],
-        'KD': ['120', '120%', '160', '1 of 1'],
-        'AT': ['never', '', '120', '0 of 1'],
+        'plain student': ['100', '100%', '5.0', '100', '1 of 1'],
+        'KD': ['120', '120%', '3.8', '160', '1 of 1'],
+        'AT': ['never', '', '', '120', '0 of 1'],
     }
     assert 'seconds to 80.00' in text
 

@@ -898,7 +898,7 @@ def test_only_what_was_built_otherwise_begins_anew(teachers, monkeypatch, then, 
 # ------------------------------------------------------------------------------------------- what is mended
 
 
-def test_the_timestep_changes_what_is_sampled(teachers):
+def test_the_timestep_changes_what_is_sampled(teachers, monkeypatch):
     """In training mode, too: all samples of a sampling step have the same one."""
     distiller = build('gap', teachers['gap'])
     denoiser = distiller.diffusion.denoiser
@@ -909,6 +909,10 @@ def test_the_timestep_changes_what_is_sampled(teachers):
     sigma = distiller.diffusion.schedule.noise_level(400)[1] - distiller.diffusion.schedule.noise_level(0)[1]
     own = denoiser(x, 400) - denoiser(x, 0) - sigma * x  # beside the part that the schedule alone changes
     assert own.abs().mean() > 0.1
+    images, samples = random_batch()
+    seeing, network = distiller.denoise(images, samples)[1], denoiser.network
+    monkeypatch.setattr(denoiser, 'network', lambda noisy, timestep: network(noisy, 0))
+    assert (distiller.denoise(images, samples)[1] - seeing).abs().mean() > 0.01 * seeing.abs().mean()
     first = build('gap', teachers['gap'], **FIRST_CONSTRUCTION).diffusion.denoiser
     # What is wrong with a common row before a batch norm of one convolution: nothing of it is left.
     nn.init.zeros_(first.layers[0].layers[-1].weight)

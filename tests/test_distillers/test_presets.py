@@ -21,6 +21,9 @@ KINDS = [
     pytest.param('gap', FREE, 100.0, id='gap'),
     pytest.param('fcn', {'default': {'channel'}}, 100.0, id='fcn', marks=needs_mmseg),
     pytest.param('retinanet', FREE | {'default': {'box'}}, 10.0, id='retinanet', marks=needs_mmdet),
+    pytest.param('faster_rcnn', FREE | {'default': {'box'}}, 100.0, id='faster_rcnn', marks=needs_mmdet),
+    # At a neck no logits are compared.
+    pytest.param('detr', {}, 10.0, id='neck', marks=needs_mmdet),
 ]
 
 
@@ -34,11 +37,12 @@ def test_presets_contain_the_terms_that_they_name(
     batch = rival_batch(distiller, kind)
     losses = distiller(**batch, mode='loss')
     found = {name.removeprefix('loss_dskd_') for name in losses if name.startswith('loss_dskd_')}
-    terms = TERMS[preset] | more.get(preset, set())
+    is_neck = distiller.site.task == 'neck'
+    terms = (TERMS[preset] | more.get(preset, set())) - ({'logit'} if is_neck else set())
     # φ stays in the graph of every preset: a zero under the anchor's name.
     assert found == terms | {'anchor'}
     assert {name for name in found if losses[f'loss_dskd_{name}'] != 0} == terms
-    assert distiller.uses_teacher_forward == (preset == 'default')
+    assert distiller.uses_teacher_forward == (preset == 'default' and not is_neck)
     assert distiller.options.loss_weights['lsh'] == (hash_weight if preset == 'published' else 1.0)
     assert_nothing_is_unused(distiller, batch)
     assert_trains(build_distiller(config), batch, found)
