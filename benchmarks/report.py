@@ -29,7 +29,7 @@ from benchmarks.records import markdown, records
 from benchmarks.runner import ROOT
 from benchmarks.settings import SETTINGS
 from benchmarks.shipped_tables import shipped
-from benchmarks.variants import FACTORS, METHODS, SCALED, VARIANTS, beside, is_of_before, label_of, scaled
+from benchmarks.variants import FACTORS, METHODS, SCALED, VARIANTS, beside, is_of_before, label_of, plain_beside, scaled
 from benchmarks.zoo_tables import models
 from dskd_mm.visualization.style import BLUE, GREY, ORANGE, new_figure, tidy
 
@@ -91,13 +91,12 @@ def table(dataset: str, split: str, epochs: int, results: Path | None = None, be
     """
     groups = compared(dataset, split, epochs, results, before)
     teacher = teachers(dataset, split, groups, results)
-    plain = groups.get('plain', [])
     rows = [('teacher', written(teacher), '', '', '', '')] if teacher else []
     for name in ranked(groups):
         runs = groups[name]
         gain = share = ahead = ''
-        if name != 'plain':
-            pairs = paired(runs, plain)
+        if name != (plain := plain_beside(name, groups)):
+            pairs = paired(runs, groups.get(plain, []))
             gain, share = verdict(pairs), gap_closed(pairs, teacher)
         if name != (ours := beside(name, 'dskd')):
             ahead = verdict(paired(groups.get(ours, []), runs))

@@ -1,5 +1,6 @@
 """The methods, and what else can be run: methods with other options than their defaults."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 METHODS = {
@@ -318,6 +319,11 @@ VARIANTS |= {
     f'earlier-{name}': Variant(f'earlier: {METHODS[name]}', {}, name)
     for name in ('kd', 'fitnet', 'cwd', 'pkd', 'mgd', 'lshfm', 'vkd', 'sokd', 'rtk', 'diffkd')
 }
+# The plain student beside them; and presets whose hash was a mean over what the gate lets through, up to half as strong again.
+VARIANTS['earlier-plain'] = Variant('earlier: plain student', {}, 'plain')
+VARIANTS |= {
+    f'earlier-{name}': Variant(f'earlier: {VARIANTS[name].label}', VARIANTS[name].options) for name in ('published', 'label')
+}
 
 
 def wrong_classes(beta: str) -> dict[str, str]:
@@ -376,6 +382,11 @@ EARLIER = ('earlier-', 'first', 'guidance-once')
 def beside(name: str, other: str) -> str:
     """The variant that one is compared with: beside those of before that of before."""
     return BEFORE + other if name.startswith(BEFORE) else other
+
+
+def plain_beside(name: str, among: Collection[str]) -> str:
+    """The plain student that one is compared with: beside those of before that of before, if there is one."""
+    return 'earlier-plain' if name.startswith(EARLIER) and 'earlier-plain' in among else 'plain'
 
 
 def is_of_before(name: str) -> bool:
