@@ -138,12 +138,6 @@ VARIANTS = {
     'dense-share-1': Variant('every location hashed, as strong as the anchor', {**DENSE_HASH, **STRONG_HASH}),
     'share-.1': Variant('hash a third as strong', {'model.lsh_share': '0.1'}),
     **{f'warmup-{n}': Variant(f'warm-up of {n} iterations', {'model.warmup': n}) for n in ('0', '38', '95')},
-    **{
-        f'anchor-and-logit-warmup-{n}': Variant(
-            f'control: soft anchor + logit loss, warm-up of {n} iterations (no diffusion)', {**NO_DIFFUSION, 'model.warmup': n}
-        )
-        for n in ('0', '38', '95')
-    },
     # A bridge from z to the teacher's feature, and a hash of what its classifier cannot see.
     'bridge': Variant("a bridge to the teacher's feature, one step", bridge(1)),
     'bridge-3': Variant("a bridge to the teacher's feature, three steps", bridge(3)),
