@@ -1,6 +1,6 @@
 """What only our own tests need: toy detectors and segmenters, whole runs in small, processes."""
 
-from support.checks import FIRST_CONSTRUCTION, Call, assert_refused, first_not_finite, watch
+from support.checks import FIRST_CONSTRUCTION, Call, assert_refused, first_not_finite, matched_cosine, watch
 from support.dense import (
     DENSE_CLASSES,
     DENSE_SIZE,
@@ -51,6 +51,7 @@ __all__ = [
     'first_not_finite',
     'free_port',
     'initialised',
+    'matched_cosine',
     'named',
     'plain_run_config',
     'predictions',

@@ -1,9 +1,12 @@
-"""Watch calls, and check that spoilt configs are refused."""
+"""Watch calls, check that spoilt configs are refused, and write figures down once more."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import torch
+from torch import Tensor
 
 FIRST_CONSTRUCTION: dict[str, Any] = dict(
     denoiser=dict(time='table', norm='BN'),
@@ -77,3 +80,13 @@ def first_not_finite(distiller: Any, batch: Mapping[str, Any]) -> str | None:
     distiller.magnitudes = {}
     distiller(**batch, mode='loss')
     return next((name for name, value in distiller.magnitudes.items() if not bool(value.isfinite())), None)
+
+
+def matched_cosine(ours: Tensor, theirs: Tensor, weight: Tensor | None = None) -> Tensor:
+    """The mean cosine of vectors (M, C) with others, less their mean, once each channel of ours has the moments of theirs."""
+    a, b = (each.detach().double() for each in (ours, theirs))
+    b = b - b.mean(dim=0)
+    a = (a - a.mean(dim=0)) / a.std(dim=0, unbiased=False) * b.std(dim=0, unbiased=False)
+    cosine = (a * b).sum(dim=1) / (a.square().sum(dim=1) * b.square().sum(dim=1)).sqrt()
+    weight = torch.ones_like(cosine) if weight is None else weight
+    return ((weight * cosine).sum() / weight.sum()).float()
