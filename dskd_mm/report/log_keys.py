@@ -180,8 +180,9 @@ FIGURES = (
         'dskd_cosine_student',
         "cosine of what is hashed of the student's feature, less the mean, and the teacher's, once each channel has the "
         "moments of the teacher's. Where the teacher runs",
-        'falls: φ turns away from the teacher. See `loss_dskd_anchor`',
-        trend='rises',
+        'near 0: φ has turned away from the teacher. See `loss_dskd_anchor`',
+        low=0,
+        note="1 is a feature that points where the teacher's does, 0 one that has nothing in common with it",
     ),
     LogKey(
         'dskd_cosine_denoised',
