@@ -80,7 +80,7 @@ RECORDS = Path(__file__).parents[2] / 'benchmarks/results/diffusion_health.jsonl
 FIRST = 'beta-8-first'
 
 
-@pytest.mark.parametrize(('variant', 'wrong'), [('dskd', set()), (FIRST, {'noise_error', 'gate', 'bits'})])
+@pytest.mark.parametrize(('variant', 'wrong'), [('dskd', set()), (FIRST, {'noise_error', 'gate', 'bits', 'cosine_denoised'})])
 def test_the_bands_tell_recorded_runs_apart(variant: str, wrong: set[str]) -> None:
     """What was mended is healthy; the construction of the diffusion that was at fault is not."""
     records = [json.loads(line) for line in RECORDS.read_text(encoding='utf-8').splitlines()]
