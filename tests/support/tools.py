@@ -9,6 +9,7 @@ import runpy
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,8 @@ def run_script(script: Path, *arguments: Any) -> None:
     """
     before = sys.argv
     sys.argv = [script.name, *map(str, arguments)]
+    if '--resume' in sys.argv:
+        time.sleep(1)  # mmengine names the folder of a run by the second in which it begins: that of the one before is taken
     try:
         runpy.run_path(str(script), run_name='__main__')
     finally:
