@@ -10,6 +10,7 @@ from benchmarks.records import markdown, records
 from benchmarks.variants import beside, label_of
 
 CONTROL = 'anchor-and-logit'
+FIGURES = dict(kl='divergence', cosine='cosine', gap='gap')
 METRICS = {'cls': 'top-1, %', 'det': 'mAP, %', 'seg': 'mIoU, %'}
 
 
@@ -24,7 +25,7 @@ def digits(task: str, epochs: str, page: Path) -> Block:
     groups = of_digits(task, int(epochs))
     rows = []
     for name in ranked(groups):
-        others = 'plain', beside(name, CONTROL)
+        others = [beside(name, other, groups) for other in ('plain', CONTROL)]
         gains = [verdict(paired(groups[name], groups.get(other, []))) if name != other else '' for other in others]
         rows.append((label_of(name), spread([r['value'] for r in groups[name]]), *gains, len(groups[name])))
     return markdown(('variant', METRICS[task], 'gain over plain', 'gain over the control', 'seeds'), rows), {}
@@ -54,9 +55,9 @@ def health(dataset: str, split: str, epochs: str, page: Path) -> Block:
         for place in ('early', 'middle', 'late') if figures else ():
             keys = {key for f in figures for key in f[place]}
             value = {key: statistics.mean(f[place][key] for f in figures if key in f[place]) for key in keys}
-            moves = [moved(value, figure) for figure in ('kl', 'cosine', 'gap')]
+            moves = [moved(value, figure) for figure in FIGURES]
             errors = f'{value["dskd_noise_error"]:.2f} ({value["dskd_trivial_error"]:.2f})'
             rows.append((label_of(name), place, *moves, errors, f'{100 * value["dskd_gate"]:.0f}', len(figures)))
-    moves = [f'{figure}, z → ẑ' for figure in ('divergence', 'cosine', 'gap')]
-    heads = ('variant', 'when', *moves, 'noise error (trivial filter)', 'ẑ nearer, %', 'seeds')
+    titles = [f'{title}, z → ẑ' for title in FIGURES.values()]
+    heads = ('variant', 'when', *titles, 'noise error (trivial filter)', 'ẑ nearer, %', 'seeds')
     return markdown(heads, rows) if rows else 'No health was recorded yet.', {}

@@ -29,7 +29,7 @@ from benchmarks.records import markdown, records
 from benchmarks.runner import ROOT
 from benchmarks.settings import SETTINGS
 from benchmarks.shipped_tables import shipped
-from benchmarks.variants import FACTORS, METHODS, SCALED, VARIANTS, beside, is_of_before, label_of, plain_beside, scaled
+from benchmarks.variants import FACTORS, METHODS, SCALED, VARIANTS, beside, is_of_before, label_of, scaled
 from benchmarks.zoo_tables import models
 from dskd_mm.visualization.style import BLUE, GREY, ORANGE, new_figure, tidy
 
@@ -95,10 +95,10 @@ def table(dataset: str, split: str, epochs: int, results: Path | None = None, be
     for name in ranked(groups):
         runs = groups[name]
         gain = share = ahead = ''
-        if name != (plain := plain_beside(name, groups)):
+        if name != (plain := beside(name, 'plain', groups)):
             pairs = paired(runs, groups.get(plain, []))
             gain, share = verdict(pairs), gap_closed(pairs, teacher)
-        if name != (ours := beside(name, 'dskd')):
+        if name != (ours := beside(name, 'dskd', groups)):
             ahead = verdict(paired(groups.get(ours, []), runs))
         rows.append((label_of(name), spread([r['value'] for r in runs]), gain, share, ahead, len(runs)))
     metric = f'{SETTINGS[dataset].unit}, %'
@@ -180,7 +180,11 @@ def times(dataset: str, split: str, epochs: str, page: Path) -> Block:
     rows = []
     for name in ranked(groups):
         lengths = [r['curve'][-1][0] for r in groups[name]]
-        found = [(at, length) for r, length in zip(groups[name], lengths, strict=True) if (at := reached(r['curve'], goal))]
+        found = [
+            (at, length)
+            for r, length in zip(groups[name], lengths, strict=True)
+            if (at := reached(r['curve'], goal)) is not None
+        ]
         cells = ('never', '', '')
         if found:
             seconds, share = statistics.mean(at for at, _ in found), statistics.mean(at / length for at, length in found)

@@ -315,15 +315,10 @@ VARIANTS |= {
     for name in ('no-anchor', 'no-box', 'strong-box', 'with-pkd', 'with-neck', 'anchor-and-logit', 'anchor-and-logit-no-box')
 }
 
-# And rivals there before they were mended, in bfloat16: what they were no option brings back.
+# And rivals there before they were mended, in bfloat16, with their plain student: what they were no option brings back.
 VARIANTS |= {
     f'earlier-{name}': Variant(f'earlier: {METHODS[name]}', {}, name)
-    for name in ('kd', 'fitnet', 'cwd', 'pkd', 'mgd', 'lshfm', 'vkd', 'sokd', 'rtk', 'diffkd')
-}
-# The plain student beside them; and presets whose hash was a mean over what the gate lets through, up to half as strong again.
-VARIANTS['earlier-plain'] = Variant('earlier: plain student', {}, 'plain')
-VARIANTS |= {
-    f'earlier-{name}': Variant(f'earlier: {VARIANTS[name].label}', VARIANTS[name].options) for name in ('published', 'label')
+    for name in ('plain', 'kd', 'fitnet', 'cwd', 'pkd', 'mgd', 'lshfm', 'vkd', 'sokd', 'rtk', 'diffkd')
 }
 
 
@@ -380,14 +375,10 @@ VARIANTS |= {
 EARLIER = ('earlier-', 'first', 'guidance-once')
 
 
-def beside(name: str, other: str) -> str:
-    """The variant that one is compared with: beside those of before that of before."""
-    return BEFORE + other if name.startswith(BEFORE) else other
-
-
-def plain_beside(name: str, among: Collection[str]) -> str:
-    """The plain student that one is compared with: beside those of before that of before, if there is one."""
-    return 'earlier-plain' if name.startswith(EARLIER) and 'earlier-plain' in among else 'plain'
+def beside(name: str, other: str, among: Collection[str]) -> str:
+    """The variant that one is compared with: beside those of before that of before, if it is among those that ran."""
+    prefix = BEFORE if name.startswith(BEFORE) else EARLIER[0] if name.startswith(EARLIER) else ''
+    return prefix + other if prefix + other in among else other
 
 
 def is_of_before(name: str) -> bool:

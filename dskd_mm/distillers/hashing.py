@@ -49,8 +49,8 @@ def hash_levels(
     for own, (_, features) in zip(modules_of(lsh), pyramid.by_width(*packed), strict=True):
         vectors, weight = site.counted_vectors(features, counts, target, generator)
         found.append(own(*vectors, weight))
-    losses, agreements = zip(*found, strict=True)
-    return sum(losses[1:], losses[0]) / len(found), sum(agreements[1:], agreements[0]) / len(found)
+    loss, agreement = means(found)
+    return loss, agreement
 
 
 def hashed_cosines(
@@ -85,4 +85,9 @@ def hashed_cosines(
         weight = theirs.new_ones(len(theirs)) if weight is None else weight
         cosines = [F.cosine_similarity(match_moments(each, theirs) - center, theirs - center, dim=1) for each in others]
         found.append([cosine[:, 0] @ weight / weight.sum().clamp(min=1) for cosine in cosines])
+    return means(found)
+
+
+def means(found: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """Return the mean of each of some values over the widths of the levels."""
     return [sum(each[1:], each[0]) / len(each) for each in zip(*found, strict=True)]

@@ -169,14 +169,16 @@ def test_levels_of_a_dense_detector_are_the_straight_line(teacher, shared, prior
         expected[f'kl_{name}'] = of_images[-1].sum() / COUNT
     expected['gate'] = (of_images[1] <= of_images[0]).float().mean()
     classes, rows = location_classes(annotations, sum(LENGTHS)), torch.arange(BATCH)[:, None]
-    # The figures are of a choice of their own.
-    for own in (torch.Generator().manual_seed(11), generator):
-        index, kept = sample_stratified(classes, CLASSES + 1, VECTORS, own)
-        ours, drawn, wanted = (v.transpose(1, 2)[rows, index].reshape(-1, WIDTH) for v in (z, denoised, theirs))
-        if own is not generator:
-            for name, v in (('student', ours), ('denoised', drawn)):
-                expected[f'cosine_{name}'] = matched_cosine(v, wanted, kept.flatten())
-    expected['lsh'], expected['bits'] = hashing(distiller, ours, drawn, kept.flatten())
+
+    def choose(generator: torch.Generator) -> tuple[Tensor, ...]:
+        index, kept = sample_stratified(classes, CLASSES + 1, VECTORS, generator)
+        vectors = (v.transpose(1, 2)[rows, index].reshape(-1, WIDTH) for v in (z, denoised, theirs))
+        return *vectors, kept.flatten()
+
+    ours, drawn, wanted, kept = choose(torch.Generator().manual_seed(11))  # figures have a choice of their own
+    expected['cosine_student'], expected['cosine_denoised'] = (matched_cosine(v, wanted, kept) for v in (ours, drawn))
+    ours, drawn, _, kept = choose(generator)
+    expected['lsh'], expected['bits'] = hashing(distiller, ours, drawn, kept)
     objects = (labels < CLASSES) & (weight[:, 0] > 0)
     assert 5 < objects.sum() < objects.numel() - 5
     for name, said in (('acc_start', classify(z)), ('acc_denoised', opinion)):
