@@ -23,6 +23,7 @@ from dskd_mm.distillers.checks import (
     named_losses,
 )
 from dskd_mm.distillers.ensemble import average_predictions, build_teachers, check_method, check_others
+from dskd_mm.distillers.foreground import ForegroundCount
 from dskd_mm.distillers.layers import split_layers
 from dskd_mm.distillers.options import MethodOptions
 from dskd_mm.distillers.student import accept_checkpoint, build_student, keep_names, refuse_bare_network
@@ -118,8 +119,9 @@ class Distiller(BaseModel):
         check_others(self.student_spec, self.teacher_spec, self.other_teachers)
         self.options = self.options_class.resolve(type(self), options, self.site, self.student_spec, self.teacher_spec)
         check_loss_names(distill_losses or {})
-        self.distill_losses = build_losses('distill_losses', distill_losses or {}, self.student_spec, self.teacher_spec)
+        self.distill_losses: Any = build_losses('distill_losses', distill_losses or {}, self.student_spec, self.teacher_spec)
         check_method(self)
+        self.foreground = ForegroundCount() if self.site.counts_objects else nn.Identity()
         seed = torch.initial_seed() if noise_seed is None else noise_seed
         self.register_buffer('noise_seed', torch.tensor(seed % 2**62))
         self.register_buffer('iteration', torch.zeros((), dtype=torch.long))
@@ -237,7 +239,7 @@ class Distiller(BaseModel):
                 (path,) = spec.classifiers
                 check_pooling(features[0], record.logits[0], self.student.get_submodule(path))
             student = ModelOutputs(features, record.logits, record.boxes, record.layers, spec.num_priors)
-            target = self.site.target(record, data_samples, teacher_spec.num_classes, teacher_spec.sigmoid)
+            target = self.foreground(self.site.target(record, data_samples, teacher_spec.num_classes, teacher_spec.sigmoid))
             teacher = self.run_teacher(inputs, data_samples, record) if with_teacher or self.uses_teacher_forward else None
 
         def head_loss(maps: Sequence[Tensor]) -> Tensor:
@@ -286,8 +288,7 @@ class Distiller(BaseModel):
         self.other_teachers = [(other, other.as_student(own, self.student_spec)) for other, own in self.other_teachers]
         self._is_ready = True
         if self.teacher.model is not None:
-            spec = self.site.teacher_spec(self.teacher.model, self.teacher)
-            spec.layers = self.teacher_spec.layers
+            spec = replace(self.site.teacher_spec(self.teacher.model, self.teacher), layers=self.teacher_spec.layers)
             self.teacher_spec = self.teacher.as_student(spec, self.student_spec)
 
     def noise_generator(self, device: torch.device, *key: int) -> torch.Generator:
@@ -360,10 +361,9 @@ class Distiller(BaseModel):
         if batch.teacher is None or not len(self.distill_losses):
             return {}
         generator = self.noise_generator(batch.student.features[0].device, 1)  # 1: not the noise of the method itself
-        losses: Any = self.distill_losses
         return {
             f'loss_{name}': loss.compare_outputs(batch.student, batch.teacher, batch.target, generator)
-            for name, loss in losses.items()
+            for name, loss in self.distill_losses.items()
         }
 
     def _note(self, named: Iterable[tuple[str, Tensor]]) -> None:

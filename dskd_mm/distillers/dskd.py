@@ -14,6 +14,7 @@ from dskd_mm.diffusion import FeatureDiffusion
 from dskd_mm.distillers.base import Distiller, HeadLoss
 from dskd_mm.distillers.dskd_batch import AlignedBatch, gated, share_of
 from dskd_mm.distillers.dskd_options import DSKDOptions
+from dskd_mm.distillers.foreground import ForegroundCount
 from dskd_mm.distillers.hashing import hash_levels, hashed_cosines
 from dskd_mm.distillers.soft_head import SoftHead
 from dskd_mm.features import ChannelAlign, Pyramid, Window, align_levels, per_width
@@ -97,13 +98,13 @@ class DSKDDistiller(Distiller):
             self.box_imitation = build_loss('loss_weights.box', dict(type=BoxLoss), *specs)
         self.channel_imitation: Any = None
         if weights['channel']:
-            # The temperature is its authors', for the logits of segmenters.
-            config = dict(type='dskd_mm.CWDLoss', on='logits', temperature=4.0, loss_weight=1.0)
+            config = dict(type='dskd_mm.CWDLoss', on='logits', temperature=4.0, loss_weight=1.0)  # its authors', for logits
             self.channel_imitation = build_loss('loss_weights.channel', config, *specs)
         is_soft_neck = options.target == 'soft' and not self.teacher_spec.classifiers
         self.soft_head = SoftHead(self.teacher, type(self).__name__) if is_soft_neck else None
         make = partial(build, ChannelAlign, options.align)
         self.align = per_width(make, in_channels=self.student_spec.channels, out_channels=channels)
+        self.foreground_in_window = ForegroundCount() if options.window and self.site.counts_objects else nn.Identity()
         self.lsh: Any = None
         if weights['lsh']:
             self.lsh = per_width(partial(build, LSHDistillLoss, options.lsh), in_channels=channels)
@@ -274,14 +275,13 @@ class DSKDDistiller(Distiller):
         self, student: ModelOutputs, teacher: ModelOutputs | None, target: Target
     ) -> tuple[ModelOutputs, ModelOutputs | None, Target]:
         """Return what a window shows of all that the losses are about; as it is if everything fits into it."""
-        pyramid, size, sigmoid = Pyramid.of(student.features), self.options.window or 0, self.teacher_spec.sigmoid
-        if Window.shrink(pyramid, size).sizes == pyramid.sizes:
-            # Other processes may have larger images, and what their windows show is counted by all of them together.
-            return student, teacher, self.site.target_within(None, target, sigmoid)
-        generator = self.noise_generator(student.features[0].device, 2)  # 2: neither the noise of the method nor of others
-        window = self.site.window(pyramid, target, size, generator)
-        seen = self.site.target_within(window, target, sigmoid)
-        return student.within(window), None if teacher is None else teacher.within(window), seen
+        pyramid, size, window = Pyramid.of(student.features), self.options.window or 0, None
+        if Window.shrink(pyramid, size).sizes != pyramid.sizes:
+            generator = self.noise_generator(student.features[0].device, 2)  # 2: neither the noise of the method nor of others
+            window = self.site.window(pyramid, target, size, generator)
+            student, teacher = student.within(window), None if teacher is None else teacher.within(window)
+        # Other processes may have larger images, and what their windows show is counted by all of them together.
+        return student, teacher, self.foreground_in_window(self.site.target_within(window, target, self.teacher_spec.sigmoid))
 
     def _teacher_logits(self, pyramid: Pyramid, teacher: ModelOutputs | None) -> Tensor | None:
         """Return the logits that guidance and anchor aim at, as :attr:`guiding_classifiers` have them; None for labels."""

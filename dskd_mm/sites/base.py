@@ -48,6 +48,8 @@ class Site(ABC):
     """The norm of what learns from the feature: 'BN' where a batch has enough vectors, 'GN' where few images share a device."""
     vectors_per_image: int | None = None
     """How many locations of an image are hashed; None for all."""
+    counts_objects: ClassVar[bool] = False
+    """Whether losses are divided by the number of predictions for objects, which may be none."""
 
     @abstractmethod
     def student_spec(self, model: nn.Module) -> TapSpec:

@@ -40,6 +40,7 @@ class DenseDetectionSite(Site):
     task = 'dense_detection'
     norm = 'GN'  # few images on a device, and levels of a few locations: no batch statistics
     part = 'bbox_head'
+    counts_objects = True
 
     def __init__(
         self,

@@ -72,7 +72,7 @@ def test_losses_train_a_student_at_every_site(tmp_path: Any, kind: str, method: 
     config = rival_config(method, kind, tmp_path, **copy.deepcopy(switches))
     distiller = assert_behaves(config, kind, 'x', {key.removeprefix('x') for key in switches['distill_losses']})
     own = {key for key in distiller.state_dict() if not key.startswith('student.')}
-    assert {key.split('.')[0] for key in own} <= {'distill_losses', 'noise_seed', 'iteration'}
+    assert {key.split('.')[0] for key in own} <= {'distill_losses', 'noise_seed', 'iteration', 'foreground'}
 
 
 BESIDE = [
