@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dskd_mm.distillers.base import Distiller
 from dskd_mm.preflight.report import Report
-from dskd_mm.utils.config import is_distiller_config, nodes, num_classes
+from dskd_mm.utils.config import is_distiller_config, nodes, num_classes, type_name
 
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 MAX_ITEMS = 20000
@@ -144,8 +144,12 @@ def check_items(report: Report, name: str, dataset: ConfigDict, count: int | Non
         for i in spread(length, 8):
             check_sample(report, name, built[i])
     if name == f'{LOADERS[0]}.dataset':  # not a part of it
-        batch, epochs = report.cfg[LOADERS[0]].get('batch_size') or 1, (report.cfg.get('train_cfg') or {}).get('max_epochs')
+        loader = report.cfg[LOADERS[0]]
+        batch, epochs = loader.get('batch_size') or 1, (report.cfg.get('train_cfg') or {}).get('max_epochs')
         check_warmup(report, math.ceil(length / batch) * (epochs or 0))
+        is_plain = not (loader.get('drop_last') or loader.get('batch_sampler'))
+        is_plain = is_plain and type_name(loader.get('sampler') or {}) == 'DefaultSampler'
+        report.ends_in_one_image = is_plain and length % batch == 1 % batch
 
 
 def check_sample(report: Report, name: str, item: Any) -> None:
@@ -270,6 +274,13 @@ def item_problems(infos: Sequence[Mapping[str, Any]], count: int | None) -> Iter
 def spread(length: int, count: int) -> list[int]:
     """Return the indices of at most ``count`` of ``length`` items, evenly spread."""
     return sorted({i * length // min(count, length) for i in range(min(count, length))})
+
+
+def normalizing_steps(cfg: Config) -> list[dict[str, Any]]:
+    """Return the steps of the training pipeline that normalise images, each by what it is given but its type."""
+    found = [node for _, dataset in datasets(cfg.get(LOADERS[0]), LOADERS[0]) for node in nodes(dataset.get('pipeline') or [])]
+    found = [node for node in found if isinstance(node.get('type'), (str, type)) and type_name(node).endswith('Normalize')]
+    return [{key: value for key, value in node.items() if key != 'type'} for node in found]
 
 
 def pipeline_size(cfg: Config) -> tuple[int, int] | None:

@@ -11,13 +11,13 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from torch import nn
 
 from dskd_mm.distillers.base import Distiller
-from dskd_mm.preflight.data import LOADERS, class_names, datasets, is_downloaded, is_remote
+from dskd_mm.preflight.data import LOADERS, class_names, datasets, is_downloaded, is_remote, normalizing_steps
 from dskd_mm.preflight.report import Report
 from dskd_mm.structures import TapRecord, TapSpec
 from dskd_mm.teacher import FrozenTeacher, build_in_scope
 from dskd_mm.utils.checkpoint import LoadReport, load_checkpoint_file, load_report, model_state
 from dskd_mm.utils.classes import checkpoint_classes, class_indices, first_difference
-from dskd_mm.utils.config import model_config
+from dskd_mm.utils.config import load_config, model_config
 
 
 def check_models(report: Report) -> None:
@@ -40,6 +40,7 @@ def check_models(report: Report) -> None:
         report.teacher = skeleton(lambda: build_in_scope(distiller.teacher.config, None))
         theirs = distiller.site.teacher_spec(report.teacher, distiller.teacher)
         report.note('teacher', f'{type(report.teacher).__name__}, {count_parameters(report.teacher)}')
+    check_normalization(report)
     with report.faults_in("student's taps"):
         TapRecord(distiller.student, own, 'student')
         report.note("student's taps", describe(own))
@@ -49,6 +50,25 @@ def check_models(report: Report) -> None:
             TapRecord(report.teacher, theirs, 'teacher')
             report.note("teacher's taps", describe(theirs))
     report.note('method', f'{type(distiller).__name__} at {type(distiller.site).__name__}')
+
+
+def check_normalization(report: Report) -> None:
+    """Tell of images that are normalised in the pipeline for the student alone, or for the teacher alone.
+
+    What their preprocessors do is turned into one another (:class:`~dskd_mm.input_adapter.InputAdapter`); of pipelines a
+    distiller knows nothing.
+    """
+    given = report.cfg.model.teacher
+    own = normalizing_steps(report.cfg)
+    for teacher in given if isinstance(given, list) else [given]:
+        cfg = load_config(teacher.config)
+        theirs = normalizing_steps(cfg) if LOADERS[0] in cfg else own
+        if own != theirs:
+            report.warn(
+                'normalisation',
+                f'the training pipeline normalises images by {own or "nothing"}, that of the teacher by {theirs or "nothing"}: '
+                'what a pipeline does is not undone for the teacher. Let both normalise in the data_preprocessor (mean, std)',
+            )
 
 
 def check_checkpoints(report: Report) -> None:

@@ -45,6 +45,7 @@ class Report:
         teacher (nn.Module, optional): The teacher, likewise.
         has_teacher_weights (bool): Whether the teacher's checkpoint fits it.
         image_size (tuple[int, int], optional): Height and width of the largest training image that was seen.
+        ends_in_one_image (bool): Whether the last batch of an epoch is known to have a single image.
         classes (dict[str, list[str]]): Names of the classes of the data sets that were built, by their keys in the config.
     """
 
@@ -56,6 +57,7 @@ class Report:
     teacher: nn.Module | None = None
     has_teacher_weights: bool = False
     image_size: tuple[int, int] | None = None
+    ends_in_one_image: bool = False
     classes: dict[str, list[str]] = field(default_factory=dict)
 
     @property

@@ -129,6 +129,44 @@ def test_a_warmup_of_most_of_the_training_is_told(tmp_path: Path, warmup: int, t
     assert warnings == ([] if told is None else ['warmup'])
 
 
+@pytest.mark.parametrize(
+    ('batch', 'loader', 'is_refused'),
+    [
+        (31, {}, True),  # of 32 images
+        (1, {}, True),
+        (31, dict(drop_last=True), False),
+        (31, dict(sampler=dict(type='InfiniteSampler')), False),
+        (8, {}, False),
+    ],
+)
+def test_a_last_batch_of_one_image_is_a_fault_where_it_cannot_train(
+    tmp_path: Path, batch: int, loader: dict, is_refused: bool
+) -> None:
+    """Vectors are normalised over the batch; maps, over their locations, too."""
+    for feature, faults in ((dict(path='head.fc', io='input', channels=16), is_refused), (None, False)):
+        site = dict(type='dskd_mm.ClassificationSite', feature=feature)
+        cfg = distiller_run_config(str(tmp_path), site=site)
+        cfg.train_dataloader.update(batch_size=batch, **loader)
+        found = [finding.text for finding in check_config(cfg, ['models', 'data', 'step']).faults]
+        assert len(found) == faults
+        assert not faults or 'drop_last=True' in found[0]
+
+
+@pytest.mark.parametrize(('own', 'theirs', 'is_told'), [(0, 0, False), (1, 0, True), (0, 1, True), (1, 1, False), (1, 2, True)])
+def test_images_that_are_normalised_in_the_pipeline_are_told(run: Config, own: int, theirs: int, is_told: bool) -> None:
+    """Preprocessors are turned into one another, but of a pipeline nothing is known when the teacher runs."""
+    teacher = copy.deepcopy(run)
+    teacher.model = run.model.teacher.config.model
+    for cfg, scale in ((run, own), (teacher, theirs)):
+        if scale:
+            step = dict(type='mmcv.Normalize', mean=[0.0] * 3, std=[float(scale)] * 3)
+            cfg.train_dataloader.dataset.pipeline = [step]
+    run.model.teacher.config = teacher.to_dict()
+    report = check_config(run, ['models'])
+    assert report.faults == []
+    assert ('normalisation' in texts(report)) == is_told
+
+
 def test_a_plain_model_is_checked_as_well(tmp_path: Path) -> None:
     report = check_config(plain_run_config(str(tmp_path)))
     assert report.faults == []
