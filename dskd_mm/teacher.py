@@ -123,10 +123,11 @@ class FrozenTeacher:
             known = range(len(config)) if isinstance(config, list) else config
             key: Any = int(name) if isinstance(config, list) else name
             if key not in known:
+                at_the_neck = " One of another family can teach at the neck: site=dict(type='dskd_mm.NeckSite')."
                 raise ValueError(
                     f'The teacher ({self.config.type}) has no {path!r} in its config, only {sorted(known)}: is it a model '
                     'for another task than the student, or a whole network of another library? Give that as the backbone '
-                    'of a model of the host.'
+                    f'of a model of the host.{at_the_neck if self.config.get("neck") else ""}'
                 )
             config = config[key]
         return config

@@ -12,4 +12,7 @@ pairs = {
         student=dict(head=dict(loss=dict(loss_weight=0.1))),
         distill_losses=dict(kd=dict(temperature=4, loss_weight=0.9)),
     ),
+    # Boxes for each class and for all; points instead of boxes.
+    'cascade-mask-rcnn_x101_faster-rcnn|reppoints': dict(distill_losses=dict(box=None)),
+    'detr': None,  # no linear classifier at its neck
 }

@@ -106,7 +106,7 @@ def record(cfg: Config, meta: dict[str, Any], figures: dict[str, Any], state: di
         state (dict): The student's tensors.
     """
     model = cfg.model
-    losses = [type_name(loss) for loss in (model.get('distill_losses') or {}).values()]
+    losses = [type_name(loss) for loss in (model.get('distill_losses') or {}).values() if loss]
     teachers = model.teacher if isinstance(model.teacher, (list, tuple)) else [model.teacher]
     data = innermost_dataset((cfg.get('train_dataloader') or {}).get('dataset') or {})
     metadata = {

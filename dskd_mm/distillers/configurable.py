@@ -57,7 +57,7 @@ class ConfigurableDistiller(Distiller):
     """
 
     def __init__(self, student: dict | nn.Module, teacher: dict, distill_losses: dict[str, dict], **kwargs: Any) -> None:
-        if not distill_losses:
+        if not any((distill_losses or {}).values()):
             raise ValueError(
                 "ConfigurableDistiller expects at least one loss, distill_losses=dict(kd=dict(type='dskd_mm.KDLoss')), but got "
                 f'{distill_losses!r}.'

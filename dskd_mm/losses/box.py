@@ -48,7 +48,8 @@ class BoxLoss(DistillLoss):
             raise ValueError(
                 f'{name} ({type(self).__name__}) compares boxes of one encoding, but the student of this site has '
                 f'{student.boxes or "none"}, the teacher {teacher.boxes or "none"}: it is for detectors of one family. A dense '
-                'head whose teacher has an input_size has none to compare, as its boxes are in units of larger images.'
+                'head whose teacher has an input_size has none to compare, as its boxes are in units of larger images. Leave '
+                f'it out: model.{name}=None.'
             )
         self.kind = student.boxes.kind
 
@@ -94,7 +95,7 @@ class BoxLoss(DistillLoss):
             raise ValueError(
                 f'Boxes of kind {kind!r} are expected in equal shapes with {numbers} numbers each, but got '
                 f'{tuple(student.shape)} of the student and {tuple(teacher.shape)} of the teacher. Give both heads the same '
-                'encoding of boxes, or leave them out with loss_weights=dict(box=0).'
+                'encoding of boxes, or leave them out: loss_weights=dict(box=0), or None for a loss of distill_losses.'
             )
         student, teacher = student.float(), teacher.float()
         if kind == 'delta':

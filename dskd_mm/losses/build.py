@@ -58,8 +58,9 @@ def build_losses(argument: str, configs: Mapping[str, Any], student: TapSpec, te
 
     Args:
         argument (str): What they are given by, for messages.
-        configs (Mapping[str, Any]): Their configs.
+        configs (Mapping[str, Any]): Their configs; None leaves one out that a config before had.
         student (TapSpec): Where the student is tapped.
         teacher (TapSpec): Where the teacher is tapped.
     """
-    return nn.ModuleDict({name: build_loss(f'{argument}.{name}', config, student, teacher) for name, config in configs.items()})
+    given = {name: config for name, config in configs.items() if config is not None}
+    return nn.ModuleDict({name: build_loss(f'{argument}.{name}', config, student, teacher) for name, config in given.items()})

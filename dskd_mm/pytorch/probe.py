@@ -89,7 +89,7 @@ def examine(network: nn.Module, classifier: str | None, feature: str | None, ima
         if classifier is None or feature is not None:
             raise ValueError(
                 f'Random images did not pass through the {owner} ({kind}), so its layers were not found: {passage} '
-                'Pass image_size=..., the height and width that it is made for.'
+                'If it is made for images of another size, pass image_size=..., their height and width.'
             ) from passage
         passage = Passage(torch.empty(0), {}, {})
     if classifier is None:
@@ -175,7 +175,8 @@ def logits_of(output: Any) -> Tensor:
     """
     logits = getattr(output, 'logits', output)
     if not isinstance(logits, Tensor) or logits.ndim != 2 or isinstance(output, tuple):
-        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(output).__name__
+        is_bare = isinstance(logits, Tensor) and not isinstance(output, tuple)
+        got = tuple(logits.shape) if is_bare else type(output).__name__
         raise ValueError(
             f'A network is expected to return logits of shape (B, K), but got {got}: switch its auxiliary outputs off '
             '(aux_logits=False), or wrap it in a module that returns the logits alone.'

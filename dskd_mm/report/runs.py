@@ -109,7 +109,8 @@ class RunLog:
     @property
     def added_losses(self) -> list[str]:
         """The user's names of ``distill_losses``."""
-        return list(self.cfg.model.get('distill_losses') or {}) if self.is_distilled else []
+        losses = (self.cfg.model.get('distill_losses') or {}) if self.is_distilled else {}
+        return [name for name, loss in losses.items() if loss is not None]
 
     @property
     def method(self) -> str:

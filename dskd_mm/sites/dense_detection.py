@@ -196,8 +196,9 @@ def box_encoding(head: nn.Module) -> BoxEncoding | None:
         return None
     if any(cls.__name__ == 'FoveaHead' for cls in type(head).__mro__):
         return BoxEncoding('delta')  # logarithms of distances
-    if hasattr(head, 'reg_max'):
-        return BoxEncoding('distribution')
+    largest: Any = getattr(head, 'reg_max', None)
+    if largest is not None:
+        return BoxEncoding('distribution', bins=largest + 1)
     kinds = {'DeltaXYWHBBoxCoder': 'delta', 'DistancePointBBoxCoder': 'distance'}
     kind = kinds.get(type(coder).__name__)
     if kind == 'delta' and not getattr(head, 'reg_class_agnostic', True):

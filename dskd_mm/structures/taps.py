@@ -30,10 +30,12 @@ class BoxEncoding:
     Attributes:
         kind (str): 'delta', 'class_delta', 'distance' or 'distribution', see :class:`~dskd_mm.losses.BoxLoss`.
         stds (tuple[float, ...]): What offsets are divided by. Defaults to (): nothing.
+        bins (int): Into how many bins a distance is cut, where its distribution is predicted. Defaults to 0.
     """
 
     kind: str
     stds: tuple[float, ...] = ()
+    bins: int = 0
 
 
 @dataclass(frozen=True)

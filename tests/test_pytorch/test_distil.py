@@ -2,6 +2,7 @@
 
 import copy
 import io
+from collections import namedtuple
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -265,7 +266,7 @@ def test_the_loss_of_a_validation_is_no_step() -> None:
         (dict(teacher_feature='stage1'), "has 6 channels, but the classifier 'fc', which guides in its space, takes 18"),
         (dict(layers=dict(a=('stage1', 'drop'))), "layers.a: the teacher has no module 'drop' that gives out maps"),
         (dict(student=nn.Sequential(nn.Conv2d(3, CLASSES, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())), 'has no nn.Linear'),
-        (dict(student=nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, CLASSES))), r'Pass image_size=...'),
+        (dict(student=nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, CLASSES))), r'pass image_size=...'),
         (dict(method='cwd'), r"no settings for 'classification', which the student \(Net\) is: choose another method"),
         (dict(method='nothing'), 'Expected one of the methods at, crosskd, cwd'),
     ],
@@ -306,6 +307,11 @@ def test_networks_that_return_more_than_logits_are_told() -> None:
     distiller = dskd_mm.distil(Net(), Net(6))
     distiller.distiller.student.network.forward = Pair().forward
     with pytest.raises(ValueError, match=r'expected to return logits of shape \(B, K\), but got tuple: switch its auxiliary'):
+        distiller(*batch())
+    # What torchvision's Inception and GoogLeNet return in training alone, of which one field is called logits.
+    outputs = namedtuple('Outputs', 'logits aux')
+    distiller.distiller.student.network.forward = lambda images: outputs(*Pair()(images))
+    with pytest.raises(ValueError, match=r'expected to return logits of shape \(B, K\), but got Outputs: switch its auxiliary'):
         distiller(*batch())
 
 

@@ -216,12 +216,12 @@ REFUSED: dict[str, tuple[str, Callable[[ConfigDict], Any], list[str]]] = {
     'an output for the background': (
         'retinanet_softmax',
         set_teacher(lambda model: model.bbox_head.update(loss_cls=dict(type='FocalLoss', use_sigmoid=True))),
-        ['student classifies 4', 'teacher 3'],
+        ["student's classifier has 4 outputs for 3 classes, the teacher's 3", 'use_sigmoid', 'dskd_mm.NeckSite'],
     ),
     'another task': (
         'fcos',
         set_teacher(lambda model: model.pop('bbox_head')),
-        ["no 'bbox_head'", 'another task'],
+        ["no 'bbox_head'", 'another task', 'dskd_mm.NeckSite'],
     ),
     'an unknown layer': (
         'fcos',

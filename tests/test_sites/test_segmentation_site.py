@@ -179,7 +179,7 @@ REFUSED: dict[str, tuple[str, Callable[[ConfigDict], Any], list[str]]] = {
     'one output for two classes': (
         'binary',
         lambda config: config.teacher.config.model.decode_head.update(out_channels=2, threshold=None),
-        ['student classifies 1', 'teacher 2'],
+        ["student's classifier has 1 outputs for 2 classes, the teacher's 2", 'out_channels', 'dskd_mm.NeckSite'],
     ),
     'another task': (
         'fcn',

@@ -18,9 +18,17 @@ from dskd_mm.teacher import FrozenTeacher
 from dskd_mm.testing import assert_distils, classifier_config, identity_step, make_identical, random_batch, random_teacher
 from dskd_mm.testing.toy import save_random_model
 from dskd_mm.utils.config import load_config, model_config, nodes
-from support import build_distiller, detection_batch, detector_config, random_boxes
+from support import (
+    build_distiller,
+    dense_distiller_config,
+    detection_batch,
+    detector_config,
+    random_boxes,
+    segmentation_batch,
+)
 
-AT_THE_NECK = r"Distil at the neck instead: site=dict\(type='dskd_mm.NeckSite'\)."
+NECK_SITE = r"site=dict\(type='dskd_mm.NeckSite'\)"
+AT_THE_NECK = rf'Distil at the neck instead: {NECK_SITE}.'
 OBJECTS = [random_boxes(3), random_boxes(2, seed=1)]
 ROI_HEADS = {
     'htc': 'htc/htc_r50_fpn_1x_coco.py',
@@ -170,6 +178,44 @@ def test_a_head_without_a_linear_layer_names_the_neck_which_works(tmp_path: Path
     batch = dict(inputs=images, data_samples=samples)
     assert_distils(distiller, batch)
     assert_identical(distiller, batch, {'feature', 'head'})
+
+
+@pytest.mark.parametrize(('kind', 'other'), [('retinanet', 'faster_rcnn'), ('faster_rcnn', 'retinanet')])
+def test_detectors_of_one_and_of_two_stages(tmp_path: Path, kind: str, other: str) -> None:
+    config = dense_distiller_config(kind, str(tmp_path), teacher=dict(kind=other))
+    with pytest.raises(ValueError, match=rf"has no '\w+_head.*' in its config.*One of another family.*{NECK_SITE}"):
+        build_distiller(config)
+    distiller = build_distiller({**config, 'site': dict(type='dskd_mm.NeckSite')})
+    assert_distils(distiller, detection_batch(distiller, OBJECTS))
+
+
+@pytest.mark.parametrize(('kind', 'other'), [('fcn', 'binary'), ('binary', 'fcn')])
+def test_two_classes_by_one_output_and_by_two(tmp_path: Path, kind: str, other: str) -> None:
+    pytest.importorskip('mmseg')
+    student, teacher = (dict(num_classes=2) if name == 'fcn' else {} for name in (kind, other))
+    config = dense_distiller_config(kind, str(tmp_path), student=student, teacher=dict(kind=other, **teacher))
+    with pytest.raises(ValueError, match=rf'outputs for 2 classes, the teacher.*out_channels.*{NECK_SITE}'):
+        build_distiller(config)
+    distiller = build_distiller({**config, 'site': dict(type='dskd_mm.NeckSite')})
+    assert_distils(distiller, segmentation_batch(distiller, torch.arange(2).repeat(2, 32, 24)))
+
+
+def test_distributions_of_other_bins_are_not_compared(tmp_path: Path) -> None:
+    """DSKD leaves boxes out that do not correspond; a loss on them says so when it is built, and how to leave it out."""
+    config = dense_distiller_config('gfl', str(tmp_path))
+    config.teacher.config.model.bbox_head.reg_max = 8
+    save_random_model(config.teacher.config.model, config.teacher.checkpoint, 'cls')
+    distiller = build_distiller(config)
+    assert distiller.box_imitation is None
+    assert_distils(distiller, detection_batch(distiller, OBJECTS))
+    losses = dict(kd=dict(type='dskd_mm.KDLoss'), box=dict(type='dskd_mm.BoxLoss'))
+    config.update(type='dskd_mm.ConfigurableDistiller', distill_losses=losses)
+    with pytest.raises(ValueError, match=r'bins=17.*bins=9.*Leave it out: model.distill_losses.box=None'):
+        build_distiller(config)
+    config.distill_losses.box = None
+    distiller = build_distiller(config)
+    losses = distiller(**detection_batch(distiller, OBJECTS), mode='loss')
+    assert losses['loss_kd'] > 0 and 'loss_box' not in losses
 
 
 def test_the_neck_is_named_where_it_is_a_way(tmp_path: Path) -> None:
