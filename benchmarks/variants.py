@@ -287,6 +287,9 @@ VARIANTS = {
     'kd-t4': Variant('KD, temperature 4', {'model.distill_losses.kd.temperature': '4'}, 'kd'),
     # At the resolution of the annotations: an eighth of it is that of the logits.
     'kd-upsampled': Variant('KD, logits enlarged', {'model.distill_losses.kd.upsample': '8'}, 'kd'),
+    # Without the logits of a segmenter, which are compared location by location.
+    'vkd-feature': Variant('VkD, features alone', {'model.loss_weights.logit': '0'}, 'vkd'),
+    'diffkd-feature': Variant('DiffKD, features alone', {'model.pairs.feature.loss_weights.kd': '1'}, 'diffkd'),
     'logit-only': Variant(
         'control: logit loss alone (no anchor, no diffusion)', {**NO_DIFFUSION, 'model.loss_weights.anchor': '0'}
     ),
