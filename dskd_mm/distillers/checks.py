@@ -78,14 +78,15 @@ def check_specs(student: TapSpec, teacher: TapSpec) -> None:
     Raises:
         ValueError: If their classes, anchors or levels differ.
     """
-    if student.num_classes != teacher.num_classes and student.num_labels == teacher.num_labels > 0:
+    differ = student.num_classes != teacher.num_classes
+    if differ and student.num_labels == teacher.num_labels > 0:
         raise ValueError(
             f"The student's classifier has {student.num_classes} outputs for {student.num_labels} classes, the teacher's "
             f'{teacher.num_classes}: one has an output for the background, or a single one for two classes, and the other has '
             'not. Give both heads the same loss (use_sigmoid) and out_channels, or distil at the neck with '
             "site=dict(type='dskd_mm.NeckSite')."
         )
-    if student.num_classes != teacher.num_classes:
+    if differ:
         raise ValueError(
             f'The student classifies {student.num_classes} classes ({", ".join(student.classifiers)}), the teacher '
             f'{teacher.num_classes} ({", ".join(teacher.classifiers)}): both must know the same classes. A teacher that knows '

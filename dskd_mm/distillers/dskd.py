@@ -98,7 +98,7 @@ class DSKDDistiller(Distiller):
             self.box_imitation = build_loss('loss_weights.box', dict(type=BoxLoss), *specs)
         self.channel_imitation: Any = None
         if weights['channel']:
-            config = dict(type='dskd_mm.CWDLoss', on='logits', temperature=4.0, loss_weight=1.0)  # its authors', for logits
+            config = dict(type='dskd_mm.CWDLoss', on='logits', temperature=4.0, loss_weight=1.0)  # T of its authors, for logits
             self.channel_imitation = build_loss('loss_weights.channel', config, *specs)
         is_soft_neck = options.target == 'soft' and not self.teacher_spec.classifiers
         self.soft_head = SoftHead(self.teacher, type(self).__name__) if is_soft_neck else None
