@@ -11,7 +11,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from dskd_mm.utils.config import is_distiller_config, load_config, model_config, student_config, type_name
+from dskd_mm.utils.config import added_losses, is_distiller_config, load_config, model_config, student_config, type_name
 
 METRICS = (
     *('accuracy/top1', 'multi-label/mAP', 'coco/bbox_mAP', 'pascal_voc/mAP', 'coco/segm_mAP', 'mIoU'),
@@ -109,8 +109,7 @@ class RunLog:
     @property
     def added_losses(self) -> list[str]:
         """The user's names of ``distill_losses``."""
-        losses = (self.cfg.model.get('distill_losses') or {}) if self.is_distilled else {}
-        return [name for name, loss in losses.items() if loss is not None]
+        return list(added_losses(self.cfg.model)) if self.is_distilled else []
 
     @property
     def method(self) -> str:

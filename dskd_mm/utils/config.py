@@ -129,6 +129,11 @@ def type_name(config: dict) -> str:
     return (kind if isinstance(kind, str) else kind.__name__).split('.')[-1]
 
 
+def added_losses(model: dict) -> dict[str, Any]:
+    """Return a distiller's ``distill_losses`` by their names, without those that None leaves out."""
+    return {name: loss for name, loss in (model.get('distill_losses') or {}).items() if loss is not None}
+
+
 def host_of(cfg: Config) -> str:
     """Return the library that a config's model is of, '' if that is not told: that of the scope, else that of the type."""
     model = cfg.get('model') or {}
