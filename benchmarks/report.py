@@ -24,6 +24,7 @@ if not __package__:  # called as a script, which sees its own folder only
 from benchmarks.comparison import paired, ranked, selected, spread, verdict
 from benchmarks.cost_tables import Block, cost, growth
 from benchmarks.health_tables import CONTROL, digits, health
+from benchmarks.lead_tables import lead
 from benchmarks.mmcv_tables import speed, zoo
 from benchmarks.records import markdown, records
 from benchmarks.runner import ROOT
@@ -301,6 +302,7 @@ def denoised(config: str, page: Path) -> Block:
 BLOCKS: dict[str, Callable[..., Block]] = dict(
     table=block,
     overview=overview,
+    lead=lead,
     search=search,
     times=times,
     health=health,

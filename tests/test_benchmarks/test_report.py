@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from scipy.stats import ttest_1samp
+from scipy.stats import sem, ttest_1samp
 
-from benchmarks import health_tables, report
+from benchmarks import health_tables, lead_tables, report
 from benchmarks import records as recorded
 from benchmarks.runner import ROOT
 from benchmarks.settings import SETTINGS
@@ -238,6 +238,28 @@ def test_the_best_weight_of_each_method_is_chosen(tmp_path, monkeypatch):
     # Methods are judged in the seeds that all their weights have: the second one of × 0.3 does not count.
     where[-1].write_text(where[-1].read_text().replace('80.0', '60.0'))
     assert report.chosen(*where)['kd'] == 'kd-x0.3'
+
+
+def test_a_lead_counts_runs_that_began_with_the_same_student(tmp_path, monkeypatch):
+    rows = [
+        # In the first seeds first weights differed between methods.
+        *(('dskd', seed, value) for seed, value in ((0, 99.0), (5, 84.0), (6, 86.0), (7, 88.0))),
+        *(('kd', seed, value) for seed, value in ((0, 10.0), (7, 83.0), (5, 81.0), (6, 84.0))),
+        *(('anchor-and-logit', 6, 87.0), ('plain', 0, 70.0), ('no-lsh', 5, 80.0)),
+    ]
+    path = tmp_path / 'accuracy.jsonl'
+    write_records(path, [('fashion-mnist', *row) for row in rows])
+    tested = [json.loads(line) for line in path.read_text().splitlines()]
+    held_out = [record | dict(split='holdout', value=record['value'] / 2) for record in tested]
+    path.write_text(''.join(json.dumps(record) + '\n' for record in tested + held_out))
+    monkeypatch.setattr(recorded, 'RESULTS', path)
+    text, pictures = lead_tables.lead('fashion-mnist', '5', page=path)
+    control, kd = [[cell.strip() for cell in line.split('|')[1:-1]] for line in text.splitlines()[2:]]
+    assert control == [label_of('anchor-and-logit'), '-0.50', '-1.00', '6']
+    # Of 3, 2 and 5 the deviation is that of the sample, and the error a root of three smaller.
+    error = sem([3.0, 2.0, 5.0])
+    assert kd == ['KD', f'+1.67 ± {error / 2:.2f}', f'+3.33 ± {error:.2f}', '5, 6, 7']
+    assert not pictures
 
 
 @pytest.mark.parametrize(
