@@ -16,6 +16,12 @@ def spread(values: list[float]) -> str:
     return f'{mean:.2f} ± {statistics.stdev(values):.2f}' if len(values) > 1 else f'{mean:.2f}'
 
 
+def with_error(values: list[float]) -> str:
+    """Mean and standard error; without an error for a single value."""
+    mean = statistics.mean(values)
+    return f'{mean:+.2f} ± {statistics.stdev(values) / len(values) ** 0.5:.2f}' if len(values) > 1 else f'{mean:+.2f}'
+
+
 def selected(dataset: str, split: str, epochs: int, results: Path | None = None) -> dict[str, list[dict]]:
     """Records of students of one data set, split and budget by variant."""
     found = defaultdict(list)

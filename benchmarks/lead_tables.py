@@ -3,7 +3,7 @@
 import statistics
 from pathlib import Path
 
-from benchmarks.comparison import paired, selected
+from benchmarks.comparison import paired, selected, with_error
 from benchmarks.cost_tables import Block
 from benchmarks.health_tables import CONTROL
 from benchmarks.records import markdown
@@ -14,12 +14,6 @@ SHARED_FROM = 5
 from the same random numbers first."""
 OWN = (CONTROL, 'published', 'label')
 """Variants of DSKD that it is compared with: without the diffusion, and its other presets."""
-
-
-def with_error(values: list[float]) -> str:
-    """Return mean and standard error; without an error for a single value."""
-    mean = statistics.mean(values)
-    return f'{mean:+.2f} ± {statistics.stdev(values) / len(values) ** 0.5:.2f}' if len(values) > 1 else f'{mean:+.2f}'
 
 
 def lead(dataset: str, epochs: str, *, page: Path) -> Block:
