@@ -25,7 +25,8 @@ pairs = {
     'wrn40-1_wrn40-2_cifar100': dict(distill_losses=dict(mgd=dict(loss_weight=2e-4))),  # 128x8x8
     'shufflenet.*_r32x4_cifar100': dict(distill_losses=dict(mgd=dict(loss_weight=4e-4))),  # 256x4x4
     'mobilenetv2_r50_cifar100': dict(distill_losses=dict(mgd=dict(loss_weight=2e-4))),  # 2048x2x2
-    'cifar100-subset': dict(distill_losses=dict(mgd=dict(loss_weight=2e-4))),  # 128x8x8
+    'r14-w32_cifar100-subset': dict(distill_losses=dict(mgd=dict(loss_weight=2e-4))),  # 128x8x8
+    'r14-w16_cifar100-subset': dict(distill_losses=dict(mgd=dict(loss_weight=4e-4))),  # 64x8x8
     'fashion-mnist': dict(distill_losses=dict(mgd=dict(loss_weight=6e-4))),  # 64x7x7
     'bccd': dict(distill_losses=dict(mgd=dict(loss_weight=1e-3))),
     'faster-rcnn.*bccd': dict(distill_losses=dict(mgd=dict(loss_weight=1e-4))),

@@ -1,6 +1,7 @@
 """Configs for classification build, and their pairs fit together."""
 
 import copy
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from mmengine.registry import MODELS, DefaultScope
 from dskd_mm.utils.config import load_config
 
 CIFAR_PAIRS = [path for path in PAIRS if path.stem.endswith('_cifar100')]
+SMALL_IMAGES = [path for path in PAIRS if re.search(r'cifar100|fashion-mnist', path.stem)]
 
 needs_mmpretrain = pytest.mark.skipif(not is_installed('mmpretrain'), reason='mmpretrain is not installed')
 
@@ -95,6 +97,20 @@ def test_pair_fits(path):
             (features,) = model.backbone(images)
         assert features.dim() == 4
         assert features.shape[1] == model.head.fc.in_features
+
+
+@needs_mmpretrain
+@pytest.mark.parametrize('path', SMALL_IMAGES, ids=name_of)
+def test_weight_of_mgd_follows_from_the_size_of_the_map(path):
+    """MGD sums over the teacher's channels and the student's locations; its authors' 7e-5 is for maps of 512x7x7."""
+    cfg = load(path, 'mgd')
+    student = build_classifier(cfg, cfg.model.student)
+    teacher_cfg = load_config(cfg.model.teacher.config)
+    images = images_for(cfg.model.student, size=28 if 'mnist' in path.stem else 32)
+    with torch.no_grad():
+        (student_map,) = student.eval().backbone(images)
+    size = teacher_cfg.model.head.in_channels * student_map[0, 0].numel()
+    assert cfg.model.distill_losses.mgd.loss_weight == pytest.approx(7e-5 * 512 * 7 * 7 / size, rel=0.15)
 
 
 @pytest.mark.parametrize('path', CIFAR_PAIRS, ids=name_of)
