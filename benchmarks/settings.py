@@ -33,7 +33,7 @@ class Setting:
         scale (float): What the logged metric is multiplied with: records are in percent, mmdet logs fractions.
         schedule (tuple): Where a student's config counts its epochs.
         interval (int): Epochs between validations and checkpoints of a student.
-        amp (bool): Whether to train with ``--amp``. Two-stage detectors do not: NMS and RoIAlign have no bfloat16 on CPUs.
+        amp (bool): Whether to train with ``--amp``. Two-stage detectors do not: a compiled mmcv has no bfloat16 for NMS.
         unit (str): The metric's name in tables.
         test_part (str): What 'test' is in captions.
         holdout_part (str): What 'holdout' is in captions.

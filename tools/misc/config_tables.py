@@ -1,8 +1,8 @@
 """Write the tables of the pages that follow from configs and code.
 
 A table stands between its marker and `<!-- end -->`: `<!-- methods -->` for what each file of configs/methods sets,
-`<!-- pairs: DATA, METRIC -->` for the models of configs/dskd/metafile.yml that are trained on these data, and
-`<!-- log: GROUP -->` for the keys of the log in dskd_mm/report/log_keys.py.
+`<!-- pairs: DATA, METRIC -->` for the models of configs/dskd/metafile.yml that are trained on these data,
+`<!-- small-pairs -->` for the pairs that it does not list, and `<!-- log: GROUP -->` for the keys of the log in dskd_mm/report/log_keys.py.
 """
 
 import argparse
@@ -79,8 +79,7 @@ def tap(side: dict) -> str:
 
 def pairs_table(data: str, metric: str) -> str:
     """Return the table of the models of the metafile that are trained on a data set."""
-    models = yaml.safe_load((CONFIGS / 'dskd/metafile.yml').read_text(encoding='utf-8'))['Models']
-    models = [model for model in models if model['Metadata']['Training Data'] == data]
+    models = [model for model in listed_models() if model['Metadata']['Training Data'] == data]
     length = 'Epochs' if 'Epochs' in models[0]['Metadata'] else 'Iterations'
     lines = [f'| Student | Params (M) | {metric}, plain | Teacher | {metric} | {length} | Config |']
     lines.append('| :-- | --: | --: | :-- | --: | --: | :-- |')
@@ -93,6 +92,26 @@ def pairs_table(data: str, metric: str) -> str:
     return '\n'.join(lines)
 
 
+def small_pairs_table() -> str:
+    """Return the table of the pairs that are not in the metafile, which are sized for CPUs."""
+    listed = {Path(model['Config']).name for model in listed_models()}
+    lines = ['| Data | Student | Teacher | Epochs | Config |', '| :-- | :-- | :-- | --: | :-- |']
+    for path in sorted(CONFIGS.glob('dskd/*.py'), key=lambda path: path.stem.split('_')[::-1]):
+        if path.name in listed:
+            continue
+        cfg = Config.fromfile(path)
+        models = (*Config._get_base_files(str(path)), cfg.model.teacher.config)
+        names = [f'[{Path(model).stem}](../plain/{Path(model).name})' for model in models]
+        cells = [path.stem.split('_')[-1], *names]
+        lines.append(f'| {" | ".join(cells)} | {cfg.train_cfg.max_epochs} | [config](./{path.name}) |')
+    return '\n'.join(lines)
+
+
+def listed_models() -> list[dict]:
+    """Return what the metafile says of each of its models."""
+    return yaml.safe_load((CONFIGS / 'dskd/metafile.yml').read_text(encoding='utf-8'))['Models']
+
+
 def written(text: str) -> str:
     """Return a page with its tables as they should be."""
 
@@ -103,7 +122,12 @@ def written(text: str) -> str:
     return re.sub(rf'(<!-- ({"|".join(TABLES)})(?:: ([^>]*))? -->)\n.*?<!-- end -->', table, text, flags=re.DOTALL)
 
 
-TABLES: dict[str, Any] = dict(methods=methods_text, pairs=pairs_table, log=log_table)
+TABLES: dict[str, Any] = {
+    'methods': methods_text,
+    'pairs': pairs_table,
+    'small-pairs': small_pairs_table,
+    'log': log_table,
+}
 """What makes the text between markers, by the marker's first word."""
 
 
