@@ -10,6 +10,7 @@ from mmengine.hooks import CheckpointHook, Hook
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from dskd_mm.distributed import bare_model
 from dskd_mm.registry import HOOKS
@@ -156,9 +157,10 @@ class ResumeHook(Hook):
         if self._batches is None:
             runner.logger.warning('An iterable data set draws its own random numbers: a resumed run will see other data.')
             return
-        if hasattr(loader.sampler, 'seed') and not (runner.cfg.get('randomness') or {}).get('diff_rank_seed'):
+        sampler = _drawing_sampler(loader)
+        if hasattr(sampler, 'seed') and not (runner.cfg.get('randomness') or {}).get('diff_rank_seed'):
             # Without a seed in the config the runner drew one, and takes that of the checkpoint only after building this.
-            loader.sampler.seed = runner.seed
+            sampler.seed = runner.seed
         if hasattr(runner.train_loop, 'dataloader_iterator'):
             _begin_anew(runner.train_loop, self._batches)
 
@@ -181,15 +183,20 @@ class ResumeHook(Hook):
 
 def _begin_anew(loop: Any, batches: NumberedBatches) -> None:
     """Let a loop by iterations ask for batches once more, those that are numbered."""
-    loader = loop.dataloader
+    loader, sampler = loop.dataloader, _drawing_sampler(loop.dataloader)
     # Older versions of mmengine have begun to iterate.
     loader._iterator = None
-    if hasattr(loader.sampler, '_indices_of_rank') and hasattr(loader.sampler, 'indices'):
-        loader.sampler.indices = loader.sampler._indices_of_rank()
+    if hasattr(sampler, '_indices_of_rank') and hasattr(sampler, 'indices'):
+        sampler.indices = sampler._indices_of_rank()
     loop.dataloader_iterator = type(loop.dataloader_iterator)(loader)
-    if hasattr(loop.dataloader_iterator, 'skip_iter') and hasattr(loader.sampler, 'skip'):
+    if hasattr(loop.dataloader_iterator, 'skip_iter') and hasattr(sampler, 'skip'):
         # mmengine would skip samples, unseen by what numbers the batches.
         loop.dataloader_iterator.skip_iter = batches.skip
+
+
+def _drawing_sampler(loader: DataLoader) -> Any:
+    """Return the sampler that draws indices: that of the batch sampler, if a config names one."""
+    return getattr(loader.batch_sampler, 'sampler', loader.sampler)
 
 
 def _seed(runner: Runner) -> int:

@@ -1,6 +1,7 @@
 """What a resumed run needs besides weights; tests/test_robustness/test_interruption.py kills real ones."""
 
 import copy
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import torch
 from mmengine.config import Config
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook, Hook
-from mmengine.registry import HOOKS
+from mmengine.registry import DATA_SAMPLERS, HOOKS
 from mmengine.runner import Runner
 from mmengine.runner._flexible_runner import FlexibleRunner
+from torch.utils.data import BatchSampler, Sampler
 
 from dskd_mm.resume import ResumeHook
 from dskd_mm.resume.saving import ATOMIC, AtomicBackend
@@ -53,6 +55,14 @@ class StopHook(Hook):
         self.count -= stage == self.stage
         if stage == self.stage and self.count == 0:
             raise Stopped
+
+
+@DATA_SAMPLERS.register_module()
+class GroupedBatchSampler(BatchSampler):
+    """A batch sampler of a config, such as mmdet's AspectRatioBatchSampler."""
+
+    def __init__(self, sampler: Sampler, batch_size: int) -> None:
+        super().__init__(sampler, batch_size, drop_last=False)
 
 
 @pytest.fixture
@@ -140,6 +150,25 @@ def test_a_run_by_iterations_goes_on_with_the_data_it_would_have_seen(
     run(config, tmp_path / 'work', stop=('after_train_iter', 6))
     resumed, hook = run(config, tmp_path / 'work', resume=True)
     assert (hook.began, resumed.iter) == (5, 7)
+    assert_same_models(whole, resumed)
+
+
+@pytest.mark.parametrize('batch_sampler', [None, dict(type='GroupedBatchSampler')])
+@pytest.mark.parametrize('by_epoch', [True, False])
+def test_a_run_without_a_seed_goes_on_with_the_one_that_was_drawn(
+    config: Config, tmp_path: Path, batch_sampler: dict | None, by_epoch: bool
+) -> None:
+    config.randomness = dict(seed=None)
+    config.train_dataloader.batch_sampler = batch_sampler
+    if not by_epoch:
+        config.train_dataloader.sampler.type = 'InfiniteSampler'
+        config.train_cfg = dict(by_epoch=False, max_iters=12, val_interval=12)
+    config.default_hooks.checkpoint = dict(type='CheckpointHook', by_epoch=False, interval=5)
+    whole, _ = run(config, tmp_path / 'whole')
+    (tmp_path / 'work').mkdir()
+    shutil.copy(tmp_path / 'whole/iter_5.pth', tmp_path / 'work')
+    resumed, hook = run(config, tmp_path / 'work', resume=True)
+    assert (hook.began, resumed.iter) == (5, 12) and resumed.seed == whole.seed
     assert_same_models(whole, resumed)
 
 
