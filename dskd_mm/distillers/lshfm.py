@@ -118,7 +118,15 @@ class LSHFMDistiller(Distiller):
         """See :meth:`Distiller.load_teacher`."""
         super().load_teacher()
         if self.teacher.classifiers:
-            weights = [classifier.weight for classifier in self.teacher.classifiers]
+            # Vectors with neighbours are seen by a kernel as a whole; F.unfold orders both alike.
+            weights = [c.weight.flatten(1) if self.side > 1 else c.weight for c in self.teacher.classifiers]
+            own, theirs = self.lsh.projection.shape[1], {weight.shape[1] for weight in weights}
+            if self.lsh.project and theirs != {own}:
+                raise ValueError(
+                    f'lsh=dict(project={self.lsh.project!r}) of {type(self).__name__} expects kernels of one size in the '
+                    f"classifiers of student and teacher, but vectors have {own} numbers, and the teacher's see "
+                    f'{", ".join(map(str, sorted(theirs)))}: leave project out.'
+                )
             self.lsh.set_classifier(*weights, sigmoid=self.teacher.classifiers[0].sigmoid)
 
     def distill(self, student: ModelOutputs, teacher: Any, target: Any, head_loss: HeadLoss) -> dict[str, Tensor]:

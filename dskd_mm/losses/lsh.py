@@ -76,7 +76,8 @@ class LSHDistillLoss(nn.Module):
             raise ValueError(f"project of LSHDistillLoss must be 'null' or None, but got {project!r}.")
         self.project = project
         self.null: Tensor | None
-        self.register_buffer('null', None, persistent=False)
+        # There from the start: hooks that average a model pair its buffers one by one, before the teacher is loaded.
+        self.register_buffer('null', torch.zeros(in_channels, in_channels) if project else None, persistent=False)
         self.bias = bias
         self.momentum = momentum
         self.magnitude = magnitude
@@ -100,8 +101,8 @@ class LSHDistillLoss(nn.Module):
         """
         if self.std_from_teacher:
             self.std.copy_(torch.cat([weight.flatten() for weight in weights]).std())
-        if self.project == 'null':
-            self.null = null_projection(weights, sigmoid).to(self.center)
+        if self.null is not None:
+            self.null.copy_(null_projection(weights, sigmoid))
 
     def forward(self, feature: Tensor, target: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Compare two sets of vectors.
@@ -149,9 +150,10 @@ class LSHDistillLoss(nn.Module):
             # The mean of the projections is the projection of the mean.
             center = self._centred(weight @ target / amount.clamp(min=1e-12))
         else:
-            # NaN marks what does not count: picking rows out would wait for the device.
-            projected = self._centred(target)
-            center = torch.where(weight[:, None] > 0, projected, torch.nan).nanmedian(dim=0).values
+            # What does not count comes last: picking rows out would wait for the device. A median is not deterministic there.
+            counts = weight > 0
+            in_order = torch.where(counts[:, None], self._centred(target), torch.inf).sort(dim=0).values
+            center = in_order[((counts.sum() - 1) // 2).clamp(min=0)[None]][0]
         center = torch.where(amount > 0, center, 0.0)
         # Ranks must hash alike, so they share one centre, the joined batch's ('median': the mean of theirs).
         center, amount = joined_mean(center, amount)

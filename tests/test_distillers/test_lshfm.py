@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from dskd_mm.distillers.lshfm import is_correct
 from dskd_mm.features import Pyramid
+from dskd_mm.losses import LSHDistillLoss
 from dskd_mm.structures import ModelOutputs, Target
 from support import assert_refused, build_distiller
 
@@ -122,6 +123,7 @@ def test_defaults_are_the_papers(tmp_path, kind, site, beta, shape, bias):
         pytest.param('fcn', dict(correct_only=True), marks=needs_mmseg),
         pytest.param('retinanet', {}, marks=needs_mmdet),
         pytest.param('retinanet', dict(site=dict(type='dskd_mm.NeckSite')), marks=needs_mmdet),
+        pytest.param('retinanet', dict(lsh=dict(project='null')), marks=needs_mmdet),
         pytest.param('faster_rcnn', {}, marks=needs_mmdet),
         pytest.param('faster_rcnn', dict(correct_only=True), marks=needs_mmdet),
     ],
@@ -164,3 +166,11 @@ def test_images_without_annotations(tmp_path, kind, switches):
 )
 def test_what_has_no_meaning_is_refused(tmp_path, kind, spoil, words):
     assert_refused(rival_config(METHOD, kind, tmp_path), lambda config: config.update(spoil), words)
+
+
+@needs_mmdet
+def test_a_projection_needs_kernels_of_one_size(tmp_path):
+    distiller = build_distiller(rival_config(METHOD, 'retinanet', tmp_path, lsh=dict(project='null')))
+    distiller.side, distiller.lsh = 5, LSHDistillLoss(12 * 25, project='null')  # as of a student with a 5x5 classifier
+    with pytest.raises(ValueError, match=r'kernels of one size .* vectors have 300 numbers, .* see 108: leave project out'):
+        distiller.load_teacher()

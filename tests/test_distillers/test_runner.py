@@ -158,6 +158,22 @@ def test_the_noise_sequence_goes_on_after_resuming(config: Config) -> None:
 
 
 @pytest.mark.parametrize('update_buffers', [False, True])
+@pytest.mark.parametrize('method', ['DSKD', 'LSHFM'])
+def test_a_projected_hash_is_averaged_and_knows_the_teachers_classifier(
+    tmp_path: Path, method: str, update_buffers: bool
+) -> None:
+    """Averaging pairs buffers by their place, and begins before the teacher is loaded."""
+    config = distiller_run_config(str(tmp_path), lsh=dict(project='null'))
+    config.model.type = f'dskd_mm.{method}Distiller'
+    hook = dict(type='EMAHook', momentum=0.5, update_buffers=update_buffers)
+    runner = toy_runner(config, work_dir=str(tmp_path), custom_hooks=[hook], train_cfg__max_epochs=1)
+    runner.train()
+    weight = runner.model.teacher.classifiers[0].weight
+    assert runner.model.lsh.null.abs().max() > 0.1
+    torch.testing.assert_close((weight - weight.mean(dim=0)) @ runner.model.lsh.null, torch.zeros_like(weight))
+
+
+@pytest.mark.parametrize('update_buffers', [False, True])
 def test_averaged_models_hold_no_teacher(config: Config, tmp_path: Path, update_buffers: bool) -> None:
     hook = dict(type='EMAHook', momentum=0.5, update_buffers=update_buffers)
     export = dict(type='dskd_mm.StudentExportHook')
