@@ -7,9 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dskd_mm.mmcv_ops.precision import working
+TINY = torch.finfo(torch.float32).tiny  # no logarithm is taken of less
 
-TINY = torch.finfo(torch.float32).tiny  # no logarithm is taken of less, whatever the precision
+
+def widened(tensor: Tensor) -> Tensor:
+    """Return a tensor in float32 at least: in float16, which mmdet hands over on GPUs, TINY is 0."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def target_weight(weight: Tensor, target: Tensor, like: Tensor) -> Tensor:
@@ -28,7 +31,7 @@ def sigmoid_focal_loss_forward(
     input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
 ) -> None:
     """Write the loss of each logit (N, K) to `output`; a target of K or more is background."""
-    (x,) = working(input)
+    x = widened(input)
     p = x.sigmoid()
     positive = -alpha * (1 - p) ** gamma * p.clamp(min=TINY).log()
     negative = -(1 - alpha) * p**gamma * (1 - p).clamp(min=TINY).log()
@@ -40,7 +43,7 @@ def sigmoid_focal_loss_backward(
     input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, gamma: float, alpha: float
 ) -> None:
     """Write the derivative of each logit's loss to `grad_input` (N, K)."""
-    (x,) = working(input)
+    x = widened(input)
     p = x.sigmoid()
     q = 1 - p
     positive = -alpha * q**gamma * (q - gamma * p * p.clamp(min=TINY).log())
@@ -57,7 +60,7 @@ def softmax_focal_loss_forward(
     input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
 ) -> None:
     """Write the loss of each row of probabilities (N, K) to `output` (N,); 0 where the target is negative."""
-    (softmax,) = working(input)
+    softmax = widened(input)
     p = probability_of_target(softmax, target)
     loss = -alpha * (1 - p) ** gamma * p.clamp(min=TINY).log() * target_weight(weight, target, softmax)
     output.copy_(torch.where(target >= 0, loss, 0))
@@ -67,7 +70,7 @@ def softmax_focal_loss_backward(
     input: Tensor, target: Tensor, weight: Tensor, buff: Tensor, grad_input: Tensor, gamma: float, alpha: float
 ) -> None:
     """Write the derivative by the logits, given their softmax (N, K), to `grad_input`; `buff` (N,) takes a part of it."""
-    (softmax,) = working(input)
+    softmax = widened(input)
     p = probability_of_target(softmax, target)
     q = 1 - p
     part = alpha * (gamma * q ** (gamma - 1) * p * p.clamp(min=TINY).log() - q**gamma)

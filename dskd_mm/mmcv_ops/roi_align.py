@@ -1,8 +1,8 @@
 """RoIAlign on torchvision's kernels."""
 
 import torch
-import torchvision  # noqa: F401 - registers torch.ops.torchvision
 from torch import Tensor
+from torchvision.ops import roi_align
 
 from dskd_mm.mmcv_ops.precision import working
 
@@ -52,6 +52,13 @@ def roi_align_backward(
     """Write the gradient (B, C, H, W) of the features to `grad_input`."""
     grad_output, rois = working(grad_output, rois)
     size = (aligned_height, aligned_width)
+    if torch.are_deterministic_algorithms_enabled():
+        # The CUDA kernel refuses; torchvision has another way for this mode, in Python.
+        with torch.enable_grad():
+            features = grad_output.new_zeros(grad_input.shape, requires_grad=True)  # any: pooling is linear in them
+            pooled = roi_align(features, rois, size, spatial_scale, sampling_ratio, aligned)
+        grad_input.copy_(torch.autograd.grad(pooled, features, grad_output)[0])
+        return
     grad_input.copy_(
         torch.ops.torchvision._roi_align_backward(
             grad_output, rois, spatial_scale, *size, *grad_input.shape, sampling_ratio, aligned

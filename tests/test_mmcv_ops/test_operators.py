@@ -178,3 +178,34 @@ def test_maximum_pooling_of_roi_align_says_so_at_the_call():
 
     with patched(ext), pytest.raises(NotImplementedError, match="roi_align_forward with pool_mode='max'"):
         RoIAlign(2, pool_mode='max')(torch.zeros(1, 1, 4, 4), torch.zeros(1, 5))
+
+
+@pytest.mark.parametrize('device', DEVICES)
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32])
+def test_focal_losses_of_sure_and_wrong_logits_are_finite(dtype, device):
+    logits = torch.tensor([[9.0, -18.0, 40.0], [-18.0, 9.0, -40.0]], dtype=dtype, device=device)
+    weight = torch.zeros(0, device=device)
+    for target in (torch.tensor([1, 0]), torch.tensor([2, 2]), torch.tensor([3, 3])):
+        loss, gradient = torch.zeros_like(logits), torch.zeros_like(logits)
+        ext.sigmoid_focal_loss_forward(logits, target.to(device), weight, loss, 2.0, 0.25)
+        ext.sigmoid_focal_loss_backward(logits, target.to(device), weight, gradient, 2.0, 0.25)
+        assert loss.isfinite().all() and gradient.isfinite().all()
+
+
+@pytest.mark.parametrize('device', DEVICES)
+def test_deterministic_gradients_of_roi_align_are_those_of_the_kernel(device):
+    draw = torch.Generator().manual_seed(0)
+    rois = torch.tensor([[0.0, 1, 1, 9, 7], [1, 0, 2, 5, 12]], device=device)
+    grad_output = torch.randn(2, 3, 4, 4, generator=draw).to(device)
+    found = []
+    before = torch.are_deterministic_algorithms_enabled()
+    for deterministic in (False, True):
+        grad_input = torch.zeros(2, 3, 8, 8, device=device)
+        torch.use_deterministic_algorithms(deterministic)
+        try:
+            ext.roi_align_backward(grad_output, rois, grad_output, grad_output, grad_input, 4, 4, 0.5, 2, 1, True)
+        finally:
+            torch.use_deterministic_algorithms(before)
+        found.append(grad_input)
+    assert found[0].any()
+    torch.testing.assert_close(found[1], found[0])
