@@ -70,13 +70,18 @@ def compiled_networks(model: nn.Module) -> Iterator[None]:
         model (nn.Module): The model. Its networks are backbone, neck and heads, those of an ``roi_head`` one by one.
     """
     found = [] if _compiler.get() is None else list(networks(model))
+    # Activation checkpointing, and other wrappers, have put theirs on the module already.
+    wrapped = [vars(network).get('forward') for network in found]
     for network in found:
         network.forward = under_compiler(network.forward)
     try:
         yield
     finally:
-        for network in found:
-            del network.forward
+        for network, forward in zip(found, wrapped, strict=True):
+            if forward is None:
+                del network.forward
+            else:
+                network.forward = forward
 
 
 def networks(model: nn.Module) -> Iterator[nn.Module]:

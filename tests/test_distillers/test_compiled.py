@@ -137,3 +137,22 @@ def test_a_method_trains_compiled(tmp_path, task: str, method: str) -> None:
 
 def test_every_method_has_a_pair() -> None:
     assert {method for _, method in PAIRS} == set(METHODS) - {'teacher', 'plain'}
+
+
+def test_what_wraps_a_network_is_there_in_every_step(tmp_path: Path) -> None:
+    """mmengine's activation_checkpointing puts another forward on the module itself."""
+    model = build_distiller(config_of('images', 'kd', tmp_path).model)
+    network, calls = model.student.backbone, []
+    own = network.forward
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        calls.append(len(args))
+        return own(*args, **kwargs)
+
+    network.forward = wrapped
+    batch = batch_of('images', model)
+    step = torch.compile(lambda: model(**batch, mode='loss'), backend=Graphs())
+    for count in (1, 2, 3):
+        step()
+        assert len(calls) == count and network.forward is wrapped
+    assert 'forward' not in vars(model.student.head)
