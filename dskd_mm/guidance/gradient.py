@@ -1,6 +1,7 @@
 """The guidance term of a sampler: in closed form for a linear classifier, by autograd for any head."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 
 import torch
@@ -101,10 +102,19 @@ class HeadLossGuidance:
         Returns:
             Tensor: Gradient of the same shape, outside of any graph.
         """
-        with torch.enable_grad():
+        with torch.enable_grad(), without_float16(feature.device.type):
             leaf = feature.detach().requires_grad_()
             loss = self.head_loss(leaf)
             if loss.ndim != 0:
                 raise ValueError(f'head_loss must return a scalar, but got a tensor of shape {tuple(loss.shape)}.')
             (gradient,) = torch.autograd.grad(loss, leaf, allow_unused=True)
         return torch.zeros_like(feature) if gradient is None else -gradient
+
+
+def without_float16(device: str) -> AbstractContextManager:
+    """Return what a gradient is taken under that no loss scale keeps from vanishing.
+
+    A mean over all locations of a batch leaves each so little that float16, and with it autocast on GPUs, makes it 0.
+    """
+    is_float16 = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
+    return torch.autocast(device, enabled=False) if is_float16 else nullcontext()

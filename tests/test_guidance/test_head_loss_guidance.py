@@ -62,3 +62,24 @@ def test_loss_that_does_not_depend_on_the_feature_gives_zeros():
 def test_unreduced_loss_is_refused():
     with pytest.raises(ValueError, match=r'must return a scalar, but got a tensor of shape \(2,\)'):
         HeadLossGuidance(lambda x: x.sum(dim=(1, 2, 3)))(torch.randn(2, 3, 4, 4))
+
+
+def test_float16_leaves_small_gradients_there():
+    """A mean over a batch of many objects leaves the background of one image less than float16 can hold."""
+    torch.manual_seed(0)
+    head = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3, padding=1))
+    nn.init.constant_(head[-1].bias, -4.6)
+
+    def head_loss(x: Tensor) -> Tensor:
+        logits = head(x).float()
+        return (logits.sigmoid().detach() ** 2 * F.softplus(logits)).sum() / 1e5
+
+    feature = torch.randn(2, 8, 6, 6)
+    expected = HeadLossGuidance(head_loss)(feature)
+    with torch.autocast('cpu', torch.float16):
+        leaf = feature.clone().requires_grad_()
+        (naive,) = torch.autograd.grad(head_loss(leaf), leaf)
+        assert not naive.any()
+        gradient = HeadLossGuidance(head_loss)(feature)
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=0.0)
+    assert gradient.any()
