@@ -65,9 +65,10 @@ def channel_map(preprocessor: nn.Module, channels: int, owner: str) -> tuple[lis
     Raises:
         ValueError: If it does anything else.
     """
-    ramp = torch.arange(channels * 32 * 32).reshape(channels, 32, 32).float() % 251  # differs in each place and channel
-    images = [torch.zeros(channels, 32, 32), *(ramp * 0 + unit[:, None, None] for unit in 255 * torch.eye(channels)), ramp]
-    # In double precision on the CPU, whatever the model is in and on.
+    ramp = torch.arange(channels * 32 * 32, device='cpu').reshape(channels, 32, 32).float() % 251  # differs in each place
+    units = 255 * torch.eye(channels, device='cpu')
+    images = [ramp * 0, *(ramp * 0 + unit[:, None, None] for unit in units), ramp]
+    # In double precision on the CPU, whatever the model is in and on, and torch's default device.
     probed = copy.deepcopy(preprocessor).cpu()._apply(lambda x: x.double() if x.is_floating_point() else x)
     samples = [BaseDataElement() for _ in images]
     made = probed(dict(inputs=images, data_samples=samples), False)['inputs']

@@ -272,3 +272,10 @@ def test_a_preprocessor_that_does_more_is_refused_and_a_plain_one_is_not(kind):
     images = torch.rand(2, 3, 4, 4)
     expected = (images.flip(1) - torch.tensor([1.0, 2.0, 3.0])[:, None, None]) / torch.tensor([2.0, 2.0, 4.0])[:, None, None]
     torch.testing.assert_close(InputAdapter(plain, MODELS.build(settings))(images), expected)
+
+
+def test_normalisations_are_compared_whatever_the_default_device_is():
+    plain, scaled = (ClsDataPreprocessor(mean=[120.0, 110.0, 100.0], std=[std] * 3, to_rgb=True) for std in (60.0, 30.0))
+    with torch.device('meta'):
+        adapter = InputAdapter(plain, scaled)
+    assert adapter.scale.flatten().tolist() == [2.0] and not adapter.reorders

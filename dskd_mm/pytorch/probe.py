@@ -138,7 +138,8 @@ def pass_images(network: nn.Module, image_size: int | None) -> Passage | Excepti
 @torch.no_grad()
 def _pass(network: nn.Module, size: int) -> Passage:
     tensor = next(network.parameters())
-    images = torch.randn(images_for(network, size).shape, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)  # on the CPU, whatever torch's default device is
+    images = torch.randn(images_for(network, size).shape, generator=generator, device='cpu')
     calls: Counter[str] = Counter()
     passage = Passage(tensor, {}, {})
 

@@ -45,6 +45,11 @@ class Target:
             return self.probability.new_full((), float(max(count, 1)))
         return self.weight.sum().clamp(min=1)
 
+    def cpu(self) -> 'Target':
+        """Return the same target on the CPU."""
+        weight, factor = (None if value is None else value.cpu() for value in (self.weight, self.avg_factor))
+        return replace(self, probability=self.probability.cpu(), weight=weight, avg_factor=factor)
+
     def apply_weight(self, value: Tensor) -> Tensor:
         """Weight a tensor of shape (B, 1 or K, ...)."""
         return value if self.weight is None else value * self.weight

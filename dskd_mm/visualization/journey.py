@@ -1,7 +1,8 @@
 """Features on their way from the student to the denoised ones, and the teacher's beside them."""
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,6 +33,16 @@ class FeatureJourney:
     logits: Tensor | None
     target: Target | None
     classifiers: list[TeacherClassifier]
+
+    def cpu(self) -> 'FeatureJourney':
+        """Return the same where it can be drawn."""
+        return replace(
+            self,
+            stages=self.stages.cpu(),
+            logits=None if self.logits is None else self.logits.cpu(),
+            target=None if self.target is None else self.target.cpu(),
+            classifiers=[copy.deepcopy(classifier).cpu() for classifier in self.classifiers],
+        )
 
     @property
     def is_dense(self) -> bool:
@@ -116,6 +127,9 @@ def follow_feature(
         data_samples (Sequence): Their annotations.
         guided (bool): Whether the teacher guides. Defaults to True.
 
+    Returns:
+        FeatureJourney: The stages, on the CPU.
+
     Raises:
         ValueError: If the distiller does not denoise.
     """
@@ -134,7 +148,7 @@ def follow_feature(
         logits=None if logits is None else torch.stack(logits),
         target=batch.target,
         classifiers=list(distiller.classifiers),
-    )
+    ).cpu()
 
 
 def load_whole_teacher(distiller: DSKDDistiller) -> None:

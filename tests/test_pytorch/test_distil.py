@@ -355,3 +355,11 @@ def test_timm(name: str, classifier: str, feature: str | None) -> None:
     assert (found.classifier, found.feature) == (classifier, feature)
     distiller = dskd_mm.distil(student, Net(6))
     distiller(*batch(size)).backward()
+
+
+def test_another_default_device_changes_nothing() -> None:
+    """What shows where a network classifies is drawn on the CPU, and moved to it."""
+    student = Net()
+    expected = examine(student, None, None, None, 'student')
+    with torch.device('meta'):
+        assert examine(student, None, None, None, 'student') == expected

@@ -11,7 +11,7 @@ from dskd_mm.features import Pyramid
 from dskd_mm.guidance import TeacherClassifier
 from dskd_mm.structures import Target
 from dskd_mm.testing import classifier_config, random_batch, random_teacher
-from dskd_mm.visualization import FeatureJourney, follow_feature
+from dskd_mm.visualization import FeatureJourney, follow_feature, plot_plane
 from dskd_mm.visualization.maps import class_maps, direction_colours
 from dskd_mm.visualization.plane import plane_directions
 from support import build_distiller
@@ -127,3 +127,13 @@ def test_the_plane_is_within_what_the_classifier_looks_at():
     torch.testing.assert_close(directions[:, [0, 4]], torch.zeros(2, 2), rtol=0, atol=1e-5)
     assert plane_directions(points - points.mean(dim=0), None)[0, 0].abs() > 0.9, 'without one, where points differ most'
     assert plane_directions(torch.zeros(1, 5), None) is None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
+def test_a_journey_on_a_gpu_is_drawn_on_the_cpu(tmp_path):
+    distiller = build(tmp_path).cuda()
+    images, samples = random_batch(4)
+    journey = follow_feature(distiller, images.cuda(), [sample.cuda() for sample in samples])
+    assert not any(value.is_cuda for value in (journey.stages, journey.logits, journey.labels(), journey.class_directions()))
+    assert distiller.classifiers[0].weight.is_cuda
+    plot_plane([journey], ['a'] * 4, [(0, 0, 0)] * 4)
