@@ -118,11 +118,6 @@ class TeacherClassifier(nn.Module):
         return self.weight.shape[0] // self.num_priors
 
     @property
-    def in_channels(self) -> int:
-        """Number of feature channels C."""
-        return self.weight.shape[1]
-
-    @property
     def is_dense(self) -> bool:
         """Return whether there is one prediction per location instead of one per image."""
         return self.weight.ndim == 4

@@ -31,7 +31,7 @@ class DenseDetectionSite(Site):
         vectors_per_image (int): How many locations of an image are hashed, chosen over all levels with the same chance for
             every class that occurs, background included. Defaults to 256.
         focus (float): Exponent of the quality focal loss by which predictions are compared, see
-            :attr:`~dskd_mm.guidance.Target.focus`. Defaults to 1, as in CrossKD (Wang et al. 2024).
+            :attr:`~dskd_mm.structures.Target.focus`. Defaults to 1, as in CrossKD (Wang et al. 2024).
         classifier (str | Sequence[str], optional): Path of the student's classification layer, or one for each level. Defaults
             to None: it is found.
         teacher_classifier (str | Sequence[str], optional): The same of the teacher. Defaults to None.

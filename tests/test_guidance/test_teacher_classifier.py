@@ -165,7 +165,7 @@ def test_several_anchors_are_several_classifiers():
     expected = sum(single.gradient(x, q[..., a]) for a, single in enumerate(each))
     torch.testing.assert_close(classifier.gradient(x, q), expected)
     torch.testing.assert_close(classifier.logit_gain(), torch.stack([single.logit_gain() for single in each]).mean())
-    assert (classifier.num_classes, classifier.in_channels, classifier.is_dense) == (5, 4, True)
+    assert (classifier.num_classes, classifier.weight.shape[1], classifier.is_dense) == (5, 4, True)
     torch.testing.assert_close(classifier.predict(logits).sum(dim=1), torch.ones(2, 3, 3, 3))
 
 
@@ -322,7 +322,7 @@ def test_from_layer_takes_a_copy_with_the_layers_geometry():
         layer.weight.zero_()
         layer.bias.zero_()
     torch.testing.assert_close(classifier(x), before)
-    assert (classifier.num_classes, classifier.in_channels, classifier.is_dense) == (4, 3, True)
+    assert (classifier.num_classes, classifier.weight.shape[1], classifier.is_dense) == (4, 3, True)
 
 
 def test_per_location_is_the_linear_layer_on_every_location():

@@ -2,7 +2,8 @@
 
 A table stands between its marker and `<!-- end -->`: `<!-- methods -->` for what each file of configs/methods sets,
 `<!-- pairs: DATA, METRIC -->` for the models of configs/dskd/metafile.yml that are trained on these data,
-`<!-- small-pairs -->` for the pairs that it does not list, and `<!-- log: GROUP -->` for the keys of the log in dskd_mm/report/log_keys.py.
+`<!-- small-pairs -->` for the pairs that it does not list, and `<!-- log: GROUP -->` for the keys of the log in
+dskd_mm/report/log_keys.py.
 """
 
 import argparse
