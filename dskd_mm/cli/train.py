@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from mmengine.config import Config
@@ -63,6 +64,7 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
                 cfg.optim_wrapper.pop(key, None)
         if dtype is torch.float32:
             print(SLOW_BF16)
+    begins_with = cfg.get('load_from')
     if args.resume is not None:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
@@ -75,9 +77,18 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
         cfg.auto_scale_lr.enable = True
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
+    if args.resume == 'auto' and begins_with and cfg.load_from is None and not has_checkpoint(cfg):
+        cfg.load_from, cfg.resume = begins_with, False  # nothing to go on from: as without --resume
     if is_distiller_config(cfg) and (cfg.get('optim_wrapper') or {}).get('constructor'):
         cfg.optim_wrapper = show_student(cfg.optim_wrapper)
     return cfg
+
+
+def has_checkpoint(cfg: Config) -> bool:
+    """Return whether an earlier run of a config left a checkpoint, in its folder or in that of its CheckpointHook."""
+    out_dir = ((cfg.get('default_hooks') or {}).get('checkpoint') or {}).get('out_dir')
+    folders = [Path(cfg.work_dir), *([Path(out_dir, Path(cfg.work_dir).name)] if out_dir else [])]
+    return any(path for folder in folders for name in ('last_checkpoint', '*.pth') for path in folder.glob(name))
 
 
 def add_hooks(runner: Runner) -> None:
