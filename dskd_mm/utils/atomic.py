@@ -1,5 +1,6 @@
 """Writing files so that an interruption leaves the older one intact."""
 
+import errno
 import io
 import os
 import os.path as osp
@@ -30,15 +31,15 @@ def write_atomically(content: bytes, path: str) -> None:
             os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:
-        free = 'unknown'
-        if osp.isdir(folder):
-            free = f'{shutil.disk_usage(folder).free:,}'
-            if osp.lexists(partial):
-                os.remove(partial)
+        if osp.isdir(folder) and osp.lexists(partial):
+            os.remove(partial)
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(error.errno, f'{error.strerror}: {path!r} was not written: choose a folder that can be') from error
         raise OSError(
             error.errno,
-            f'{error.strerror}: {path!r} expects {len(content):,} bytes (free on its disk: {free}). It was not written, older '
-            'checkpoints are intact: make room, then go on with --resume',
+            f'{error.strerror}: {path!r} expects {len(content):,} bytes (free on its disk: '
+            f'{shutil.disk_usage(folder).free:,}). It was not written, older checkpoints are intact: make room, then go on '
+            'with --resume',
         ) from error
     # Otherwise a power failure could undo the move, or do it before the content.
     directory = os.open(folder, os.O_RDONLY)

@@ -81,3 +81,10 @@ def test_what_is_no_file_here_is_left_to_mmengine(tmp_path: Path) -> None:
     assert latest_checkpoint(str(tmp_path), []) == str(tmp_path)  # DeepSpeed's are folders
     with pytest.raises(ValueError, match='which last_checkpoint names, but neither it nor another one is there'):
         latest_checkpoint(str(tmp_path / 'gone.pth'), [])
+
+
+def test_a_place_that_is_no_folder_is_named_without_talk_of_space(tmp_path: Path) -> None:
+    (tmp_path / 'file').touch()
+    with pytest.raises(OSError, match=r"'.*file/a\.pth' was not written: choose a folder that can be") as caught:
+        write_atomically(b'x', str(tmp_path / 'file/a.pth'))
+    assert 'resume' not in str(caught.value)

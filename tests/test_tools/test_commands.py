@@ -5,8 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from mmengine.config import Config
 
 from dskd_mm.cli.main import COMMANDS, main
+from dskd_mm.utils.config import BY_NAME, SHOWS_STUDENT
 from support.tools import run_process, run_script
 
 ROOT = Path(__file__).parents[2]
@@ -90,3 +92,30 @@ def test_options_of_taps_are_read_before_any_work(option: list[str], words: str,
     with pytest.raises(SystemExit):
         main(['taps', 'no.py', *option])
     assert words in capsys.readouterr().err
+
+
+def test_exporting_overwrites_nothing_that_it_reads(tmp_path: Path) -> None:
+    config, checkpoint = tmp_path / 'my.py', tmp_path / 'epoch_1.pth'
+    config.write_text("model = dict(type='X')\n")
+    checkpoint.write_bytes(b'weights')
+    for arguments in ([tmp_path / 'my.pth', '--config', config], [tmp_path / '../' / tmp_path.name / 'epoch_1.pth']):
+        with pytest.raises(SystemExit, match=r'would be written over what is exported, .*: name another TARGET'):
+            main(['export', str(checkpoint), *map(str, arguments)])
+    assert config.read_text() == "model = dict(type='X')\n" and checkpoint.read_bytes() == b'weights'
+
+
+def test_a_file_for_metrics_is_one_that_can_be_written(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(['test', 'no.py', 'no.pth', '--out', 'metrics.txt', '--out-item', 'metrics'])
+    assert "--out expects a file that ends in .json, .yaml, .yml, .pkl, .pickle for metrics, but got 'metrics.txt'" in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_printed_config_trains_with_a_constructor_that_reads_names(capsys: pytest.CaptureFixture[str]) -> None:
+    """Parameters of a distiller's student have other names than those by which constructors decay learning rates."""
+    constructor = next(iter(BY_NAME))
+    config = str(ROOT / 'configs/dskd/resnet20_r56_cifar100.py')
+    main(['config', config, '--cfg-options', f'optim_wrapper.constructor={constructor}', 'optim_wrapper.paramwise_cfg.x=1'])
+    printed = Config.fromstring(capsys.readouterr().out, '.py').optim_wrapper
+    assert printed.constructor == SHOWS_STUDENT and printed.paramwise_cfg == dict(x=1, constructor=constructor)
