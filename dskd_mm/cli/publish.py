@@ -19,7 +19,7 @@ from mmengine.config import Config
 from dskd_mm.cli.common import in_one_line
 from dskd_mm.utils.atomic import write_atomically
 from dskd_mm.utils.checkpoint import load_checkpoint_file, plain_student
-from dskd_mm.utils.config import added_losses, innermost_dataset, is_distiller_config, load_config, student_config, type_name
+from dskd_mm.utils.config import added_losses, datasets, is_distiller_config, load_config, student_config, type_name
 from dskd_mm.version import __version__
 
 HASH_LENGTH = 8
@@ -108,7 +108,7 @@ def record(cfg: Config, meta: dict[str, Any], figures: dict[str, Any], state: di
     model = cfg.model
     losses = [type_name(loss) for loss in added_losses(model).values()]
     teachers = model.teacher if isinstance(model.teacher, (list, tuple)) else [model.teacher]
-    data = innermost_dataset((cfg.get('train_dataloader') or {}).get('dataset') or {})
+    data: Any = next((dataset for _, dataset in datasets(cfg.get('train_dataloader'), 'train_dataloader')), {})
     metadata = {
         'Training Data': type_name(data) or 'unknown',
         'Classes': len((meta.get('dataset_meta') or {}).get('classes') or ()),

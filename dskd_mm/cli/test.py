@@ -26,8 +26,10 @@ from dskd_mm.cli.common import (
 )
 from dskd_mm.optim import SLOW_BF16, amp_dtype
 from dskd_mm.utils.checkpoint import load_plain_model
-from dskd_mm.utils.config import innermost_dataset, student_config, type_name
+from dskd_mm.utils.config import datasets, host_of, student_config, type_name
 
+METRIC_FILES = ('.json', '.yaml', '.yml', '.pkl', '.pickle')
+"""What mmengine writes numbers to."""
 # How the hosts' hooks that draw predictions are switched on, and where they take the folder from.
 DRAWING_HOOKS = {
     'VisualizationHook': ('enable', 'out_dir'),
@@ -66,6 +68,8 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
         parser.error('--out-item expects --out, the file to write to.')
     if args.out and args.out_item != 'metrics' and not args.out.endswith(('.pkl', '.pickle')):
         parser.error(f'--out expects a .pkl file for predictions, but got {args.out!r}; for metrics add --out-item metrics.')
+    if args.out and args.out_item == 'metrics' and not args.out.endswith(METRIC_FILES):
+        parser.error(f'--out expects a file that ends in {", ".join(METRIC_FILES)} for metrics, but got {args.out!r}.')
     return args
 
 
@@ -119,22 +123,26 @@ def enable_drawing(cfg: Config, args: argparse.Namespace) -> None:
 def enable_tta(cfg: Config) -> None:
     """Wrap the model for test-time augmentation: by the config's own, else with mirrored images, as the hosts' scripts do."""
     if 'tta_model' not in cfg:
-        scope = cfg.model.get('_scope_') or cfg.get('default_scope')
+        scope = cfg.model.get('_scope_') or cfg.get('default_scope') or host_of(cfg)
         if scope not in TTA_MODELS:
             raise ValueError(
                 f'--tta expects tta_model and tta_pipeline in the config, but there are none; '
-                f'models of {", ".join(TTA_MODELS)} have a default, and this one is of {scope}.'
+                f'models of {", ".join(TTA_MODELS)} have a default, and this one is of {scope or None}.'
             )
         cfg.tta_model = TTA_MODELS[scope]
+    tested = [dataset for _, dataset in datasets(cfg.test_dataloader, 'test_dataloader') if 'pipeline' in dataset]
+    if not tested:
+        raise ValueError('--tta expects a data set with a pipeline in test_dataloader, but there is none: leave --tta out.')
     if 'tta_pipeline' not in cfg:
-        cfg.tta_pipeline = mirrored(innermost_dataset(cfg.test_dataloader.dataset).pipeline)
+        cfg.tta_pipeline = mirrored(tested[0].pipeline)
     if cfg.get('data_preprocessor') is not None:
         # The runner gives it to a model that has none of its own, but the wrapper would force it on any.
         if cfg.model.get('data_preprocessor') is None:
             cfg.model.data_preprocessor = cfg.data_preprocessor
         cfg.data_preprocessor = None
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
-    innermost_dataset(cfg.test_dataloader.dataset).pipeline = cfg.tta_pipeline
+    for dataset in tested:
+        dataset.pipeline = cfg.tta_pipeline
 
 
 def mirrored(pipeline: list) -> list:

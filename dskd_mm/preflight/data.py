@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dskd_mm.distillers.base import Distiller
 from dskd_mm.preflight.report import Report
-from dskd_mm.utils.config import is_distiller_config, nodes, num_classes, type_name
+from dskd_mm.utils.config import datasets, is_distiller_config, nodes, num_classes, type_name
 
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 MAX_ITEMS = 20000
@@ -46,10 +46,11 @@ def check_data(report: Report) -> None:
             read.append(dataset)
     for part in ('val', 'test') if report.thorough else ('val',):
         evaluators = cfg.get(f'{part}_evaluator') or []
-        for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
+        is_list = isinstance(evaluators, list)
+        for i, evaluator in enumerate(evaluators if is_list else [evaluators]):
             path = evaluator.get('ann_file')
             if isinstance(path, str) and path and not is_remote(path) and not osp.exists(path):
-                miss(missing, f'{part}_evaluator.ann_file', path)
+                miss(missing, f'{part}_evaluator.{i}.ann_file' if is_list else f'{part}_evaluator.ann_file', path)
     report_missing(report, missing)
 
 
@@ -174,18 +175,6 @@ def check_warmup(report: Report, iterations: int | None) -> None:
         report.warn('warmup', f'{problem} (counted for one device)')
 
 
-def datasets(loader: Any, name: str) -> Iterator[tuple[str, ConfigDict]]:
-    """Yield the data sets that a loader, or a wrapper of data sets, reads, each with its key in the config."""
-    for key in ('dataset', 'datasets'):
-        inner = (loader or {}).get(key)
-        for i, dataset in enumerate(inner if isinstance(inner, (list, tuple)) else [inner]):
-            path = f'{name}.{key}' + (f'.{i}' if key == 'datasets' else '')
-            if isinstance(dataset, dict) and ('dataset' in dataset or 'datasets' in dataset):
-                yield from datasets(dataset, path)
-            elif isinstance(dataset, dict):
-                yield path, dataset
-
-
 def dataset_paths(dataset: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the paths in a data set's config by the setting, joined as mmengine's BaseDataset joins them."""
     root = dataset.get('data_root') or ''
@@ -257,7 +246,9 @@ def item_problems(infos: Sequence[Mapping[str, Any]], count: int | None) -> Iter
                 elif not osp.getsize(path):
                     empty.append(path)
         given = info.get('gt_label')
-        found = [instance.get('bbox_label') for instance in info.get('instances') or []]
+        # Ignored ones are set aside by the pipeline, whatever they are called.
+        taken = [instance for instance in info.get('instances') or [] if not instance.get('ignore_flag')]
+        found = [instance.get('bbox_label') for instance in taken]
         found += list(given) if isinstance(given, Iterable) else [given]
         labels |= {int(label) for label in found if label is not None}
     for kind, paths in (('missing', missing), ('empty (0 bytes)', empty)):

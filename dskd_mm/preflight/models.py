@@ -11,13 +11,13 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from torch import nn
 
 from dskd_mm.distillers.base import Distiller
-from dskd_mm.preflight.data import LOADERS, class_names, datasets, is_downloaded, is_remote, normalizing_steps
+from dskd_mm.preflight.data import LOADERS, class_names, is_downloaded, is_remote, normalizing_steps
 from dskd_mm.preflight.report import Report
 from dskd_mm.structures import TapRecord, TapSpec
 from dskd_mm.teacher import FrozenTeacher, build_in_scope
 from dskd_mm.utils.checkpoint import LoadReport, load_checkpoint_file, load_report, model_state
 from dskd_mm.utils.classes import checkpoint_classes, class_indices, first_difference
-from dskd_mm.utils.config import load_config, model_config
+from dskd_mm.utils.config import datasets, load_config, model_config, type_name
 
 
 def check_models(report: Report) -> None:
@@ -86,7 +86,7 @@ def check_checkpoints(report: Report) -> None:
     for name, module in report.model.named_modules():
         init = getattr(module, 'init_cfg', None)
         for config in init if isinstance(init, list) else [init or {}]:
-            if config.get('type') == 'Pretrained' and config.get('checkpoint'):
+            if config and type_name(config) in ('Pretrained', 'PretrainedInit') and config.get('checkpoint'):
                 match(report, f'{name}.init_cfg', config['checkpoint'], module, config.get('prefix') or '')
 
 

@@ -158,11 +158,20 @@ def nodes(config: Any) -> Iterator[Any]:
             yield from nodes(child)
 
 
-def innermost_dataset(dataset: Any) -> Any:
-    """Return the config of the data set within wrappers of data sets."""
-    while 'dataset' in dataset:
-        dataset = dataset['dataset']
-    return dataset
+def datasets(loader: Any, name: str) -> Iterator[tuple[str, ConfigDict]]:
+    """Yield the data sets that a loader, a list of loaders or a wrapper of data sets reads, each with its key in the config."""
+    if isinstance(loader, (list, tuple)):
+        for i, one in enumerate(loader):
+            yield from datasets(one, f'{name}.{i}')
+        return
+    for key in ('dataset', 'datasets'):
+        inner = (loader or {}).get(key)
+        for i, dataset in enumerate(inner if isinstance(inner, (list, tuple)) else [inner]):
+            path = f'{name}.{key}' + (f'.{i}' if key == 'datasets' else '')
+            if isinstance(dataset, dict) and ('dataset' in dataset or 'datasets' in dataset):
+                yield from datasets(dataset, path)
+            elif isinstance(dataset, dict):
+                yield path, dataset
 
 
 def num_classes(model: Any) -> int | None:

@@ -10,7 +10,7 @@ from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import DefaultScope, init_default_scope
 from torch import Tensor, nn
 
-from dskd_mm.utils.config import type_name
+from dskd_mm.utils.config import datasets, type_name
 
 SURE = 0.3
 """Objects of which a detector is surer than that stand for annotations, and are drawn."""
@@ -31,15 +31,14 @@ def load_image(path: str, cfg: Config, model: nn.Module) -> Batch:
     Raises:
         ValueError: If the config has no test pipeline, or the file holds no image.
     """
-    dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
-    while 'pipeline' not in dataset and 'dataset' in dataset:
-        dataset = dataset['dataset']
-    if 'pipeline' not in dataset:
+    pipelines = (each['pipeline'] for _, each in datasets(cfg.get('test_dataloader'), 'test_dataloader') if 'pipeline' in each)
+    pipeline = next(pipelines, None)
+    if pipeline is None:
         raise ValueError(
             f'Expected a test_dataloader with a pipeline in {cfg.filename}, which reads images, but there is none.'
         )
     init_default_scope(cfg.get('default_scope', 'mmengine'))
-    steps = [step for step in dataset['pipeline'] if not is_reading(step, 'Annotations', 'Proposals')]
+    steps = [step for step in pipeline if not is_reading(step, 'Annotations', 'Proposals')]
     if not any(is_reading(step, 'Image') for step in steps):
         # Data sets that are kept in memory hand over images: here they are files.
         channels = next(weight.shape[1] for weight in model.parameters() if weight.ndim == 4)

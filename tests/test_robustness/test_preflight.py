@@ -13,11 +13,12 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.logging import MMLogger
+from mmengine.model import PretrainedInit
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from torch import nn
 
 from dskd_mm.preflight import CHEAP, PARTS, Report, check_config, refuse_faults
-from dskd_mm.preflight.data import dataset_paths, pipeline_size, spread
+from dskd_mm.preflight.data import dataset_paths, item_problems, pipeline_size, spread
 from dskd_mm.preflight.environment import MINIMUM
 from dskd_mm.preflight.models import skeleton
 from dskd_mm.preflight.step import Step, build_optimizer, report_step, take_step, weight_bytes
@@ -409,6 +410,32 @@ def test_data_sets_in_wrappers_are_found(run: Config, tmp_path: Path) -> None:
     assert [finding.subject for finding in report.faults] == [
         f'train_dataloader.dataset.dataset.datasets.{i}.dataset.data_root' for i in (0, 1)
     ] or (all('lost' in finding.text for finding in report.faults) and len(report.faults) == 2)
+
+
+def test_data_sets_of_several_loaders_are_found(run: Config, tmp_path: Path) -> None:
+    lost = dict(run.val_dataloader, dataset=dict(run.val_dataloader.dataset, data_root=str(tmp_path / 'lost')))
+    run.val_dataloader = [run.val_dataloader, lost]
+    (fault,) = check_config(run, ['data']).faults
+    assert 'lost' in fault.text and 'val_dataloader.1.dataset' in f'{fault.subject}{fault.text}'
+
+
+def test_the_setting_of_one_of_several_evaluators_is_named(run: Config) -> None:
+    run.val_evaluator = [run.val_evaluator, dict(type='CocoMetric', ann_file='no/val.json')]
+    (fault,) = check_config(run, ['data']).faults
+    assert 'val_evaluator.1.ann_file=' in fault.text
+
+
+def test_labels_of_ignored_objects_are_not_those_of_the_model() -> None:
+    """CrowdHuman calls them -1."""
+    ignored, wrong = dict(bbox_label=-1, ignore_flag=1), dict(bbox_label=7, ignore_flag=0)
+    assert list(item_problems([dict(instances=[ignored, dict(bbox_label=0, ignore_flag=0)])], 1)) == []
+    (problem,) = item_problems([dict(instances=[ignored, wrong])], 1)
+    assert 'Expected labels from 0 to 0, but there are [7]' in problem
+
+
+def test_weights_of_a_class_instead_of_its_name_are_looked_for(run: Config) -> None:
+    run.model.student.backbone.init_cfg = dict(type=PretrainedInit, checkpoint='/nowhere/backbone.pth')
+    assert any('/nowhere/backbone.pth' in fault.text for fault in check_config(run, ['models', 'checkpoints']).faults)
 
 
 def test_what_is_elsewhere_is_not_looked_at(run: Config) -> None:

@@ -140,11 +140,25 @@ def test_the_configs_own_test_time_augmentation_is_used(run: dict[str, Path]) ->
     cfg = Config.fromfile(run['plain'])
     cfg.tta_model = dict(type='MyTTA')
     cfg.tta_pipeline = [dict(type='MyPipeline')]
-    cfg.data_preprocessor = dict(mean=[1.0])
-    own = copy.deepcopy(cfg.model.data_preprocessor)
     test.enable_tta(cfg)
     assert cfg.model.type == 'MyTTA' and cfg.model.module.type == 'ImageClassifier'
     assert cfg.test_dataloader.dataset.pipeline == [dict(type='MyPipeline')]
+
+
+def test_all_parts_of_joined_data_are_augmented(run: dict[str, Path]) -> None:
+    cfg = Config.fromfile(run['plain'])
+    parts = [copy.deepcopy(cfg.test_dataloader.dataset) for _ in range(2)]
+    cfg.test_dataloader.dataset = dict(type='ConcatDataset', datasets=parts)
+    test.enable_tta(cfg)
+    steps = [part.pipeline[-1].type for part in cfg.test_dataloader.dataset.datasets]
+    assert steps == ['TestTimeAug'] * 2 and 'pipeline' not in cfg.test_dataloader.dataset
+
+
+def test_the_preprocessor_of_a_model_stays_its_own_under_augmentation(run: dict[str, Path]) -> None:
+    cfg = Config.fromfile(run['plain'])
+    cfg.data_preprocessor = dict(mean=[1.0])
+    own = copy.deepcopy(cfg.model.data_preprocessor)
+    test.enable_tta(cfg)
     # The wrapper would force the runner's preprocessor on a model that has its own.
     assert cfg.model.module.data_preprocessor == own and cfg.data_preprocessor is None
 
@@ -340,6 +354,23 @@ def test_resuming_names_a_checkpoint_or_finds_the_latest(trainable: Path) -> Non
     cfg = merged(trainable, '--resume', '--cfg-options', 'load_from=student.pth')
     assert cfg.resume and cfg.load_from == 'student.pth'  # --cfg-options has the last word
     assert merged(trainable).get('resume', False) is False
+
+
+def test_weights_to_begin_with_are_taken_where_there_is_nothing_to_resume(trainable: Path, tmp_path: Path) -> None:
+    arguments = ['--resume', '--work-dir', str(tmp_path / 'work')]
+    path = tmp_path / 'begins.py'
+    path.write_text(f"_base_ = {str(trainable)!r}\nload_from = 'pretrained.pth'\n")
+    cfg = merged(path, *arguments)
+    assert (cfg.resume, cfg.load_from) == (False, 'pretrained.pth')
+    (tmp_path / 'work').mkdir()
+    (tmp_path / 'work/epoch_1.pth').touch()
+    cfg = merged(path, *arguments)
+    assert (cfg.resume, cfg.load_from) == (True, None)
+    out_dir = ['--cfg-options', f'default_hooks.checkpoint.out_dir={tmp_path / "elsewhere"}', f'work_dir={tmp_path / "new"}']
+    assert merged(path, '--resume', *out_dir).load_from == 'pretrained.pth'
+    (tmp_path / 'elsewhere/new').mkdir(parents=True)
+    (tmp_path / 'elsewhere/new/iter_7.pth').touch()
+    assert merged(path, '--resume', *out_dir).load_from is None
 
 
 def test_work_dirs_are_named_after_configs(trainable: Path, tmp_path: Path) -> None:
