@@ -1,5 +1,6 @@
 """Whether a run's figures are healthy."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean
@@ -118,6 +119,6 @@ def loss_shares(training: Sequence[Mapping[str, Any]], added: Sequence[str] = ()
     """
     ours = [name for name in dict.fromkeys(key for row in training for key in row) if name != 'loss' and 'loss' in name]
     ours = [name for name in ours if find_log_key(name, added) is not None]
-    rows = [row for row in training if float(row['loss']) > 0]
+    rows = [row for row in training if 0 < float(row['loss']) < math.inf]
     steps = [float(row.get('iter', row['step'])) for row in rows]
     return steps, {name: [float(row.get(name, 0)) / float(row['loss']) for row in rows] for name in ours}

@@ -1,6 +1,7 @@
 """The report as one HTML page that needs nothing else: no script, no font, no picture of its own file."""
 
 import base64
+import shlex
 from collections.abc import Iterable, Sequence
 from datetime import date
 from html import escape
@@ -10,7 +11,7 @@ from statistics import mean, stdev
 from dskd_mm.report.charts import POINTS, Series, bar_chart, line_chart, share_chart, sparkline, thinned
 from dskd_mm.report.health import Finding, judge, loss_shares
 from dskd_mm.report.results import Comparison, Group, compare, group_runs, main_metric, metric_name
-from dskd_mm.report.runs import RunLog
+from dskd_mm.report.runs import RunLog, is_number
 from dskd_mm.report.theme import STYLE
 from dskd_mm.version import __version__
 
@@ -90,7 +91,7 @@ def results_section(groups: Sequence[Group], result: Comparison) -> str:
     teachers = [group for group in groups if group.role == 'teacher']
     students = [group for group in groups if group.role != 'teacher' and group.last(result.metric)]
     for color, group in enumerate(students):
-        curves = [run.curve(result.metric) for run in group.runs]
+        curves = [curve for run in group.runs if (curve := run.curve(result.metric))]
         steps = sorted(set.intersection(*map(set, curves)))
         values = {step: [result.factor * curve[step] for curve in curves] for step in steps}
         spread = {float(step): stdev(found) for step, found in values.items() if len(found) > 1}
@@ -104,7 +105,7 @@ def results_section(groups: Sequence[Group], result: Comparison) -> str:
     for group in groups:
         found = [result.factor * value for value in group.last(result.metric)]
         deviation = f' ± {stdev(found):.2f}' if len(found) > 1 else ''
-        best = max((result.factor * value for value in group.best(result.metric)), default=None)
+        best = result.choose((result.factor * value for value in group.best(result.metric)), default=None)
         last = f'{mean(found):.2f}{deviation}' if found else 'not evaluated'
         cells = [len(group.runs), last, '' if best is None else f'{best:.2f}', step_time(group)]
         rows.append((f'{escape(group.name)}<br/><small>{escape(group.runs[0].name)}</small>', *cells))
@@ -117,11 +118,11 @@ def results_section(groups: Sequence[Group], result: Comparison) -> str:
     if losses:
         charts.append(line_chart(losses, ('Iteration', "The student's own loss"), low=0))
     heads = ('Model', 'Runs', 'At the end', 'Best', 'Step (ms)')
-    note = (
-        '<p class="soft">Lines are means over runs, bands their standard deviation.</p>'
-        if any(s.spread for s in series)
-        else ''
-    )
+    notes = ['Lines are means over runs, bands their standard deviation.'] if any(s.spread for s in series) else []
+    for group in groups:
+        broken = [row['step'] for run in group.runs for row in run.training if not is_number(row['loss'])]
+        notes += [f'The loss of the {group.name} is not finite from iteration {min(broken)} on.'] if broken else []
+    note = f'<p class="soft">{escape(" ".join(notes))}</p>' if notes else ''
     return f'<section><h2>Results</h2>{note}<div class="grid2">{"".join(charts)}</div>{table(heads, rows)}</section>'
 
 
@@ -138,7 +139,7 @@ def step_time(group: Group) -> str:
 
 def thin_curve(run: RunLog, name: str) -> dict[float, float]:
     """Return a figure of the training by the iteration, means of a few steps."""
-    rows = [(float(row.get('iter') or row['step']), float(row[name])) for row in run.training if name in row]
+    rows = [(float(row.get('iter') or row['step']), float(row[name])) for row in run.training if is_number(row.get(name))]
     return dict(zip(thinned([x for x, _ in rows], POINTS), thinned([y for _, y in rows], POINTS), strict=True))
 
 
@@ -230,14 +231,22 @@ def picture(path: Path) -> str:
     return f'<figure>{image}<figcaption>{escape(about)}</figcaption></figure>'
 
 
+def again(run: RunLog) -> str:
+    """Return the command that trains a run once more, beside it: a dumped config may resume, and names the folder."""
+    command = ['dskd', 'train', str(run.config), '--work-dir', f'{run.folder}_again']
+    command += ['--cfg-options', 'resume=False'] if run.cfg.get('resume') else []
+    by = run.cfg.get('launcher', 'none')
+    return shlex.join(command) + (f'  # ran as several processes, by {by}' if by != 'none' else '')
+
+
 def again_section(runs: Sequence[RunLog]) -> str:
     """Return commands, versions, seeds and configs."""
     rows = [
         (escape(run.name), f'<code>{escape(str(run.folder))}</code>', escape(run.environment().get('seed', 'not told')))
         for run in runs
     ]
-    commands = '\n'.join(dict.fromkeys(f'dskd train {run.config}' for run in reversed(runs)))
-    folders = ' '.join(str(run.folder) for run in runs)
+    commands = '\n'.join(dict.fromkeys(again(run) for run in reversed(runs)))
+    folders = shlex.join(str(run.folder) for run in runs)
     environment = {key: value for run in runs for key, value in run.environment().items() if key != 'seed'}
     versions = [(escape(name), escape(value)) for name, value in (environment | dict(dskd_mm=__version__)).items()]
     configs = {run.name: run.cfg.pretty_text for run in runs}

@@ -1,12 +1,16 @@
 """What came out: runs of the same config together, and what that means in a sentence."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
+from typing import Any
 
 from dskd_mm.report.runs import METRICS, RunLog, role
 from dskd_mm.utils.config import type_name
 
+PERCENT = re.compile(r'(accuracy|single-label|multi-label)/|[am](Acc|IoU|Dice|Fscore|Precision|Recall)$')
+"""Metrics that hosts log in percent; others are shares where none is above 1."""
 KINDS = dict(plain='plain student', teacher='teacher')
 
 
@@ -30,7 +34,14 @@ class Group:
 
     def best(self, metric: str) -> list[float]:
         """Return each run's best result."""
-        return [max(curve.values()) for run in self.runs if (curve := run.curve(metric))]
+        choose = min if self.runs[0].lower_is_better(metric) else max
+        return [choose(curve.values()) for run in self.runs if (curve := run.curve(metric))]
+
+    def progress(self, metric: str) -> str:
+        """Return how far its runs are that have not ended, '' if all have or their length is not told."""
+        ends = [(max(curve), run) for run in self.runs if (curve := run.curve(metric)) and run.length]
+        step, run = min(ends, key=lambda end: end[0] / (end[1].length or 1), default=(0, None))
+        return '' if run is None or step >= (run.length or 0) else f'{run.unit} {step} of {run.length}'
 
 
 def group_runs(runs: Sequence[RunLog]) -> list[Group]:
@@ -81,6 +92,8 @@ class Comparison:
         distilled (Group, optional): The distilled students that are looked at: the best ones.
         plain (Group, optional): The plain students of the same model.
         teacher (Group, optional): Their teacher.
+        choices (int): Of how many kinds of distilled students these are the best. Defaults to 1.
+        lower (bool): Whether the metric is better the lower it is. Defaults to False.
     """
 
     metric: str
@@ -88,6 +101,18 @@ class Comparison:
     distilled: Group | None
     plain: Group | None
     teacher: Group | None
+    choices: int = 1
+    lower: bool = False
+
+    @property
+    def choose(self) -> Callable[..., Any]:
+        """Return what picks the best value of the metric."""
+        return min if self.lower else max
+
+    @property
+    def progress(self) -> str:
+        """Return how far the compared students are that have not ended, '' if they have."""
+        return next((text for group in (self.distilled, self.plain) if group and (text := group.progress(self.metric))), '')
 
     def value(self, group: Group | None) -> float | None:
         """Return the mean of a group's last results."""
@@ -96,9 +121,11 @@ class Comparison:
 
     @property
     def gain(self) -> float | None:
-        """Return what distillation gave over the plain students."""
+        """Return what distillation gave over the plain students, above 0 if they are better; None until both have ended."""
         values = self.value(self.distilled), self.value(self.plain)
-        return None if values[0] is None or values[1] is None else values[0] - values[1]
+        if values[0] is None or values[1] is None or self.progress:
+            return None
+        return values[1] - values[0] if self.lower else values[0] - values[1]
 
     @property
     def noise(self) -> float | None:
@@ -114,9 +141,10 @@ class Comparison:
     def closed(self) -> float | None:
         """Return which share of the plain students' distance to the teacher is gone; None where there is none."""
         values = self.value(self.plain), self.value(self.teacher)
-        if self.gain is None or values[0] is None or values[1] is None or values[1] - values[0] < 0.1:
+        if self.gain is None or values[0] is None or values[1] is None:
             return None
-        return self.gain / (values[1] - values[0])
+        distance = values[0] - values[1] if self.lower else values[1] - values[0]
+        return None if distance < 0.1 else self.gain / distance
 
     def verdict(self) -> str:
         """Return the result in a sentence or two."""
@@ -127,12 +155,15 @@ class Comparison:
             return (
                 'Nothing is evaluated yet.' if value is None else f'The student reaches {value:.1f} {name}; none is distilled.'
             )
+        best = f'The {self.distilled.name}' if self.choices == 1 else f'Best of {self.choices}: the {self.distilled.name}'
+        if self.progress:
+            return f'{best} reaches {own:.1f} {name} so far. Runs have not ended ({self.progress}): what it gave shows then.'
         if self.gain is None:
-            text = f'The {self.distilled.name} reaches {own:.1f} {name}'
+            text = f'{best} reaches {own:.1f} {name}'
             text += '' if teacher is None else f', its teacher {teacher:.1f}'
             return f'{text}. Add the folder of a plain run to see what distillation gave.'
-        side = 'above' if self.gain >= 0 else 'below'
-        text = f'The {self.distilled.name} reaches {own:.1f} {name}, '
+        side = 'above' if (self.gain >= 0) != self.lower else 'below'
+        text = f'{best} reaches {own:.1f} {name}, '
         text += f'{abs(self.gain):.1f} points {side} the plain one ({plain:.1f})'
         if self.closed is not None and self.gain > 0:
             text += f': {self.closed:.0%} of the way to its teacher ({teacher:.1f})'
@@ -154,14 +185,18 @@ def metric_name(metric: str) -> str:
 def compare(groups: Sequence[Group], metric: str) -> Comparison:
     """Pick the best distilled students, the plain ones of the same model and their teacher."""
     values = [value for group in groups for value in group.best(metric)]
-    factor = 100.0 if values and max(values) <= 1 else 1.0
+    factor = 100.0 if values and max(values) <= 1 and not PERCENT.match(metric) else 1.0
+    lower = any(run.lower_is_better(metric) for group in groups for run in group.runs)
     distilled = [group for group in groups if group.role == 'distilled' and group.last(metric)]
-    best = max(distilled, key=lambda group: mean(group.last(metric)), default=None)
+    best = (min if lower else max)(distilled, key=lambda group: mean(group.last(metric)), default=None)
     plain = [group for group in groups if group.role == 'plain']
     if best is not None:
         # First those of exactly that model, then those that are trained by another loss.
         plain = [group for group in plain if group.runs[0].network == best.runs[0].network]
-        plain.sort(key=lambda group: group.runs[0].model != best.runs[0].model)
+        ours = best.runs[0]
+        plain.sort(key=lambda group: (group.runs[0].model != ours.model, group.runs[0].length != ours.length))
     teachers = [group for group in groups if group.role == 'teacher']
     taught = [group for group in teachers if best is not None and any(best.runs[0].taught_by(run) for run in group.runs)]
-    return Comparison(metric, factor, best, next(iter(plain), None), next(iter([*taught, *teachers]), None))
+    return Comparison(
+        metric, factor, best, next(iter(plain), None), next(iter([*taught, *teachers]), None), len(distilled) or 1, lower
+    )

@@ -1,6 +1,7 @@
 """Runs as their folders tell of them: config, scalars, environment, results of each class."""
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from contextlib import suppress
@@ -150,11 +151,24 @@ class RunLog:
     def metrics(self) -> list[str]:
         """Return the names of the single numbers that evaluations logged."""
         last = {key: value for row in self.evaluations for key, value in row.items()}
-        return [key for key, value in last.items() if key not in NOT_METRICS and isinstance(value, (int, float))]
+        return [key for key, value in last.items() if key not in NOT_METRICS and is_number(value)]
 
     def curve(self, metric: str) -> dict[int, float]:
         """Return a metric by the epoch, or the iteration, after which it was evaluated."""
-        return {row['step']: float(row[metric]) for row in self.evaluations if isinstance(row.get(metric), (int, float))}
+        return {row['step']: float(row[metric]) for row in self.evaluations if is_number(row.get(metric))}
+
+    @property
+    def length(self) -> int | None:
+        """Return how many epochs, or iterations, the whole training has, None if that is not told or left to a hook."""
+        loop = self.cfg.get('train_cfg') or {}
+        if any(type_name(hook) == 'EarlyStoppingHook' for hook in self.cfg.get('custom_hooks') or []):
+            return None
+        return loop.get('max_epochs' if self.unit == 'epoch' else 'max_iters')
+
+    def lower_is_better(self, metric: str) -> bool:
+        """Return whether the config says so, by ``save_best`` and ``rule`` of its CheckpointHook."""
+        hook = (self.cfg.get('default_hooks') or {}).get('checkpoint') or {}
+        return hook.get('save_best') == metric and hook.get('rule') == 'less'
 
     @property
     def unit(self) -> str:
@@ -193,11 +207,16 @@ class RunLog:
         table = self.log.rpartition('per class results:')[2] if 'per class results:' in self.log else ''
         for name, value in re.findall(r'^\|\s*(\S[^|]*?)\s*\|\s*([\d.]+)\s*\|', table, re.MULTILINE):
             found[name] = float(value)
-        return found
+        return {name: value for name, value in found.items() if math.isfinite(value)}  # mmdet: NaN of a class without objects
 
     def pictures(self) -> list[Path]:
         """Return the pictures that ``dskd see`` left in the folder."""
         return sorted((self.folder / 'see').glob('*.png'))
+
+
+def is_number(value: Any) -> bool:
+    """Return whether what was logged is a number that can be drawn."""
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def is_distiller_file(path: Path) -> bool:

@@ -1,5 +1,6 @@
 """The page: well-formed, whole without any network, and quiet in a browser, light and dark."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -94,6 +95,30 @@ def test_a_run_that_has_only_begun_is_a_report_too(work_dirs: dict[str, Path], t
     log.write_text(log.read_text(encoding='utf-8').splitlines(keepends=True)[0], encoding='utf-8')
     page = Page(build_report(read_runs([tmp_path / 'begun'])))
     assert 'Nothing is evaluated yet' in page.words
+
+
+def test_a_diverged_run_is_a_report_too(work_dirs: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(work_dirs['plain'], tmp_path / 'diverged')
+    (log,) = (tmp_path / 'diverged').glob('*/vis_data/scalars.json')
+    rows = [json.loads(line) for line in log.read_text(encoding='utf-8').splitlines()]
+    trained = [row for row in rows if 'loss' in row]
+    for row in trained[len(trained) // 2 :]:
+        row['loss'] = float('inf')
+    log.write_text(''.join(json.dumps(row) + '\n' for row in rows), encoding='utf-8')
+    page = build_report(read_runs([tmp_path / 'diverged', work_dirs['dskd_seed0']]))
+    step = trained[len(trained) // 2]['step']
+    assert f'The loss of the Plain student is not finite from iteration {step} on.' in Page(page).words
+    assert 'nan' not in ''.join(re.findall(r'points="[^"]*"|width:[^;"]*', page))
+
+
+def test_the_commands_train_beside_what_is_there(work_dirs: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / 'a run'
+    shutil.copytree(work_dirs['plain'], folder)
+    (config,) = folder.glob('*/vis_data/config.py')
+    config.write_text(config.read_text(encoding='utf-8') + '\nresume = True\n', encoding='utf-8')
+    words = Page(build_report(read_runs([folder]))).words
+    command = f"dskd train '{folder}/toy_plain.py' --work-dir '{folder}_again' --cfg-options resume=False"
+    assert command in words and f"dskd report '{folder}'" in words
 
 
 def test_mistakes_are_told(work_dirs: dict[str, Path], tmp_path: Path) -> None:

@@ -70,15 +70,16 @@ def test_a_folder_without_a_run_is_refused_with_what_it_needs(tmp_path: Path, wo
     assert RunLog.read(moved).name == 'toy_plain'
 
 
-def verdict(tmp_path: Path, plain: list[float], distilled: list[float]) -> str:
+def verdict(tmp_path: Path, plain: list[float], distilled: list[float], settings: str = '') -> str:
     student = "dict(type='X')"
     taught = f"dict(type='dskd_mm.DSKDDistiller', student={student}, teacher=dict(config='none.py', checkpoint='none.pth'))"
     runs = []
     for kind, config, values in (('plain', student, plain), ('dskd', taught, distilled)):
         for seed, value in enumerate(values):
             folder = tmp_path / f'{kind}{seed}'
-            runs.append(write_run(folder, [{'mIoU': value, 'step': 1}], config=f'model = {config}\n'))
-            (folder / f'{kind}.py').write_text(f'model = {config}\n')
+            text = f'model = {config}\n{settings}'
+            runs.append(write_run(folder, [{'mIoU': value, 'step': 1}], config=text))
+            (folder / f'{kind}.py').write_text(text)
     return compare(group_runs([RunLog.read(run.folder) for run in runs]), 'mIoU').verdict()
 
 
@@ -167,3 +168,29 @@ def test_the_verdict_says_what_the_runs_support(
     tmp_path: Path, plain: list[float], distilled: list[float], expected: str
 ) -> None:
     assert expected in verdict(tmp_path, plain, distilled)
+
+
+def test_no_verdict_on_runs_that_have_not_ended(tmp_path: Path) -> None:
+    training = 'train_cfg = dict(by_epoch=True, max_epochs={})\n'
+    text = verdict(tmp_path / 'under_way', [70.0], [45.0], training.format(10))
+    assert text.endswith('45.0 mIoU so far. Runs have not ended (epoch 1 of 10): what it gave shows then.')
+    assert '25.0 points below' in verdict(tmp_path / 'ended', [70.0], [45.0], training.format(1))
+    early = "custom_hooks = [dict(type='EarlyStoppingHook', monitor='mIoU')]\n"
+    assert '25.0 points below' in verdict(tmp_path / 'early', [70.0], [45.0], training.format(10) + early)
+
+
+def test_an_error_is_better_the_lower_it_is(tmp_path: Path) -> None:
+    rule = "default_hooks = dict(checkpoint=dict(type='CheckpointHook', save_best='mIoU', rule='less'))\n"
+    assert '5.0 points below the plain one (50.0)' in verdict(tmp_path, [50.0], [45.0], rule)
+    result = compare(group_runs(read_runs([tmp_path / 'plain0', tmp_path / 'dskd0'])), 'mIoU')
+    assert result.gain == 5.0 and result.lower
+
+
+def test_a_low_percentage_is_no_share(tmp_path: Path) -> None:
+    assert '0.2 points above the plain one (0.6)' in verdict(tmp_path, [0.6], [0.8])
+
+
+def test_what_is_not_finite_is_left_out(tmp_path: Path) -> None:
+    rows = [{'coco/bbox_mAP': float('nan'), 'coco/a_precision': float('nan'), 'coco/b_precision': 0.5, 'step': 1}]
+    run = write_run(tmp_path, rows)
+    assert run.classwise() == {'b': 0.5} and run.curve('coco/bbox_mAP') == {} and run.metrics() == ['coco/b_precision']
