@@ -272,7 +272,9 @@ class Run:
         curve = [[round(at, 1), round(value * setting.scale, 4)] for at, value in self.training.curve(setting.metric)]
         for part, metrics in found.items():
             metrics = {key: round(value * setting.scale, 4) for key, value in metrics.items()}
-            row = dict(common, split=part, value=metrics[setting.metric], metrics=metrics)
+            # mmdet logs no metric at all for a detector that finds nothing.
+            value = 0.0 if setting.task == 'det' and not metrics else metrics[setting.metric]
+            row = dict(common, split=part, value=value, metrics=metrics)
             rows.append(row | (dict(curve=curve) if part == self.split and curve else {}))
         if not self.is_recorded:  # a teacher that ended as before when it was trained again
             append(self.results, rows)

@@ -58,7 +58,8 @@ def train(config: str, name: str, epochs: int | None, seed: int, options: dict[s
     epochs = epochs or cfg.train_cfg.max_epochs
     given |= length_options(cfg, epochs) | {'train_cfg.val_interval': str(epochs)}
     training = Training(f'{CONFIGS}/{config}.py', WORK / name, given)
-    if not (training.folder / f'epoch_{epochs}.pth').exists():
+    # The checkpoint is there before the validation, in which a run may have been interrupted.
+    if not any(row['step'] == epochs for row in training.evaluations()):
         training.folder.mkdir(parents=True, exist_ok=True)
         with (training.folder / 'train.log').open('w') as log:
             subprocess.run(training.command, cwd=ROOT, env=ENVIRONMENT, check=True, stdout=log, stderr=log)

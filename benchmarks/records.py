@@ -61,7 +61,8 @@ def commit() -> str:
     """Return the commit that is checked out, marked if the tree differs from it."""
     git = ['git', '-C', str(ROOT)]
     head = subprocess.run([*git, 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True).stdout.strip()
-    changed = subprocess.run([*git, 'status', '--porcelain', 'dskd_mm', 'configs'], capture_output=True, text=True).stdout
+    code = ['dskd_mm', 'configs', 'tools', 'examples', 'benchmarks/*.py']
+    changed = subprocess.run([*git, 'status', '--porcelain', *code], capture_output=True, text=True).stdout
     return head + ('+changes' if changed.strip() else '')
 
 

@@ -133,12 +133,13 @@ def search_table(dataset: str, split: str, epochs: int, results: Path | None = N
 
 
 def chosen(dataset: str, split: str, epochs: int, results: Path | None = None) -> dict[str, str]:
-    """The best variant of each method by its weight, where more than one was tried, in the seeds that all of them have."""
+    """The best variant of each method by its weight, in the seeds that all of them have: of those where more than one was tried
+    in a seed."""
     groups, best = selected(dataset, split, epochs, results), {}
     for method in METHODS:
         tried = {name: {r['seed']: r['value'] for r in groups[name]} for f in FACTORS if groups.get(name := scaled(method, f))}
-        if len(tried) > 1:
-            common = set.intersection(*map(set, tried.values())) or set().union(*tried.values())
+        common = set.intersection(*map(set, tried.values())) if len(tried) > 1 else set()
+        if common:
             means = {name: statistics.mean(v for seed, v in found.items() if seed in common) for name, found in tried.items()}
             best[method] = max(means, key=means.__getitem__)
     return best

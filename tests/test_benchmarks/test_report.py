@@ -238,6 +238,10 @@ def test_the_best_weight_of_each_method_is_chosen(tmp_path, monkeypatch):
     # Methods are judged in the seeds that all their weights have: the second one of × 0.3 does not count.
     where[-1].write_text(where[-1].read_text().replace('80.0', '60.0'))
     assert report.chosen(*where)['kd'] == 'kd-x0.3'
+    # Weights that share no seed say nothing of each other.
+    alone = [record | dict(seed=7) if record['variant'] == 'dskd' else record for record in records]
+    where[-1].write_text(''.join(json.dumps(record | dict(split='holdout')) + '\n' for record in alone))
+    assert list(report.chosen(*where)) == ['kd']
 
 
 def test_a_lead_counts_runs_that_began_with_the_same_student(tmp_path, monkeypatch):
