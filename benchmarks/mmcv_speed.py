@@ -31,7 +31,7 @@ if not __package__:  # called as a script, which sees its own folder only
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks.mmcv_zoo import MODELS, batch, configured, test_step, training_step
-from benchmarks.records import commit, versions
+from benchmarks.records import commit, rewrite, versions
 from benchmarks.runner import ROOT
 
 sys.path[:0] = [str(ROOT / 'tests' / 'test_mmcv_ops'), str(ROOT / 'tests' / 'test_mmcv_ops' / 'reference')]
@@ -122,7 +122,7 @@ def main() -> None:
     for name, call in (operators() | detectors()).items():
         rows.append(dict(what=name, **compare(call, ext_compiled), **origin))
         print(json.dumps({key: rows[-1][key] for key in ('what', 'compiled', 'ours', 'ratio')}), flush=True)
-    RESULTS.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    rewrite(RESULTS, rows)
 
 
 if __name__ == '__main__':

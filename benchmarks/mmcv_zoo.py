@@ -33,7 +33,7 @@ from mmengine.registry import init_default_scope
 if not __package__:  # called as a script, which sees its own folder only
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks.records import commit, records, versions
+from benchmarks.records import commit, records, rewrite, versions
 from benchmarks.runner import ROOT
 
 RESULTS = ROOT / 'benchmarks' / 'results' / 'mmcv_zoo.jsonl'
@@ -263,7 +263,7 @@ def main() -> None:
             row = try_model(host, name, path) | origin
             print(json.dumps({key: row[key] for key in ('host', 'model', 'train', 'test', 'operators', 'seconds')}), flush=True)
             rows[host, name] = row
-            RESULTS.write_text(''.join(json.dumps(rows[key]) + '\n' for key in order if key in rows))
+            rewrite(RESULTS, [rows[key] for key in order if key in rows])
             gc.collect()
 
 

@@ -34,7 +34,7 @@ if not __package__:  # called as a script, which sees its own folder only
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks import mmcv_zoo
-from benchmarks.records import origin, records
+from benchmarks.records import origin, records, rewrite
 from benchmarks.runner import ROOT
 from dskd_mm.sites import SITES_BY_MODEL
 from dskd_mm.testing import identity_step, make_identical
@@ -249,7 +249,7 @@ def main() -> None:
         print(json.dumps(row), flush=True)
         found[host, path] = row | origin()
         order = sorted(found, key=lambda key: (HOSTS.index(key[0]), key[1]))
-        RESULTS.write_text(''.join(json.dumps(found[key]) + '\n' for key in order))
+        rewrite(RESULTS, [found[key] for key in order])
         gc.collect()
 
 

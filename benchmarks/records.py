@@ -15,6 +15,7 @@ import torch
 from benchmarks.runner import ROOT
 from dskd_mm.optim import amp_dtype
 from dskd_mm.optim.bf16 import CPU_INFO
+from dskd_mm.utils.atomic import write_atomically
 
 RESULTS = ROOT / 'benchmarks' / 'results' / 'accuracy.jsonl'
 LOCK = Lock()
@@ -30,6 +31,11 @@ def records(path: Path | None = None) -> list[dict]:
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+
+
+def rewrite(path: Path, rows: Sequence[dict]) -> None:
+    """Replace a file of records by others: whole, or not at all."""
+    write_atomically(''.join(json.dumps(row) + '\n' for row in rows).encode(), str(path))
 
 
 def append(path: Path, rows: Iterable[dict]) -> None:

@@ -28,7 +28,7 @@ if not __package__:  # called as a script, which sees its own folder only
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks.mmcv_zoo import without_weights
-from benchmarks.records import origin, records
+from benchmarks.records import origin, records, rewrite
 from benchmarks.runner import ROOT
 from dskd_mm.cli.main import main as dskd
 from dskd_mm.utils.config import load_config, model_config
@@ -195,7 +195,9 @@ def ship(name: str, folder: Path) -> dict[str, str]:
 
     def trained() -> str:
         call('train', out, '--work-dir', work)
-        return 'works' if (work / 'student_last.pth').is_file() else 'no student'
+        if not (work / 'student_last.pth').is_file():
+            raise FileNotFoundError('training left no student_last.pth')
+        return 'works'
 
     def tested() -> str:
         call('test', out, checkpoint, '--out', folder / 'metrics.json', '--out-item', 'metrics', '--work-dir', work)
@@ -254,7 +256,7 @@ def main() -> None:
         pair, found = PAIRS[name], json.loads(record[1])
         kept[name] = dict(name=name, **pair._asdict(), **found, command='python benchmarks/shipped.py', **origin())
         print(f'{name}: {time.time() - start:.0f} s; {found}', flush=True)
-        args.results.write_text(''.join(json.dumps(kept[key]) + '\n' for key in PAIRS if key in kept))
+        rewrite(args.results, [kept[key] for key in PAIRS if key in kept])
 
 
 if __name__ == '__main__':

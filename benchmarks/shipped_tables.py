@@ -1,5 +1,6 @@
 """The table of what benchmarks/shipped.py recorded."""
 
+import re
 from pathlib import Path
 
 from benchmarks.cost_tables import Block
@@ -13,7 +14,7 @@ STEPS = dict(distill='distil', train='train', test='test', export='export', infe
 def verdict(row: dict, step: str) -> str:
     """Return 'works', the error, or nothing where an earlier step failed."""
     found = row.get(step, '')
-    return found if not found or 'Error' in found or 'SystemExit' in found else 'works'
+    return in_a_cell(found) if not found or 'Error' in found or 'SystemExit' in found else 'works'
 
 
 def graph(row: dict) -> str:
@@ -21,10 +22,13 @@ def graph(row: dict) -> str:
     found = row.get('onnx', '')
     if 'expects more than images' in found:
         return 'refused'
-    if ' of ' not in found or 'Exit' in found:
-        return found
-    difference, _, largest = found.partition(' of ')
-    return f'{float(difference):.0e} ({float(largest):.2g})'
+    numbers = re.fullmatch(r'(\S+) of (\S+)', found)
+    return f'{float(numbers[1]):.0e} ({float(numbers[2]):.2g})' if numbers else in_a_cell(found)
+
+
+def in_a_cell(text: str) -> str:
+    """Return a text that leaves the row of a table whole."""
+    return ' '.join(text.replace('|', '\\|').split())
 
 
 def shipped(host: str, page: Path) -> Block:

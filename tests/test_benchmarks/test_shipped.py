@@ -29,6 +29,7 @@ def test_a_step_that_fails_is_shown() -> None:
     assert verdict(dict(test='mIoU 3.20'), 'test') == 'works'
     assert graph(dict(onnx='2.4e-07 of 1.5e+00')) == '2e-07 (1.5)'
     assert graph(dict(onnx='SystemExit: dskd onnx: there is 1 of 2')) == 'SystemExit: dskd onnx: there is 1 of 2'
+    assert graph(dict(onnx='RuntimeError: tensor a | b\nof size 3')) == 'RuntimeError: tensor a \\| b of size 3'
     assert graph({}) == ''
 
 
