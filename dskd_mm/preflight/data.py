@@ -44,6 +44,9 @@ def check_data(report: Report) -> None:
                 with report.faults_in(name), redirect_stdout(io.StringIO()):
                     check_items(report, name, dataset, count)
             read.append(dataset)
+    if report.thorough and not report.faults and not missing:
+        with report.faults_in(f'{LOADERS[0]}.dataset'), redirect_stdout(io.StringIO()):
+            check_wrapper(report, read)
     for part in ('val', 'test') if report.thorough else ('val',):
         evaluators = cfg.get(f'{part}_evaluator') or []
         is_list = isinstance(evaluators, list)
@@ -145,12 +148,35 @@ def check_items(report: Report, name: str, dataset: ConfigDict, count: int | Non
         for i in spread(length, 8):
             check_sample(report, name, built[i])
     if name == f'{LOADERS[0]}.dataset':  # not a part of it
-        loader = report.cfg[LOADERS[0]]
-        batch, epochs = loader.get('batch_size') or 1, (report.cfg.get('train_cfg') or {}).get('max_epochs')
-        check_warmup(report, math.ceil(length / batch) * (epochs or 0))
-        is_plain = not (loader.get('drop_last') or loader.get('batch_sampler'))
-        is_plain = is_plain and type_name(loader.get('sampler') or {}) == 'DefaultSampler'
-        report.ends_in_one_image = is_plain and length % batch == 1 % batch
+        check_epoch(report, length)
+
+
+def check_wrapper(report: Report, parts: Sequence[ConfigDict]) -> None:
+    """Build the wrapper of training data sets, if there is one: it counts otherwise, and has a pipeline of its own."""
+    dataset = (report.cfg.get(LOADERS[0]) or {}).get('dataset')
+    if not isinstance(dataset, dict) or dataset in parts or any(is_elsewhere(part) for part in parts):
+        return
+    built = DATASETS.build(copy.deepcopy(dataset))
+    name = f'{LOADERS[0]}.dataset'
+    report.note(name, f'{len(built)} images in all')
+    for i in spread(len(built), 8):
+        check_sample(report, name, built[i])
+    check_epoch(report, len(built))
+
+
+def is_elsewhere(dataset: Mapping[str, Any]) -> bool:
+    """Return whether something that a data set reads is not on this machine."""
+    return any(not osp.exists(path) for _, path in dataset_paths(dataset))
+
+
+def check_epoch(report: Report, length: int) -> None:
+    """Look at what follows from the number of images of an epoch: its last batch, and the share of the warm-up."""
+    loader = report.cfg[LOADERS[0]]
+    batch, epochs = loader.get('batch_size') or 1, (report.cfg.get('train_cfg') or {}).get('max_epochs')
+    check_warmup(report, math.ceil(length / batch) * (epochs or 0))
+    is_plain = not (loader.get('drop_last') or loader.get('batch_sampler'))
+    is_plain = is_plain and type_name(loader.get('sampler') or {}) == 'DefaultSampler'
+    report.ends_in_one_image = is_plain and length % batch == 1 % batch
 
 
 def check_sample(report: Report, name: str, item: Any) -> None:
@@ -269,15 +295,16 @@ def spread(length: int, count: int) -> list[int]:
 
 def normalizing_steps(cfg: Config) -> list[dict[str, Any]]:
     """Return the steps of the training pipeline that normalise images, each by what it is given but its type."""
-    found = [node for _, dataset in datasets(cfg.get(LOADERS[0]), LOADERS[0]) for node in nodes(dataset.get('pipeline') or [])]
+    found = list(nodes((cfg.get(LOADERS[0]) or {}).get('dataset')))  # pipelines of wrappers included
     found = [node for node in found if isinstance(node.get('type'), (str, type)) and type_name(node).endswith('Normalize')]
     return [{key: value for key, value in node.items() if key != 'type'} for node in found]
 
 
 def pipeline_size(cfg: Config) -> tuple[int, int] | None:
     """Return height and width that the training pipeline makes, by its last step that names one; None if none does."""
-    found = None
-    for _, dataset in itertools.islice(datasets(cfg.get(LOADERS[0]), LOADERS[0]), 1):
+    found, outer = None, (cfg.get(LOADERS[0]) or {}).get('dataset') or {}
+    inner = [dataset for _, dataset in itertools.islice(datasets(cfg.get(LOADERS[0]), LOADERS[0]), 1)]
+    for dataset in [*inner, *([outer] if outer not in inner else [])]:
         for node in nodes(dataset.get('pipeline') or []):
             for key in ('crop_size', 'scale', 'scales', 'size'):
                 value = node.get(key)

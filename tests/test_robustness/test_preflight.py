@@ -18,7 +18,7 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from torch import nn
 
 from dskd_mm.preflight import CHEAP, PARTS, Report, check_config, refuse_faults
-from dskd_mm.preflight.data import dataset_paths, item_problems, pipeline_size, spread
+from dskd_mm.preflight.data import dataset_paths, item_problems, normalizing_steps, pipeline_size, spread
 from dskd_mm.preflight.environment import MINIMUM
 from dskd_mm.preflight.models import skeleton
 from dskd_mm.preflight.step import Step, build_optimizer, report_step, take_step, weight_bytes
@@ -410,6 +410,29 @@ def test_data_sets_in_wrappers_are_found(run: Config, tmp_path: Path) -> None:
     assert [finding.subject for finding in report.faults] == [
         f'train_dataloader.dataset.dataset.datasets.{i}.dataset.data_root' for i in (0, 1)
     ] or (all('lost' in finding.text for finding in report.faults) and len(report.faults) == 2)
+
+
+def test_the_wrapper_of_data_sets_is_looked_at_as_a_whole(run: Config) -> None:
+    """Its images make the epoch, and its pipeline the samples."""
+    part = run.train_dataloader.dataset.to_dict()
+    count = part['num_images']
+    run.train_dataloader.dataset = dict(type='ConcatDataset', datasets=[part, copy.deepcopy(part)])
+    run.train_dataloader.batch_size = 2 * count - 1
+    report = check_config(run, ['data'])
+    assert f'{2 * count} images in all' in [finding.text for finding in report.findings] and not report.faults
+    assert report.ends_in_one_image and 'warmup' not in texts(report)
+    run.model.warmup = 1000
+    assert 'warmup' in texts(check_config(run, ['models', 'data']))
+
+
+def test_the_pipeline_of_a_wrapper_is_read() -> None:
+    inner = dict(type='CocoDataset', pipeline=[dict(type='LoadImageFromFile'), dict(type='Resize', scale=(99, 77))])
+    steps = [dict(type='Mosaic', img_scale=(640, 640)), dict(type='Resize', scale=(64, 32)), dict(type='Normalize', mean=[0])]
+    dataset = dict(type='MultiImageMixDataset', dataset=inner, pipeline=steps)
+    cfg = Config(dict(train_dataloader=dict(dataset=dataset)))
+    assert pipeline_size(cfg) == (32, 64) and normalizing_steps(cfg) == [dict(mean=[0])]
+    del dataset['pipeline'][1:]
+    assert pipeline_size(Config(dict(train_dataloader=dict(dataset=dataset)))) == (77, 99)
 
 
 def test_data_sets_of_several_loaders_are_found(run: Config, tmp_path: Path) -> None:
