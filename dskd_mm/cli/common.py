@@ -16,7 +16,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from dskd_mm.utils.checkpoint import load_safely_everywhere
-from dskd_mm.utils.config import resolve_config_path
+from dskd_mm.utils.config import is_distiller_config, resolve_config_path, show_student
 from dskd_mm.utils.methods import apply_method
 
 
@@ -45,6 +45,12 @@ def read_config(args: argparse.Namespace) -> Config:
     """Return the config that the command line names, with the method that it names; ``--cfg-options`` are left to the tool."""
     cfg = Config.fromfile(resolve_config_path(args.config))
     return cfg if args.method is None else apply_method(cfg, args.method)
+
+
+def show_student_in(cfg: Config) -> None:
+    """Let the optimizer's constructor of a distiller's config find the student's parameters by their names."""
+    if is_distiller_config(cfg) and (cfg.get('optim_wrapper') or {}).get('constructor'):
+        cfg.optim_wrapper = show_student(cfg.optim_wrapper)
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:

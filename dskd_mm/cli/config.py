@@ -5,8 +5,7 @@ from collections.abc import Sequence
 
 from mmengine.config import DictAction
 
-from dskd_mm.cli.common import add_config_arguments, in_one_line, read_config
-from dskd_mm.utils.config import is_distiller_config, show_student
+from dskd_mm.cli.common import add_config_arguments, in_one_line, read_config, show_student_in
 
 
 def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> argparse.Namespace:
@@ -23,6 +22,5 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     with in_one_line(prog or 'config'):
         cfg = read_config(args)
     cfg.merge_from_dict(args.cfg_options or {})
-    if is_distiller_config(cfg) and (cfg.get('optim_wrapper') or {}).get('constructor'):
-        cfg.optim_wrapper = show_student(cfg.optim_wrapper)
+    show_student_in(cfg)
     print(cfg.pretty_text)

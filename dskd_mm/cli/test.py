@@ -26,7 +26,7 @@ from dskd_mm.cli.common import (
 )
 from dskd_mm.optim import SLOW_BF16, amp_dtype
 from dskd_mm.utils.checkpoint import load_plain_model
-from dskd_mm.utils.config import datasets, host_of, student_config, type_name
+from dskd_mm.utils.config import datasets, default_hook, host_of, student_config, type_name
 
 METRIC_FILES = ('.json', '.yaml', '.yml', '.pkl', '.pickle')
 """What mmengine writes numbers to."""
@@ -103,7 +103,7 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
 
 def enable_drawing(cfg: Config, args: argparse.Namespace) -> None:
     """Switch on the host's hook that draws predictions."""
-    hook = (cfg.get('default_hooks') or {}).get('visualization') or {}
+    hook = default_hook(cfg, 'visualization')
     name = type_name(hook)
     if name not in DRAWING_HOOKS:
         raise ValueError(

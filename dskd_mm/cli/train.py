@@ -15,12 +15,13 @@ from dskd_mm.cli.common import (
     build_runner,
     in_one_line,
     read_config,
+    show_student_in,
 )
 from dskd_mm.hooks import CheckFiniteHook, StudentExportHook
 from dskd_mm.optim import SLOW_BF16, amp_dtype
 from dskd_mm.preflight import refuse_faults
 from dskd_mm.resume import ResumeHook
-from dskd_mm.utils.config import is_distiller_config, show_student
+from dskd_mm.utils.config import default_hook
 
 AMP_WRAPPERS = {torch.float16: 'AmpOptimWrapper', torch.bfloat16: 'dskd_mm.BF16OptimWrapper', torch.float32: 'OptimWrapper'}
 
@@ -79,14 +80,13 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
         cfg.merge_from_dict(args.cfg_options)
     if args.resume == 'auto' and begins_with and cfg.load_from is None and not has_checkpoint(cfg):
         cfg.load_from, cfg.resume = begins_with, False  # nothing to go on from: as without --resume
-    if is_distiller_config(cfg) and (cfg.get('optim_wrapper') or {}).get('constructor'):
-        cfg.optim_wrapper = show_student(cfg.optim_wrapper)
+    show_student_in(cfg)
     return cfg
 
 
 def has_checkpoint(cfg: Config) -> bool:
     """Return whether an earlier run of a config left a checkpoint, in its folder or in that of its CheckpointHook."""
-    out_dir = ((cfg.get('default_hooks') or {}).get('checkpoint') or {}).get('out_dir')
+    out_dir = default_hook(cfg, 'checkpoint').get('out_dir')
     folders = [Path(cfg.work_dir), *([Path(out_dir, Path(cfg.work_dir).name)] if out_dir else [])]
     return any(path for folder in folders for name in ('last_checkpoint', '*.pth') for path in folder.glob(name))
 

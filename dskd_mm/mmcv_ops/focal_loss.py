@@ -7,12 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-TINY = torch.finfo(torch.float32).tiny  # no logarithm is taken of less
+from dskd_mm.mmcv_ops.precision import widened
 
-
-def widened(tensor: Tensor) -> Tensor:
-    """Return a tensor in float32 at least: in float16, which mmdet hands over on GPUs, TINY is 0."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+TINY = torch.finfo(torch.float32).tiny  # no logarithm is taken of less; in float16 it is 0
 
 
 def target_weight(weight: Tensor, target: Tensor, like: Tensor) -> Tensor:

@@ -15,3 +15,8 @@ def working(*tensors: Tensor) -> tuple[Tensor, ...]:
     if dtype == torch.bfloat16 or (dtype == torch.float16 and not first.is_cuda):
         dtype = torch.float32
     return tuple(tensor.to(dtype) for tensor in tensors)
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """Return a tensor in float32 at least, where float16, which mmdet hands over on GPUs, does not do."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

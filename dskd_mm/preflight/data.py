@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dskd_mm.distillers.base import Distiller
 from dskd_mm.preflight.report import Report
-from dskd_mm.utils.config import datasets, is_distiller_config, nodes, num_classes, type_name
+from dskd_mm.utils.config import datasets, is_dataset_wrapper, is_distiller_config, nodes, num_classes, type_name
 
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 MAX_ITEMS = 20000
@@ -31,6 +31,7 @@ def check_data(report: Report) -> None:
     cfg = report.cfg
     missing: dict[str, list[str]] = {}
     read: list[ConfigDict] = []  # validation and test parts are often one
+    is_here = True
     model = cfg.get('model') or {}
     count = num_classes(model['student'] if is_distiller_config(cfg) else model)
     check_warmup(report, (cfg.get('train_cfg') or {}).get('max_iters'))
@@ -44,9 +45,11 @@ def check_data(report: Report) -> None:
                 with report.faults_in(name), redirect_stdout(io.StringIO()):
                     check_items(report, name, dataset, count)
             read.append(dataset)
-    if report.thorough and not report.faults and not missing:
+            is_here &= is_there
+    wrapper = (cfg.get(LOADERS[0]) or {}).get('dataset')
+    if report.thorough and is_here and not report.faults and is_dataset_wrapper(wrapper):
         with report.faults_in(f'{LOADERS[0]}.dataset'), redirect_stdout(io.StringIO()):
-            check_wrapper(report, read)
+            check_wrapper(report, wrapper)
     for part in ('val', 'test') if report.thorough else ('val',):
         evaluators = cfg.get(f'{part}_evaluator') or []
         is_list = isinstance(evaluators, list)
@@ -151,22 +154,14 @@ def check_items(report: Report, name: str, dataset: ConfigDict, count: int | Non
         check_epoch(report, length)
 
 
-def check_wrapper(report: Report, parts: Sequence[ConfigDict]) -> None:
-    """Build the wrapper of training data sets, if there is one: it counts otherwise, and has a pipeline of its own."""
-    dataset = (report.cfg.get(LOADERS[0]) or {}).get('dataset')
-    if not isinstance(dataset, dict) or dataset in parts or any(is_elsewhere(part) for part in parts):
-        return
+def check_wrapper(report: Report, dataset: ConfigDict) -> None:
+    """Build the wrapper of training data sets: it counts otherwise, and has a pipeline of its own."""
     built = DATASETS.build(copy.deepcopy(dataset))
     name = f'{LOADERS[0]}.dataset'
     report.note(name, f'{len(built)} images in all')
     for i in spread(len(built), 8):
         check_sample(report, name, built[i])
     check_epoch(report, len(built))
-
-
-def is_elsewhere(dataset: Mapping[str, Any]) -> bool:
-    """Return whether something that a data set reads is not on this machine."""
-    return any(not osp.exists(path) for _, path in dataset_paths(dataset))
 
 
 def check_epoch(report: Report, length: int) -> None:
@@ -303,8 +298,8 @@ def normalizing_steps(cfg: Config) -> list[dict[str, Any]]:
 def pipeline_size(cfg: Config) -> tuple[int, int] | None:
     """Return height and width that the training pipeline makes, by its last step that names one; None if none does."""
     found, outer = None, (cfg.get(LOADERS[0]) or {}).get('dataset') or {}
-    inner = [dataset for _, dataset in itertools.islice(datasets(cfg.get(LOADERS[0]), LOADERS[0]), 1)]
-    for dataset in [*inner, *([outer] if outer not in inner else [])]:
+    first = (dataset for _, dataset in itertools.islice(datasets(cfg.get(LOADERS[0]), LOADERS[0]), 1))
+    for dataset in (*first, outer):  # a wrapper's pipeline comes last
         for node in nodes(dataset.get('pipeline') or []):
             for key in ('crop_size', 'scale', 'scales', 'size'):
                 value = node.get(key)

@@ -105,9 +105,9 @@ def results_section(groups: Sequence[Group], result: Comparison) -> str:
     for group in groups:
         found = [result.factor * value for value in group.last(result.metric)]
         deviation = f' ± {stdev(found):.2f}' if len(found) > 1 else ''
-        best = result.choose((result.factor * value for value in group.best(result.metric)), default=None)
+        bests = [result.factor * value for value in group.best(result.metric, result.choose)]
         last = f'{mean(found):.2f}{deviation}' if found else 'not evaluated'
-        cells = [len(group.runs), last, '' if best is None else f'{best:.2f}', step_time(group)]
+        cells = [len(group.runs), last, f'{result.choose(bests):.2f}' if bests else '', step_time(group)]
         rows.append((f'{escape(group.name)}<br/><small>{escape(group.runs[0].name)}</small>', *cells))
     charts = [line_chart(series, (unit_of(groups), metric_name(result.metric)))] if ends else []
     losses = [

@@ -4,10 +4,9 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
-from typing import Any
 
 from dskd_mm.report.runs import METRICS, RunLog, role
-from dskd_mm.utils.config import type_name
+from dskd_mm.utils.config import default_hook, type_name
 
 PERCENT = re.compile(r'(accuracy|single-label|multi-label)/|[am](Acc|IoU|Dice|Fscore|Precision|Recall)$')
 """Metrics that hosts log in percent; others are shares where none is above 1."""
@@ -32,9 +31,8 @@ class Group:
         """Return each run's last result."""
         return [list(curve.values())[-1] for run in self.runs if (curve := run.curve(metric))]
 
-    def best(self, metric: str) -> list[float]:
-        """Return each run's best result."""
-        choose = min if self.runs[0].lower_is_better(metric) else max
+    def best(self, metric: str, choose: Callable[..., float] = max) -> list[float]:
+        """Return each run's best result, or what else is chosen of its curve."""
         return [choose(curve.values()) for run in self.runs if (curve := run.curve(metric))]
 
     def progress(self, metric: str) -> str:
@@ -76,7 +74,7 @@ def main_metric(runs: Sequence[RunLog]) -> str | None:
     """Return what runs are compared by: what ``save_best`` names, else the first of :data:`METRICS`, else any; None if none."""
     there = [name for name in runs[0].metrics() if all(name in run.metrics() for run in runs)] or runs[0].metrics()
     for run in runs:
-        hook = (run.cfg.get('default_hooks') or {}).get('checkpoint') or {}
+        hook = default_hook(run.cfg, 'checkpoint')
         if isinstance(hook.get('save_best'), str) and hook['save_best'] in there and type_name(hook):
             return hook['save_best']
     return next((name for name in METRICS if name in there), there[0] if there else None)
@@ -92,8 +90,8 @@ class Comparison:
         distilled (Group, optional): The distilled students that are looked at: the best ones.
         plain (Group, optional): The plain students of the same model.
         teacher (Group, optional): Their teacher.
-        choices (int): Of how many kinds of distilled students these are the best. Defaults to 1.
-        lower (bool): Whether the metric is better the lower it is. Defaults to False.
+        choices (int): How many kinds of distilled students there are.
+        lower (bool): Whether the metric is better the lower it is.
     """
 
     metric: str
@@ -101,11 +99,11 @@ class Comparison:
     distilled: Group | None
     plain: Group | None
     teacher: Group | None
-    choices: int = 1
-    lower: bool = False
+    choices: int
+    lower: bool
 
     @property
-    def choose(self) -> Callable[..., Any]:
+    def choose(self) -> Callable[..., float]:
         """Return what picks the best value of the metric."""
         return min if self.lower else max
 
@@ -188,7 +186,7 @@ def compare(groups: Sequence[Group], metric: str) -> Comparison:
     factor = 100.0 if values and max(values) <= 1 and not PERCENT.match(metric) else 1.0
     lower = any(run.lower_is_better(metric) for group in groups for run in group.runs)
     distilled = [group for group in groups if group.role == 'distilled' and group.last(metric)]
-    best = (min if lower else max)(distilled, key=lambda group: mean(group.last(metric)), default=None)
+    best = max(distilled, key=lambda group: (-1 if lower else 1) * mean(group.last(metric)), default=None)
     plain = [group for group in groups if group.role == 'plain']
     if best is not None:
         # First those of exactly that model, then those that are trained by another loss.
@@ -197,6 +195,5 @@ def compare(groups: Sequence[Group], metric: str) -> Comparison:
         plain.sort(key=lambda group: (group.runs[0].model != ours.model, group.runs[0].length != ours.length))
     teachers = [group for group in groups if group.role == 'teacher']
     taught = [group for group in teachers if best is not None and any(best.runs[0].taught_by(run) for run in group.runs)]
-    return Comparison(
-        metric, factor, best, next(iter(plain), None), next(iter([*taught, *teachers]), None), len(distilled) or 1, lower
-    )
+    first_plain, first_teacher = (next(iter(found), None) for found in (plain, [*taught, *teachers]))
+    return Comparison(metric, factor, best, first_plain, first_teacher, choices=len(distilled), lower=lower)

@@ -12,7 +12,15 @@ from typing import Any
 
 from mmengine.config import Config
 
-from dskd_mm.utils.config import added_losses, is_distiller_config, load_config, model_config, student_config, type_name
+from dskd_mm.utils.config import (
+    added_losses,
+    default_hook,
+    is_distiller_config,
+    load_config,
+    model_config,
+    student_config,
+    type_name,
+)
 
 METRICS = (
     *('accuracy/top1', 'multi-label/mAP', 'coco/bbox_mAP', 'pascal_voc/mAP', 'coco/segm_mAP', 'mIoU'),
@@ -167,7 +175,7 @@ class RunLog:
 
     def lower_is_better(self, metric: str) -> bool:
         """Return whether the config says so, by ``save_best`` and ``rule`` of its CheckpointHook."""
-        hook = (self.cfg.get('default_hooks') or {}).get('checkpoint') or {}
+        hook = default_hook(self.cfg, 'checkpoint')
         return hook.get('save_best') == metric and hook.get('rule') == 'less'
 
     @property

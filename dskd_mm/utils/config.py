@@ -168,10 +168,15 @@ def datasets(loader: Any, name: str) -> Iterator[tuple[str, ConfigDict]]:
         inner = (loader or {}).get(key)
         for i, dataset in enumerate(inner if isinstance(inner, (list, tuple)) else [inner]):
             path = f'{name}.{key}' + (f'.{i}' if key == 'datasets' else '')
-            if isinstance(dataset, dict) and ('dataset' in dataset or 'datasets' in dataset):
+            if is_dataset_wrapper(dataset):
                 yield from datasets(dataset, path)
             elif isinstance(dataset, dict):
                 yield path, dataset
+
+
+def is_dataset_wrapper(dataset: Any) -> bool:
+    """Return whether the config of a data set holds others."""
+    return isinstance(dataset, dict) and ('dataset' in dataset or 'datasets' in dataset)
 
 
 def num_classes(model: Any) -> int | None:
@@ -191,6 +196,11 @@ def num_classes(model: Any) -> int | None:
 def is_distiller_config(cfg: Config) -> bool:
     """Return whether a config's model is a distiller: it takes a student and a teacher, as all of them do."""
     return {'student', 'teacher'} <= set(cfg.get('model') or {})
+
+
+def default_hook(cfg: Config, name: str) -> dict[str, Any]:
+    """Return the settings of one of a config's ``default_hooks``, none if it is not there or is switched off."""
+    return (cfg.get('default_hooks') or {}).get(name) or {}
 
 
 SHOWS_STUDENT = 'dskd_mm.StudentOptimWrapperConstructor'
